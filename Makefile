@@ -1,0 +1,75 @@
+# make train   a policy from the sample data, in minutes, on whatever this machine has
+# make test    the checks that CI runs
+# make parity  comparisons with torch and tensorflow (installs CPU builds of both)
+# make lint    ruff
+# EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
+
+PYTHON ?= python3
+EXTRAS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# pip and uv name the folder of local wheels differently.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+comma := ,
+empty :=
+space := $(empty) $(empty)
+extras_of = $(if $(strip $(1)),[$(subst $(space),$(comma),$(strip $(1)))])
+# One mark per set of extras, so that a second call installs nothing.
+mark_of = $(VENV)/.installed-$(subst $(space),-,$(strip $(subst $(comma),$(space),base $(1))))
+
+TRAIN_MARK := $(call mark_of,$(EXTRAS))
+TEST_MARK := $(call mark_of,dev $(EXTRAS))
+PARITY_MARK := $(call mark_of,dev tf torch)
+
+SAMPLE := data/sample
+
+.PHONY: train test parity lint sample clean
+
+train: $(TRAIN_MARK) sample
+	$(BIN)/python experiments/train.py --config train_config.py:gc_bc_tiny --bridgedata_config data_config.py:sample
+
+sample: $(SAMPLE)/tfrecord/.complete
+
+$(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
+	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw --overwrite
+	$(BIN)/python data_processing/bridgedata_raw_to_numpy.py --depth 2 --input_path $(SAMPLE)/raw \
+		--output_path $(SAMPLE)/numpy --overwrite
+	$(BIN)/python data_processing/bridgedata_numpy_to_tfrecord.py --depth 2 --input_path $(SAMPLE)/numpy \
+		--output_path $(SAMPLE)/tfrecord --overwrite
+	touch $@
+
+test: $(TEST_MARK)
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m pytest -m "not parity"
+
+parity: $(PARITY_MARK)
+	$(BIN)/python -m pytest -m parity
+
+lint: $(TEST_MARK)
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .cache data runs *.egg-info
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: jaxvla needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(TRAIN_MARK): setup.py | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.$(call extras_of,$(subst $(comma),$(space),$(EXTRAS)))'
+	touch $@
+
+$(TEST_MARK): setup.py | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.$(call extras_of,dev $(subst $(comma),$(space),$(EXTRAS)))'
+	touch $@
+
+# The plain index serves torch for CUDA, gigabytes of it. A local CPU wheel is taken where there is one.
+$(PARITY_MARK): setup.py | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,tf]' \
+		$(if $(wildcard $(UV_FIND_LINKS)/torch-*+cpu*.whl),'torch==2.13.0+cpu',--torch-backend=cpu torch)
+	touch $@

@@ -1,0 +1,21 @@
+"""Errors that a user can mend. Every main prints their one line and exits with code 1."""
+
+
+class JaxvlaError(Exception):
+    """Base class. The message is one line that names the path, key or shape at fault, and the mend."""
+
+
+class ConfigError(JaxvlaError):
+    """A configuration value is unknown, of the wrong type, or contradicts another one."""
+
+
+class DataError(JaxvlaError):
+    """A dataset, or a file of one, is missing, damaged, or not what the configuration says."""
+
+
+class CheckpointError(JaxvlaError):
+    """A checkpoint folder is missing, incomplete, cannot be written, or belongs to another configuration."""
+
+
+class TrainingError(JaxvlaError):
+    """Training cannot go on: the loss is not finite, the data ended, or the logs cannot be written."""

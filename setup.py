@@ -1,0 +1,54 @@
+"""Package metadata. The version windows below are the ones that the test suite runs on."""
+
+from setuptools import find_packages, setup
+
+# jax and flax.nnx share private types, so the two are admitted in pairs only: flax up to 0.12.9 does not import beside
+# jax 0.11, and jax 0.11 needs Python 3.12.
+JAX = [
+    "jax>=0.10.2,<0.11; python_version < '3.12'",
+    "flax>=0.12.8,<0.12.12; python_version < '3.12'",
+    "jax>=0.11.1,<0.12; python_version >= '3.12'",
+    "flax>=0.12.12,<0.13; python_version >= '3.12'",
+]
+
+setup(
+    name="jaxvla",
+    version="0.1.0",
+    description="Robot policies that see, read, reason and act, in pure JAX",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["jaxvla", "jaxvla.*"]),
+    install_requires=[
+        *JAX,
+        "absl-py>=2.1",
+        "etils>=1.9",
+        "google-crc32c>=1.5",  # TFRecord checksums in C
+        "grain>=0.2.17,<0.3",  # 0.2.17 fixed the state of iterators behind a prefetch
+        "jaxtyping>=0.3.2",  # annotations only; checked under pytest
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0,<3",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.12.4,<0.13",  # 0.12 brought preservation policies (keep the last n and the best)
+        "pillow>=11",
+        "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda12": [
+            "jax[cuda12]>=0.10.2,<0.11; python_version < '3.12'",
+            "jax[cuda12]>=0.11.1,<0.12; python_version >= '3.12'",
+        ],
+        "cuda13": [
+            "jax[cuda13]>=0.10.2,<0.11; python_version < '3.12'",
+            "jax[cuda13]>=0.11.1,<0.12; python_version >= '3.12'",
+        ],
+        "tpu": [
+            "jax[tpu]>=0.10.2,<0.11; python_version < '3.12'",
+            "jax[tpu]>=0.11.1,<0.12; python_version >= '3.12'",
+        ],
+        "tf": ["tensorflow-cpu>=2.20,<2.22"],  # the format tests and the loader benchmark's comparison
+        "wandb": ["wandb>=0.18"],
+        "dev": ["beartype>=0.20", "pytest>=8.3", "ruff>=0.12,<0.18"],
+    },
+)

@@ -1,0 +1,24 @@
+"""Eight simulated CPU devices, a compilation cache that outlives the run, and the folder of real samples."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def samples() -> pathlib.Path:
+    """The folder of real public data (JAXVLA_SAMPLES, else ../shared/samples); skips where there is none."""
+    folder = pathlib.Path(os.environ.get("JAXVLA_SAMPLES", ROOT.parent / "shared" / "samples"))
+    if not folder.is_dir():
+        pytest.skip(f"no real samples at {folder}; set JAXVLA_SAMPLES")
+    return folder

@@ -1,0 +1,95 @@
+"""The dependency rule, and the bounds on files and functions, held by a walk over the syntax trees."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SOURCES = sorted(
+    path
+    for folder in ("jaxvla", "configs", "data_processing", "experiments", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+# What each room may import of jaxvla beside itself and the leaves `errors` and `config`: imports only point down.
+DEVICE = {"ops": set(), "models": {"ops"}, "parallel": {"data"}, "agents": {"models", "ops", "data"}}
+ROOMS = DEVICE | {
+    "data": set(),
+    "reasoning": {"data"},
+    "envs": set(),
+    "checkpoint": {"parallel", "data"},
+    "training": {"checkpoint", "agents", "parallel", "models", "ops", "data"},
+    "serving": {"checkpoint", "agents", "parallel", "models", "ops", "data"},
+    "cli": set(),
+    "errors": set(),
+    "config": set(),
+}
+LEAVES = {"errors", "config"}
+HOST_ROOMS = ("data", "reasoning", "envs")
+LONG_FILES = 400
+LONG_FUNCTIONS = 60
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Every module that `path` imports, anywhere in it; for `from a import b` both a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def name(path: pathlib.Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[len(ROOT.parts)] == "jaxvla"], ids=name)
+def test_imports_point_down(path):
+    parts = path.relative_to(ROOT / "jaxvla").parts
+    room = parts[0].removesuffix(".py")
+    used = {module.split(".")[1] for module in imports(path) if module.startswith("jaxvla.")} - {"__version__"}
+    if room == "__init__":
+        assert not used, "`import jaxvla` stays cheap"
+    else:
+        assert room in ROOMS, f"{room} is not a room of the design"
+        assert used - LEAVES - {room} <= ROOMS[room], f"{room} imports {used - LEAVES - {room} - ROOMS[room]}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_bans(path):
+    modules = imports(path)
+    packages = {module.split(".")[0] for module in modules}
+    room = path.relative_to(ROOT).parts[:2]
+    assert "torch" not in packages, "torch belongs in tests/parity"
+    assert "configs" not in packages, "configs are loaded by config_flags alone"
+    if room[0] == "configs":
+        assert packages <= {"ml_collections"}
+    if room[0] == "jaxvla":
+        assert not packages & {"tensorflow", "tensorflow_datasets"}, "the data formats are read without TensorFlow"
+        assert not packages & {"experiments", "data_processing", "benchmarks", "ml_collections"}
+        if room[1] in HOST_ROOMS:
+            assert not packages & {"jax", "flax", "optax", "orbax"}, "host rooms run in loader workers, without jax"
+        if room[1] == "models":
+            assert not any(m.startswith(f"flax.nnx.{x}") for m in modules for x in ("jit", "grad", "scan", "Optimizer"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONG_FILES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < LONG_FUNCTIONS, f"{node.name} is too long"
+        if isinstance(node, ast.Try):
+            assert not any(isinstance(child, ast.Import | ast.ImportFrom) for child in node.body), "try: import"
+    assert "TO" + "DO" not in text
+
+
+def test_tests_mirror_the_package():
+    rooms = {path.name for path in (ROOT / "jaxvla").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    missing = {room for room in rooms if not list((ROOT / "tests" / room).glob("test_*.py"))}
+    assert not missing, f"no tests for {missing}"
