@@ -1,0 +1,97 @@
+"""What a trajectory and a batch are: every key, shape, dtype and unit, written once.
+
+Axis letters: b batch, o observation horizon (history, oldest first), a action horizon (chunk, soonest first),
+t transition of a trajectory, h height, w width, p proprio dimension, d action dimension.
+
+A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transition t goes from frame t to frame t + 1.
+
+    Trajectory (host, raw robot units)
+        actions    float32 [T, d]       BridgeData: 6 deltas (m, rad, world axes) and the absolute gripper (1 open)
+        proprio    float32 [T + 1, p]   x, y, z (m), roll, pitch, yaw (rad), gripper opening (1 open)
+        language   tuple of str         the annotations; empty where the trajectory is unlabelled
+        key        str                  unique in its dataset, and the join key of annotations
+
+    Batch (host numpy or device arrays; nested dict; image keys are the cameras of `BatchSpec`)
+        observations       {images0: uint8 [b, o, h, w, 3], ..., proprio: float32 [b, o, p]}
+        next_observations  the same, one step later
+        goals              {images0: uint8 [b, h, w, 3], ..., proprio: float32 [b, p]}
+        actions            float32 [b, a, d]   normalized
+        action_pad_mask    bool [b, a]         True where the slot lies inside the trajectory
+        rewards            float32 [b]         0 where the goal is the next frame, else -1
+        masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
+        goal_distances     int32 [b]           frames from the observation to the goal
+        language           int32 [b]           index of the drawn annotation in the dataset's table, -1 where unlabelled
+
+Proprio and actions are normalized in a batch, and in robot units in a trajectory. An agent names the top-level keys
+that it needs (`batch_keys`); the loader makes these and no others.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Batch = Mapping[str, Any]
+
+BATCH_KEYS = (
+    "observations",
+    "next_observations",
+    "goals",
+    "actions",
+    "action_pad_mask",
+    "rewards",
+    "masks",
+    "goal_distances",
+    "language",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """The low-dimensional part of one trajectory, in robot units. Shapes in the module docstring."""
+
+    actions: np.ndarray
+    proprio: np.ndarray
+    language: tuple[str, ...]
+    key: str
+
+    @property
+    def num_transitions(self) -> int:
+        """T, the number of actions."""
+        return len(self.actions)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """The static sizes of a batch: what an agent must know of the data before it sees any."""
+
+    cameras: tuple[str, ...]
+    image_size: tuple[int, int]
+    proprio_dim: int
+    action_dim: int
+    obs_horizon: int = 1
+    action_horizon: int = 1
+
+    def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
+        """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""
+
+        def views(lead: tuple[int, ...]) -> dict[str, np.ndarray]:
+            images = {
+                camera: rng.integers(0, 256, (*lead, *self.image_size, 3), dtype=np.uint8) for camera in self.cameras
+            }
+            return {**images, "proprio": rng.standard_normal((*lead, self.proprio_dim), dtype=np.float32)}
+
+        chunk = (batch_size, self.action_horizon)
+        makers = {
+            "observations": lambda: views((batch_size, self.obs_horizon)),
+            "next_observations": lambda: views((batch_size, self.obs_horizon)),
+            "goals": lambda: views((batch_size,)),
+            "actions": lambda: rng.standard_normal((*chunk, self.action_dim), dtype=np.float32),
+            "action_pad_mask": lambda: np.ones(chunk, bool),
+            "rewards": lambda: -np.ones(batch_size, np.float32),
+            "masks": lambda: np.ones(batch_size, np.float32),
+            "goal_distances": lambda: np.ones(batch_size, np.int32),
+            "language": lambda: np.full(batch_size, -1, np.int32),
+        }
+        return {key: makers[key]() for key in keys}
