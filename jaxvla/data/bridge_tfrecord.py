@@ -1,0 +1,124 @@
+"""TFRecords of BridgeData V2: one trajectory per record, every feature one serialized tensor, pixels raw.
+
+Written by bridge_data_v2's `bridgedata_numpy_to_tfrecord.py` or by this project's; both are read.
+"""
+
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from jaxvla.data import tfrecord
+from jaxvla.data.index import Frames, Index, IndexBuilder
+from jaxvla.data.protobuf import Read
+from jaxvla.data.tfrecord import FeatureSpan
+from jaxvla.errors import DataError
+
+_CAMERA = re.compile(r"observations/(images\d+)$")
+
+
+def build_index(path: str) -> Index:
+    """Indexes one TFRecord file by walking its headers; pixels are skipped.
+
+    Frame t < T is read from `observations`, frame T from the last of `next_observations`.
+
+    Raises:
+        DataError: the file is damaged or lacks a feature; names path, record and key.
+    """
+    builder = IndexBuilder(path)
+    with open(path, "rb") as file:
+        read = tfrecord.file_reader(file.fileno())
+        for number, record in enumerate(tfrecord.scan_records(file.fileno(), path)):
+            example = _Example(read, tfrecord.parse_example(read, record, path), f"{path}: record {number}")
+            states = example.array("observations/state")
+            proprio = np.concatenate([states, example.array("next_observations/state")[-1:]])
+            cameras = sorted(match[1] for key in example.features if (match := _CAMERA.match(key)))
+            task = pathlib.Path(path).parent
+            builder.add(
+                example.array("actions"),
+                proprio,
+                example.strings("language"),
+                f"{task.parent.name}/{task.name}/{number}",
+                {camera: example.frames(camera) for camera in cameras},
+            )
+    return builder.build()
+
+
+class _Example:
+    """The features of one record, each expected to hold one serialized tensor."""
+
+    def __init__(self, read: Read, features: dict[str, FeatureSpan], where: str) -> None:
+        self.features = features
+        self._read = read
+        self._where = where
+
+    def _span(self, key: str) -> tfrecord.Span:
+        feature = self.features.get(key)
+        if feature is None or feature.kind != "bytes" or len(feature.values) != 1:
+            raise DataError(
+                f"{self._where} has no tensor {key!r}, it has {', '.join(sorted(self.features)) or 'nothing'}; "
+                "is it a BridgeData V2 TFRecord?"
+            )
+        return feature.values[0]
+
+    def array(self, key: str) -> np.ndarray:
+        array = tfrecord.read_tensor(self._read, self._span(key), self._where)
+        if isinstance(array, list) or array.ndim != 2:
+            raise DataError(f"{self._where}: {key!r} is not a table of numbers")
+        return array
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        if key not in self.features:
+            return ()
+        texts = tfrecord.read_tensor(self._read, self._span(key), self._where)
+        return tuple(text for raw in texts if (text := raw.decode(errors="replace").strip()))
+
+    def frames(self, camera: str) -> Frames:
+        spans = [
+            tfrecord.parse_tensor(self._read, self._span(f"{part}/{camera}"), self._where)
+            for part in ("observations", "next_observations")
+        ]
+        now, later = spans
+        if now.shape[:1] == (0,):
+            return Frames(np.zeros(0, np.int64), np.zeros(0, np.int64), ())
+        if any(s.content is None or s.dtype != np.uint8 or len(s.shape) != 4 or s.shape[3] != 3 for s in spans):
+            raise DataError(f"{self._where}: {camera} is not stored as uint8 [steps, height, width, 3]")
+        if now.shape != later.shape:
+            raise DataError(f"{self._where}: {camera} has {now.shape} observations but {later.shape} next ones")
+        steps, size = now.shape[0], int(np.prod(now.shape[1:]))
+        offsets = now.content.offset + np.arange(steps, dtype=np.int64) * size
+        offsets = np.append(offsets, later.content.offset + (steps - 1) * size)
+        return Frames(offsets, np.full(steps + 1, size, np.int64), tuple(now.shape[1:]))
+
+
+def find_files(root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str, ...], split: str) -> list[str]:
+    """The files `<root>/<pattern>/<split>/out.tfrecord`, sorted; `**` in a pattern matches any number of folders.
+
+    Args:
+        root: the data path.
+        patterns: glob patterns of task folders.
+        exclude: glob patterns; a task folder whose path matches one is left out.
+        split: "train" or "val".
+
+    Raises:
+        DataError: the root is missing, a pattern matches no task folder, or no task folder has the split.
+    """
+    if not root.is_dir():
+        raise DataError(f"no data folder {root}: convert data into it (see README, From raw data) or set the data path")
+    found: set[str] = set()
+    for pattern in patterns:
+        files = [path for part in ("train", "val") for path in root.glob(f"{pattern}/{part}/out.tfrecord")]
+        if not files:
+            below = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:5]) or "no folders"
+            raise DataError(
+                f"include pattern {pattern!r} matches no <task>/(train|val)/out.tfrecord below {root} "
+                f"(which has {below}): correct bridgedata_config.include or the data path"
+            )
+        found |= {os.fspath(path) for path in files if path.parent.name == split}
+    found = {path for path in found if not any(pathlib.PurePath(path).parents[1].match(e) for e in exclude)}
+    if not found:
+        raise DataError(
+            f"no {split}/out.tfrecord below {root} for include {patterns}, exclude {exclude}: convert again"
+        )
+    return sorted(found)
