@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+from data.bridge_files import trajectory, write, write_dataset
+
+from jaxvla.data.actions import relabel_actions
+from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.goals import GoalConfig
+from jaxvla.errors import ConfigError, DataError
+
+
+def source_config(root, include=(("**",),), **changes):
+    return SourceConfig("bridge_tfrecord", str(root), include=include, **changes)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_dataset(tmp_path / "data", {"open": [5, 3], "push/hard": [4]})
+
+
+def test_actions_are_transformed_then_normalized(root):
+    dataset = open_dataset(source_config(root), DataConfig(), "train")
+    tables = [dataset.source.table(i) for i in range(3)]
+    relabelled = np.concatenate([relabel_actions(t.actions, t.proprio) for t in tables])
+    np.testing.assert_allclose(dataset.statistics.actions.mean, relabelled.mean(0), atol=1e-6)
+    np.testing.assert_allclose(dataset.actions, (relabelled - relabelled.mean(0)) / relabelled.std(0), atol=1e-4)
+    np.testing.assert_allclose(dataset.action_normalizer.inverse(dataset.actions), relabelled, atol=1e-6)
+    assert (dataset.num_transitions, dataset.statistics.num_trajectories) == (12, 3)
+
+
+def test_proprio_statistics_are_of_the_states_that_are_observed(root):
+    dataset = open_dataset(source_config(root), DataConfig(), "train")
+    observed = np.concatenate([dataset.source.table(i).proprio[:-1] for i in range(3)])
+    np.testing.assert_allclose(dataset.statistics.proprio.mean, observed.mean(0), atol=1e-6)
+
+
+def test_statistics_are_kept_beside_the_data_until_it_changes(root):
+    open_dataset(source_config(root), DataConfig(), "train")
+    kept = list(root.glob("dataset_statistics-*.json"))
+    assert len(kept) == 1
+    changed = json.loads(kept[0].read_text())
+    changed["actions"]["mean"] = [9.0] * 7
+    kept[0].write_text(json.dumps(changed))
+    assert (open_dataset(source_config(root), DataConfig(), "train").statistics.actions.mean == 9).all()
+    write(root / "open" / "train" / "out.tfrecord", [trajectory(7, 6)])
+    assert (open_dataset(source_config(root), DataConfig(), "train").statistics.actions.mean != 9).all()
+
+
+def test_other_transforms_have_other_statistics(root):
+    raw = open_dataset(source_config(root), DataConfig(relabel_actions=False), "train")
+    relabelled = open_dataset(source_config(root), DataConfig(), "train")
+    assert (raw.statistics.actions.mean[:6] != relabelled.statistics.actions.mean[:6]).all()
+
+
+def test_validation_uses_the_statistics_of_training(root):
+    train = open_dataset(source_config(root), DataConfig(), "train")
+    val = open_dataset(source_config(root), DataConfig(), "val", train.statistics)
+    assert val.statistics is train.statistics
+    assert len(val.source) == 2
+    assert len(list(root.glob("dataset_statistics-*.json"))) == 1
+
+
+def test_the_action_mask_leaves_dimensions_as_they_are(root):
+    config = source_config(root, action_mask=(True,) * 6 + (False,))
+    dataset = open_dataset(config, DataConfig(normalization="bounds_q99"), "train")
+    assert set(dataset.actions[:, 6]) <= {0.0, 1.0}
+    assert abs(dataset.actions[:, :6]).max() == 1
+
+
+def test_groups_keep_their_sizes_and_weights(root):
+    config = source_config(root, include=(("push/*",), ("open",)), sample_weights=(3.0, 1.0))
+    dataset = open_dataset(config, DataConfig(), "train")
+    assert dataset.group_sizes == (4, 8)
+    assert dataset.weights == (3.0, 1.0)
+
+
+def test_delta_goals_shorten_what_can_be_drawn(root):
+    goals = GoalConfig("delta_goals", delta=(4, 9))
+    dataset = open_dataset(source_config(root), DataConfig(goal_relabeling=goals), "train")
+    np.testing.assert_array_equal(dataset.usable, [1, 0, 0])
+
+
+def test_unlabelled_trajectories_are_left_out_on_request(tmp_path):
+    features = [trajectory(0, 3, ("",)), trajectory(1, 4, ("go", ""))]
+    write(tmp_path / "t" / "train" / "out.tfrecord", features)
+    dataset = open_dataset(source_config(tmp_path), DataConfig(skip_unlabeled=True), "train")
+    np.testing.assert_array_equal(dataset.usable, [0, 4])
+    assert dataset.annotations() == ("go",)
+
+
+def test_excluded_tasks_are_left_out(root):
+    dataset = open_dataset(source_config(root, exclude=("*/push/*",)), DataConfig(), "train")
+    assert [key.split("/")[0] for key in dataset.source.keys] == ["open", "open"]
+
+
+def test_spec(root):
+    spec = open_dataset(source_config(root), DataConfig(obs_horizon=2, action_horizon=4), "train").spec
+    assert (spec.cameras, spec.image_size, spec.proprio_dim, spec.action_dim) == (("images0",), (8, 8), 7, 7)
+    assert (spec.obs_horizon, spec.action_horizon) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"include": (("nothing*",),)}, r"include pattern 'nothing\*' matches no"),
+        ({"exclude": ("*",)}, "no train/out.tfrecord below"),
+        ({"cameras": {"images0": "images5"}}, "no camera 'images5'"),
+        ({"action_mask": (True,)}, "1 entries for 7"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_named(root, changes, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        open_dataset(source_config(root, **changes), DataConfig(), "train")
+
+
+def test_a_missing_folder_and_a_missing_split_are_named(root, tmp_path):
+    with pytest.raises(DataError, match="no data folder"):
+        open_dataset(source_config(tmp_path / "nowhere"), DataConfig(), "train")
+    for path in root.rglob("val/out.tfrecord"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"no val/out\.tfrecord below"):
+        open_dataset(source_config(root), DataConfig(), "val")
+
+
+def test_nothing_usable_is_an_error(root):
+    goals = GoalConfig("delta_goals", delta=(50, 60))
+    with pytest.raises(DataError, match="no train transition"):
+        open_dataset(source_config(root), DataConfig(goal_relabeling=goals), "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "hdf5"}, "format must be one of bridge_tfrecord, rlds"),
+        ({"include": ()}, "include needs groups"),
+        ({"include": ((),)}, "include needs groups"),
+        ({"sample_weights": (1.0, 2.0)}, "2 entries for 1 groups"),
+        ({"sample_weights": (0.0,)}, "must be positive"),
+        ({"image_size": (8,)}, "image_size must be"),
+        ({"cameras": {}}, "cameras is empty"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    values = {"format": "bridge_tfrecord", "data_path": "x", "include": (("**",),)} | changes
+    with pytest.raises(ConfigError, match=message):
+        SourceConfig(**values)
+
+
+def test_bad_horizons_are_refused():
+    with pytest.raises(ConfigError, match=r"config\.data\.obs_horizon must be at least 1"):
+        DataConfig(obs_horizon=0)

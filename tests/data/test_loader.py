@@ -1,0 +1,156 @@
+import itertools
+import threading
+
+import numpy as np
+import pytest
+from data.bridge_files import frame, write_dataset
+
+from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.loader import training_batches, validation_batches
+from jaxvla.data.schema import BATCH_KEYS
+from jaxvla.errors import ConfigError, DataError
+
+LENGTHS = {"a": [5, 3, 7], "b": [4, 6]}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"), LENGTHS, val=6)
+
+
+def open_split(root, split="train", include=(("**",),), weights=(), **changes):
+    source = SourceConfig("bridge_tfrecord", str(root), include=include, sample_weights=weights)
+    return open_dataset(source, DataConfig(**changes), split)
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return np.array_equal(a, b)
+
+
+def test_every_row_fits_together(root):
+    """Pixels name their trajectory and frame, so each row can be checked against the tables."""
+    dataset = open_split(root, obs_horizon=2, action_horizon=3)
+    batch = next(training_batches(dataset, 16, 0, BATCH_KEYS))
+    spec = dataset.spec
+    shapes = spec.fake_batch(16, BATCH_KEYS, np.random.default_rng(0))
+    for row in range(16):
+        number, step, _ = batch["observations"]["images0"][row, -1, 0, 0].tolist()
+        length = dataset.source.lengths[number]
+        before = max(step - 1, 0)
+        np.testing.assert_array_equal(batch["observations"]["images0"][row, 0], frame(number, before))
+        np.testing.assert_array_equal(batch["next_observations"]["images0"][row, -1], frame(number, step + 1))
+        goal_number, goal, _ = batch["goals"]["images0"][row, 0, 0]
+        assert goal_number == number
+        assert step < goal <= length
+        assert batch["goal_distances"][row] == goal - step
+        assert batch["rewards"][row] == (0 if goal == step + 1 else -1)
+        start = dataset.source.action_starts[number]
+        ahead = np.minimum(np.arange(step, step + 3), length - 1)
+        np.testing.assert_array_equal(batch["actions"][row], dataset.actions[start + ahead])
+        np.testing.assert_array_equal(batch["action_pad_mask"][row], np.arange(step, step + 3) < length)
+        state = dataset.proprio_normalizer.forward(dataset.source.table(number).proprio)
+        np.testing.assert_array_equal(batch["observations"]["proprio"][row], state[[before, step]])
+        np.testing.assert_array_equal(batch["goals"]["proprio"][row], state[goal])
+        task = "a" if number < 3 else "b"
+        assert dataset.annotations()[batch["language"][row]] in (task, f"{task} again")
+    assert {k: np.shape(v) for k, v in batch.items() if not isinstance(v, dict)} == {
+        k: v.shape for k, v in shapes.items() if not isinstance(v, dict)
+    }
+    assert batch["observations"]["images0"].dtype == np.uint8
+
+
+def test_only_the_keys_asked_for_are_made(root):
+    assert set(next(training_batches(open_split(root), 4, 0, ("actions", "goals")))) == {"actions", "goals"}
+    with pytest.raises(ConfigError, match="action_mask"):
+        training_batches(open_split(root), 4, 0, ("action_mask",))
+
+
+def test_an_epoch_sees_every_transition_once(root):
+    batches = training_batches(open_split(root), 5, 0, ("observations",))
+    pictures = np.concatenate([next(batches)["observations"]["images0"][:, 0, 0, 0, :2] for _ in range(5)])
+    assert len(np.unique(pictures, axis=0)) == 25 == sum(map(sum, LENGTHS.values()))
+
+
+def test_a_state_resumes_exactly_and_prefetched_batches_do_not_count(root):
+    stream = training_batches(open_split(root), 8, 3, BATCH_KEYS)
+    for _ in range(3):
+        next(stream)
+    state = stream.get_state()
+    expected = [next(stream) for _ in range(4)]
+    fresh = training_batches(open_split(root), 8, 3, BATCH_KEYS)
+    fresh.set_state(state)
+    assert all(equal(next(fresh), batch) for batch in expected)
+
+
+def test_threads_and_prefetch_change_nothing(root):
+    a = training_batches(open_split(root, num_threads=1, prefetch=1), 8, 3, BATCH_KEYS)
+    b = training_batches(open_split(root, num_threads=7, prefetch=9), 8, 3, BATCH_KEYS)
+    assert all(equal(next(a), next(b)) for _ in range(10))
+
+
+def test_seeds_differ(root):
+    a, b = (next(training_batches(open_split(root), 8, seed, ("observations",))) for seed in (0, 1))
+    assert not equal(a, b)
+
+
+def test_processes_share_a_batch_without_overlap(root):
+    dataset = open_split(root)
+    whole = training_batches(dataset, 8, 0, BATCH_KEYS)
+    parts = [training_batches(dataset, 8, 0, BATCH_KEYS, slice(start, start + 2)) for start in (0, 2, 4, 6)]
+    for _ in range(5):
+        batch, rows = next(whole), [next(part) for part in parts]
+        for key in BATCH_KEYS:
+            joined = (
+                {k: np.concatenate([r[key][k] for r in rows]) for k in rows[0][key]}
+                if isinstance(batch[key], dict)
+                else np.concatenate([r[key] for r in rows])
+            )
+            assert equal(joined, batch[key])
+
+
+def test_weights_are_met(root):
+    dataset = open_split(root, include=(("a",), ("b",)), weights=(1.0, 3.0))
+    stream = training_batches(dataset, 200, 0, ("observations",))
+    numbers = np.concatenate([next(stream)["observations"]["images0"][:, 0, 0, 0, 0] for _ in range(10)])
+    assert abs((numbers >= 3).mean() - 0.75) < 0.03
+
+
+def test_validation_is_one_fixed_pass(root):
+    dataset = open_split(root, "val", include=(("a",), ("b",)), weights=(1.0, 9.0))
+    passes = [list(validation_batches(dataset, 5, BATCH_KEYS)) for _ in range(2)]
+    assert [len(batch["actions"]) for batch in passes[0]] == [5, 5, 2]
+    assert all(equal(a, b) for a, b in zip(*passes))
+    steps = np.concatenate([batch["observations"]["images0"][:, 0, 0, 0, 1] for batch in passes[0]])
+    np.testing.assert_array_equal(np.bincount(steps), [2] * 6)
+
+
+def test_validation_can_be_shortened_and_split_among_processes(root):
+    dataset = open_split(root, "val")
+    assert len(list(validation_batches(dataset, 4, ("actions",), max_batches=2))) == 2
+    sizes = [
+        [len(batch["actions"]) for batch in validation_batches(dataset, 8, ("actions",), rows)]
+        for rows in (slice(0, 4), slice(4, 8))
+    ]
+    assert sizes == [[4, 4], [4, 0]]
+
+
+def test_errors_of_reading_threads_reach_the_caller(tmp_path):
+    root = write_dataset(tmp_path, {"a": [5, 5]})
+    stream = training_batches(open_split(root), 4, 0, ("observations",))
+    path = root / "a" / "train" / "out.tfrecord"
+    with open(path, "r+b") as file:
+        file.truncate(50)
+    with pytest.raises(DataError, match=r"out\.tfrecord: ends before the frame"):
+        list(itertools.islice(stream, 20))
+
+
+def test_no_threads_are_left_behind(root):
+    before = threading.active_count()
+    for _ in range(3):
+        list(validation_batches(open_split(root, "val"), 4, ("actions",)))
+        stream = training_batches(open_split(root), 4, 0, ("actions",))
+        next(stream)
+        stream.close()
+    assert threading.active_count() == before
