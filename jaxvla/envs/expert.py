@@ -1,0 +1,145 @@
+"""A scripted expert for the tabletop, and the demonstrations it gives."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxvla.envs import geometry, tasks
+from jaxvla.envs.items import SHAPES, bearing
+from jaxvla.envs.tabletop import Observation, TabletopEnv
+
+PICK_PHASES = ("start", "approach", "descend", "grasp", "lift")
+PLACE_PHASES = ("transport", "lower", "release", "retreat")
+PHASES = PICK_PHASES + PLACE_PHASES
+
+# Heights of the point between the fingers, m: over an object, when carrying, where carrying sideways may begin, and
+# above the resting place when letting go.
+HOVER, CARRY, LIFTED, DROP = 0.10, 0.125, 0.09, 0.008
+
+# Proportional control: share of the remaining way per step, and the most per step (m, rad).
+GAIN, MAX_STEP, MAX_TURN = 0.6, 0.02, 0.12
+
+# How near (m, rad) a waypoint counts as reached. Above one, the gripper sinks as it comes within FUNNEL sideways.
+REACHED, REACHED_TURN, FUNNEL = 0.008, 0.08, 0.03
+
+# Exploration noise: standard deviation per step in x, y, z (m) and yaw (rad), and its correlation with the step before.
+NOISE, NOISE_MEMORY = np.array([0.0012, 0.0012, 0.0012, 0.008]), 0.7
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decision:
+    """What the expert does at one step, and why.
+
+    Attributes:
+        phase: one of `PHASES`.
+        target: the name of the item that the phase is about: the object to pick, then the reference of its place.
+        waypoint: float64 [3], where the gripper is heading, m.
+        action: float32 [7].
+    """
+
+    phase: str
+    target: str
+    waypoint: np.ndarray
+    action: np.ndarray
+
+
+class Expert:
+    """Decides one step at a time; reads the truth from `env` and never changes it."""
+
+    def __init__(self, env: TabletopEnv, rng: np.random.Generator) -> None:
+        self.phase = "start"
+        self._env = env
+        self._rng = rng
+        self._noise = np.zeros(4)
+        self._phase_start = np.zeros(3)
+        self._decisions = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.phase == "retreat" and self._is_reached()
+
+    def decide(self) -> Decision:
+        """The decision for the state that `env` is in; an episode begins with doing nothing, as in teleoperation."""
+        while self.phase != "retreat" and self._is_reached():
+            self.phase = PHASES[PHASES.index(self.phase) + 1]
+            self._phase_start = self._env.state[:3].copy()
+        waypoint, yaw, gripper = self._waypoint()
+        motion = np.zeros(6)
+        if self.phase not in ("start", "grasp", "release"):
+            motion[[0, 1, 2, 5]] = self._motion(waypoint, yaw)
+        task = self._env.task
+        target = task.target if self.phase in PICK_PHASES else task.reference
+        self._decisions += 1
+        return Decision(self.phase, target, waypoint, np.append(motion, gripper).astype(np.float32))
+
+    def _waypoint(self) -> tuple[np.ndarray, float, float]:
+        """Position [3], yaw and gripper target of the current phase."""
+        task, state, phase = self._env.task, self._env.state, self.phase
+        item = self._env.item(task.target)
+        if phase == "start":
+            return state[:3], state[5], 1.0
+        if phase in ("approach", "descend", "grasp"):
+            x, y, z = item.position
+            yaw = bearing(x, y)
+            yaw += geometry.nearest_turn(item.yaw - yaw, SHAPES[item.kind].yaw_period)
+            return np.array([x, y, self._funnel(x, y, z, HOVER)]), yaw, float(phase != "grasp")
+        if phase == "lift":
+            return np.array([*self._phase_start[:2], CARRY]), state[5], 0.0
+        x, y, z = tasks.place_position(task, item, self._env.item(task.reference))
+        height = CARRY if phase == "retreat" else self._funnel(x, y, z + DROP, CARRY)
+        return np.array([x, y, height]), bearing(x, y), float(phase in ("release", "retreat"))
+
+    def _funnel(self, x: float, y: float, low: float, high: float) -> float:
+        """`low` above the point (x, y), rising to `high` at FUNNEL from there."""
+        share = (self._distance(x, y) - REACHED) / (FUNNEL - REACHED)
+        return low + (high - low) * float(np.clip(share, 0, 1))
+
+    def _distance(self, x: float, y: float) -> float:
+        return math.hypot(x - self._env.state[0], y - self._env.state[1])
+
+    def _is_reached(self) -> bool:
+        env, phase = self._env, self.phase
+        if phase == "start":
+            return self._decisions > 0
+        if phase == "grasp":
+            return env.held is not None
+        if phase == "release":
+            return bool(env.state[6] > 0.95)
+        if phase in ("lift", "retreat"):
+            return bool(env.state[2] > (LIFTED if phase == "lift" else HOVER))
+        waypoint, yaw, _ = self._waypoint()
+        if phase in ("approach", "transport"):
+            return self._distance(*waypoint[:2]) < FUNNEL
+        near = np.abs(waypoint - env.state[:3]).max() < REACHED
+        return bool(near and abs(yaw - env.state[5]) < REACHED_TURN)
+
+    def _motion(self, waypoint: np.ndarray, yaw: float) -> np.ndarray:
+        """The step in x, y, z and yaw, noise included."""
+        state = self._env.state
+        way = GAIN * (waypoint - state[:3])
+        way[:2] *= min(1.0, MAX_STEP / max(np.linalg.norm(way[:2]), 1e-9))
+        way[2] = np.clip(way[2], -MAX_STEP, MAX_STEP)
+        turn = np.clip(GAIN * (yaw - state[5]), -MAX_TURN, MAX_TURN)
+        fresh = self._rng.standard_normal(4) * NOISE
+        self._noise = NOISE_MEMORY * self._noise + np.sqrt(1 - NOISE_MEMORY**2) * fresh
+        return np.append(way, turn) + self._noise
+
+
+def demonstrate(env: TabletopEnv, seed: int, task: str | None = None) -> Iterator[tuple[Observation, Decision | None]]:
+    """Runs one episode and yields each frame with the expert's decision for it; the last frame with None.
+
+    Between two yields `env` holds the world of the frame just yielded. The demonstration succeeded if `env.success()`
+    holds at its end.
+    """
+    observation, _ = env.reset(seed=seed, task=task)
+    expert = Expert(env, np.random.default_rng([seed, 1]))
+    for _ in range(env.max_steps):
+        if expert.done:
+            break
+        decision = expert.decide()
+        yield observation, decision
+        observation, *_ = env.step(decision.action)
+    yield observation, None

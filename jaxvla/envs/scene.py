@@ -1,0 +1,69 @@
+"""How an episode's scene is drawn: which things stand where, and what is to be done with them."""
+
+import numpy as np
+
+from jaxvla.envs.items import COLORS, SHAPES, VESSELS, Item, bearing
+from jaxvla.envs.tasks import MOVE_TO_SIDE, Task, is_done, place_position, sample_task
+
+# Where things are put down at first, m; the gripper reaches 2 cm farther.
+PLACE_LOW, PLACE_HIGH = np.array([0.205, -0.145]), np.array([0.395, 0.145])
+
+# Between the footprints of two things: room for a finger.
+CLEARANCE = 0.022
+
+# Things are set down facing the robot, give or take this turn (rad).
+TURN_SPREAD = 0.25
+
+
+def sample_scene(task_id: str, rng: np.random.Generator) -> tuple[list[Item], Task]:
+    """Draws one container, two to three objects, their places, and a task that is possible and not yet done."""
+    while True:
+        items = _place(_draw_kinds(rng), rng)
+        task = items and sample_task(task_id, items, rng)
+        if task and _is_possible(task, items):
+            return items, task
+
+
+def find(items: list[Item], name: str) -> Item:
+    """The item called `name`."""
+    return next(item for item in items if item.name == name)
+
+
+def _draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """(kind, colour) of the container, then of the objects; all of different colours."""
+    count = int(rng.integers(2, 4))
+    colors = [list(COLORS)[i] for i in rng.permutation(len(COLORS))]
+    shapes = [list(SHAPES)[i] for i in rng.integers(len(SHAPES), size=count)]
+    return list(zip([list(VESSELS)[rng.integers(len(VESSELS))], *shapes], colors))
+
+
+def _place(kinds: list[tuple[str, str]], rng: np.random.Generator) -> list[Item]:
+    """Puts each thing at a free place on the table; empty where one finds none."""
+    items: list[Item] = []
+    for kind, color in kinds:
+        free = [item for item in (_drop(kind, color, rng) for _ in range(20)) if _is_clear(item, items)]
+        if not free:
+            return []
+        items.append(free[0])
+    return items
+
+
+def _drop(kind: str, color: str, rng: np.random.Generator) -> Item:
+    x, y = rng.uniform(PLACE_LOW, PLACE_HIGH)
+    height = 0.0 if kind in VESSELS else SHAPES[kind].half_height
+    return Item(kind, color, np.array([x, y, height]), bearing(x, y) + rng.uniform(-TURN_SPREAD, TURN_SPREAD))
+
+
+def _is_clear(item: Item, others: list[Item]) -> bool:
+    distances = [np.linalg.norm((item.position - other.position)[:2]) for other in others]
+    return all(d > item.radius + other.radius + CLEARANCE for d, other in zip(distances, others))
+
+
+def _is_possible(task: Task, items: list[Item]) -> bool:
+    target, reference = find(items, task.target), find(items, task.reference)
+    if task.id != MOVE_TO_SIDE:
+        return True
+    there = Item(target.kind, target.color, place_position(task, target, reference), 0.0)
+    inside = np.all((there.position[:2] > PLACE_LOW) & (there.position[:2] < PLACE_HIGH))
+    others = [item for item in items if item is not target and item is not reference]
+    return bool(inside) and _is_clear(there, others) and not is_done(task, target, reference)
