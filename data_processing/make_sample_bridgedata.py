@@ -1,0 +1,272 @@
+"""Makes a sample dataset in BridgeData V2's raw layout, of scripted demonstrations in the embedded tabletop.
+
+    python data_processing/make_sample_bridgedata.py --output_path data/sample/raw
+
+Writes <output_path>/<task>/<date>/raw/traj_group{K}/traj{N}/ with obs_dict.pkl, policy_out.pkl, agent_data.pkl,
+lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on --seed, --num_trajectories and
+--image_size only. agent_data.pkl holds the task and the seed with which `jaxvla.envs.expert.demonstrate` gives the same
+episode again.
+"""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import pathlib
+import pickle
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import flags
+from PIL import Image
+
+from jaxvla import cli
+from jaxvla.envs import geometry
+from jaxvla.envs.expert import demonstrate
+from jaxvla.envs.rendering import CAMERAS
+from jaxvla.envs.tabletop import STATE_HIGH, STATE_LOW, TabletopEnv
+from jaxvla.envs.tasks import TASKS
+from jaxvla.errors import DataError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("output_path", None, "Folder to write.", required=True)
+flags.DEFINE_integer("num_trajectories", 200, "Successful demonstrations to write.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
+flags.DEFINE_integer("image_size", 128, "Pixels a side of the square JPEGs.", lower_bound=16)
+flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)
+flags.DEFINE_bool("overwrite", False, "Replace a dataset that this script wrote before.")
+
+COLLECTED_BY = "make_sample_bridgedata.py"
+# images0 and images1 under the topics of BridgeData's fixed camera and of one of its movable ones.
+CAMERA_TOPICS = ["/D435/color/image_raw", "/blue/image_raw"]
+JPEG_QUALITY = 95
+
+# Dates from here on are free of the one-step camera delay of BridgeData's older rigs.
+FIRST_DATE = datetime.datetime(2022, 1, 3, tzinfo=datetime.UTC)
+TRAJECTORIES_PER_FOLDER, TRAJECTORIES_PER_GROUP = 25, 1000
+STEP_SECONDS, TRAJECTORY_SECONDS = 0.2, 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One trajectory to write: the `number`-th of the dated folder, the `index`-th of the dataset."""
+
+    root: pathlib.Path
+    task: str
+    date: datetime.datetime
+    number: int
+    index: int
+    seed: int
+    image_size: int
+
+    @property
+    def dated_folder(self) -> pathlib.Path:
+        """<root>/<task>/<date>."""
+        return self.root / self.task / self.date.strftime("%Y-%m-%d_%H-%M-%S")
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of the trajectory."""
+        group = self.number // TRAJECTORIES_PER_GROUP
+        return self.dated_folder / "raw" / f"traj_group{group}" / f"traj{self.number}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What came of a job."""
+
+    steps: int
+    failures: int
+    bytes: int
+
+
+def plan(root: pathlib.Path, num_trajectories: int, seed: int, image_size: int) -> list[Job]:
+    """Shares the trajectories out among the tasks, and those of a task among two dated folders or more."""
+    rng = np.random.default_rng(seed)
+    jobs = []
+    for k, task in enumerate(TASKS):
+        indices = range(k, num_trajectories, len(TASKS))
+        folders = max(math.ceil(len(indices) / TRAJECTORIES_PER_FOLDER), min(2, len(indices)))
+        date = FIRST_DATE
+        for members in np.array_split(indices, folders) if folders else ():
+            date += datetime.timedelta(days=int(rng.integers(1, 15)), seconds=int(rng.integers(60_000)))
+            jobs.extend(Job(root, task, date, n, int(i), seed, image_size) for n, i in enumerate(members))
+    return jobs
+
+
+def write_trajectory(job: Job) -> Written:
+    """Writes the first successful demonstration among those that the job's seed gives."""
+    env = TabletopEnv(job.image_size)
+    for attempt in itertools.count():
+        seed = int(np.random.SeedSequence([job.seed, job.index, attempt]).generate_state(1)[0])
+        frames, states, desired_states, decisions = [], [], [], []
+        for observation, decision in demonstrate(env, seed, job.task):
+            frames.append(observation)
+            states.append(env.state.copy())
+            desired_states.append(env.desired_state.copy())
+            decisions.append(decision)
+        if env.success():
+            break
+    start = job.date.timestamp() + job.number * TRAJECTORY_SECONDS
+    actions = [decision.action.astype(np.float64) for decision in decisions[:-1]]
+    job.folder.mkdir(parents=True)
+    _pickle(job.folder / "obs_dict.pkl", observation_dict(np.stack(states), np.stack(desired_states), start))
+    _pickle(job.folder / "policy_out.pkl", [policy_out(a, d) for a, d in zip(actions, desired_states[1:])])
+    _pickle(job.folder / "agent_data.pkl", agent_data(job, seed, len(actions)))
+    (job.folder / "lang.txt").write_text("\n".join([*env.task.instructions[:2], "confidence: 1"]) + "\n")
+    for camera in CAMERAS:
+        (job.folder / camera).mkdir()
+        for t, frame in enumerate(frames):
+            Image.fromarray(frame[camera]).save(job.folder / camera / f"im_{t}.jpg", quality=JPEG_QUALITY)
+    size = sum(file.stat().st_size for file in job.folder.rglob("*") if file.is_file())
+    return Written(len(actions), attempt, size)
+
+
+def observation_dict(states: np.ndarray, desired_states: np.ndarray, start: float) -> dict[str, Any]:
+    """obs_dict.pkl from states [T + 1, 7]; `start` is the time of the first frame in seconds since 1970."""
+    count = len(states)
+    bounded = [0, 1, 2, 5, 6]
+    return {
+        "full_state": states,
+        "state": states.copy(),
+        "desired_state": desired_states,
+        "eef_transform": np.stack([transform(state) for state in states]),
+        "low_bound": np.tile(STATE_LOW[bounded], (count, 1)),
+        "high_bound": np.tile(STATE_HIGH[bounded], (count, 1)),
+        "env_done": [False] * count,
+        "time_stamp": [start + STEP_SECONDS * t for t in range(count)],
+    }
+
+
+def policy_out(action: np.ndarray, desired_state: np.ndarray) -> dict[str, Any]:
+    """One entry of policy_out.pkl: the action [7], and as transforms its change and the pose that it asks for."""
+    delta = np.eye(4)
+    delta[:3, :3] = geometry.rotation(*action[3:6])
+    delta[:3, 3] = action[:3]
+    return {
+        "actions": action,
+        "new_robot_transform": transform(desired_state),
+        "delta_robot_transform": delta,
+        "policy_type": "TabletopExpert",
+    }
+
+
+def agent_data(job: Job, seed: int, num_steps: int) -> dict[str, Any]:
+    """agent_data.pkl; camera_info gives each camera's intrinsics [3, 3] and its pose in the robot's axes."""
+    cameras = [
+        {
+            "width": job.image_size,
+            "height": job.image_size,
+            "K": camera.intrinsics(job.image_size),
+            "position": np.array(camera.position),
+            "axes": camera.axes.copy(),
+        }
+        for camera in CAMERAS.values()
+    ]
+    return {
+        "traj_ok": True,
+        "camera_info": cameras,
+        "depth_camera_info": [],
+        "term_t": num_steps - 1,
+        "task": job.task,
+        "seed": seed,
+    }
+
+
+def transform(state: np.ndarray) -> np.ndarray:
+    """The gripper's pose [4, 4] in the robot's base, from a state whose first six are x, y, z, roll, pitch, yaw."""
+    pose = np.eye(4)
+    pose[:3, :3] = geometry.rotation(*state[3:6]) @ geometry.DEFAULT_ROTATION
+    pose[:3, 3] = state[:3]
+    return pose
+
+
+def write_session(folder: pathlib.Path, task: str) -> None:
+    """collection_metadata.json and config.json of a dated folder."""
+    metadata = {"collected_by": COLLECTED_BY, "environment": "jaxvla.envs.tabletop", "task": task}
+    config = {"agent": {"env": ["TabletopEnv", {"camera_topics": CAMERA_TOPICS}]}}
+    for name, content in (("collection_metadata.json", metadata), ("config.json", config)):
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def check_output(path: pathlib.Path, overwrite: bool) -> None:
+    """Refuses a path that must not be replaced.
+
+    Raises:
+        DataError: it exists and `overwrite` is off, or it holds anything that this script did not write.
+    """
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise DataError(f"{path} exists: pass --overwrite to replace it, or another --output_path")
+    if not path.is_dir() or not all(_is_own(entry) for entry in path.iterdir()):
+        raise DataError(
+            f"{path} holds things that {COLLECTED_BY} did not write, so --overwrite spares it: remove it yourself"
+        )
+
+
+def _is_own(task_folder: pathlib.Path) -> bool:
+    if task_folder.name not in TASKS or not task_folder.is_dir():
+        return False
+    metadata = [dated / "collection_metadata.json" for dated in task_folder.iterdir()]
+    return all(file.is_file() and f'"{COLLECTED_BY}"' in file.read_text(errors="replace") for file in metadata)
+
+
+def publish(partial: pathlib.Path, path: pathlib.Path) -> None:
+    """Puts the finished folder in its place; what stood there goes only once the new one stands."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
+    path.rename(old)
+    partial.rename(path)
+    shutil.rmtree(old)
+
+
+def _pickle(path: pathlib.Path, value: Any) -> None:
+    path.write_bytes(pickle.dumps(value, protocol=4))
+
+
+def _run(jobs: Iterable[Job], num_workers: int) -> Iterator[Written]:
+    if num_workers == 1:
+        yield from map(write_trajectory, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as executor:
+        yield from executor.map(write_trajectory, jobs)
+
+
+def main(_: Sequence[str]) -> None:
+    output = pathlib.Path(FLAGS.output_path).resolve()
+    check_output(output, FLAGS.overwrite)
+    started = time.monotonic()
+    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
+    jobs = plan(partial, FLAGS.num_trajectories, FLAGS.seed, FLAGS.image_size)
+    try:
+        partial.mkdir(parents=True)
+        written = list(tqdm.tqdm(_run(jobs, min(FLAGS.num_workers, len(jobs))), total=len(jobs), unit="traj"))
+        for folder, task in sorted({(job.dated_folder, job.task) for job in jobs}):
+            write_session(folder, task)
+        publish(partial, output)
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename or output}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    steps, failures, size = (sum(getattr(w, name) for w in written) for name in ("steps", "failures", "bytes"))
+    print(
+        f"wrote {len(written)} trajectories ({steps} steps, {failures} failed demonstrations discarded, "
+        f"{size / 1e6:.1f} MB) to {output} in {time.monotonic() - started:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
