@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from jaxvla.config import unknown_key
 from jaxvla.errors import ConfigError, JaxvlaError
@@ -27,6 +27,8 @@ def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (),
             return _parse(list(argv), config_flags, config_dir)
 
     def guarded(argv: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # the libraries tell much of themselves at INFO
         with _one_line_errors():
             main(argv)
 

@@ -1,0 +1,61 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from jaxvla.cli import check_overrides, resolve_config_paths
+from jaxvla.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+@pytest.mark.parametrize("given", ["train_config.py:gc_bc", "experiments/configs/train_config.py:gc_bc"])
+def test_bare_names_and_old_paths_resolve(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = f"{CONFIGS}/train_config.py:gc_bc"
+    for argv in (["x", f"--config={given}"], ["x", "-config", given]):
+        assert resolve_config_paths(argv, ("config",), CONFIGS)[-1].removeprefix("--config=") == expected
+
+
+def test_a_file_that_exists_is_taken_as_it_is(tmp_path):
+    mine = tmp_path / "train_config.py"
+    mine.write_text("")
+    argv = ["x", "--config", f"{mine}:a", "--config.batch_size", "3", "--name", "n"]
+    assert resolve_config_paths(argv, ("config",), CONFIGS) == argv
+
+
+def test_a_missing_config_file_names_those_that_exist():
+    with pytest.raises(ConfigError, match=r"no config file 'tran.py'.*data_config.py, train_config.py"):
+        resolve_config_paths(["x", "--config=tran.py:gc_bc"], ("config",), CONFIGS)
+
+
+def test_misspelt_overrides_are_named():
+    config = {"batch_size": 1, "augment": {"order": ()}}
+    check_overrides(["x", "--config.batch_size=3", "--config.augment.order", "()"], "config", config)
+    with pytest.raises(ConfigError, match=r"--config\.batch_sise: did you mean batch_size\?"):
+        check_overrides(["x", "--config.batch_sise=3"], "config", config)
+    with pytest.raises(ConfigError, match=r"--config\.augment\.ordr: did you mean order\?"):
+        check_overrides(["x", "--config.augment.ordr", "3"], "config", config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "error: give both configs"),
+        (["--config.batch_sise=3"], "error: unknown key --config.batch_sise: did you mean batch_size?"),
+        (["--config.batch_size=many"], "error: flag --config.batch_size=many: invalid literal"),
+        (["--nmae=x"], "error: Unknown command line flag 'nmae'. Did you mean: name"),
+        (["extra"], "error: unexpected argument 'extra'"),
+    ],
+)
+def test_mistakes_give_one_line_and_exit_code_1(arguments, line, tmp_path):
+    config = ["--config=train_config.py:gc_bc"] if arguments else []
+    command = [sys.executable, str(ROOT / "experiments" / "train.py"), *config, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
