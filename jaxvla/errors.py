@@ -19,3 +19,11 @@ class CheckpointError(JaxvlaError):
 
 class TrainingError(JaxvlaError):
     """Training cannot go on: the loss is not finite, the data ended, or the logs cannot be written."""
+
+
+class PolicyError(JaxvlaError):
+    """An observation or a task is not of the kind that the policy was trained on."""
+
+
+class WeightsError(JaxvlaError):
+    """A folder of pretrained weights is missing, damaged, or holds another model than the configuration says."""

@@ -33,26 +33,28 @@ _CRC = struct.Struct("<I")
 
 _KINDS = {1: "bytes", 2: "float", 3: "int64"}  # the oneof of tf.train.Feature
 
-_DTYPES = {  # tensorflow/core/framework/types.proto
-    1: np.dtype(np.float32),
-    2: np.dtype(np.float64),
-    3: np.dtype(np.int32),
-    4: np.dtype(np.uint8),
-    5: np.dtype(np.int16),
-    6: np.dtype(np.int8),
-    7: np.dtype(object),
-    9: np.dtype(np.int64),
-    10: np.dtype(np.bool_),
-    17: np.dtype(np.uint16),
-    19: np.dtype(np.float16),
-    22: np.dtype(np.uint32),
-    23: np.dtype(np.uint64),
+# By number, the dtype and the TensorProto field that lists its values (core/framework/{types,tensor}.proto).
+_DTYPES = {
+    1: (np.dtype(np.float32), 5),
+    2: (np.dtype(np.float64), 6),
+    3: (np.dtype(np.int32), 7),
+    4: (np.dtype(np.uint8), 7),
+    5: (np.dtype(np.int16), 7),
+    6: (np.dtype(np.int8), 7),
+    7: (np.dtype(object), 8),
+    9: (np.dtype(np.int64), 10),
+    10: (np.dtype(np.bool_), 11),
+    17: (np.dtype(np.uint16), 7),
+    19: (np.dtype(np.float16), 13),
+    22: (np.dtype(np.uint32), 16),
+    23: (np.dtype(np.uint64), 17),
 }
-_ENUM = {dtype: number for number, dtype in _DTYPES.items()}
+_ENUM = {dtype: number for number, (dtype, _) in _DTYPES.items()}
 _CONTENT, _FLOAT_VAL, _DOUBLE_VAL, _STRING_VAL = 4, 5, 6, 8
-_INTEGER_VALS = (7, 10, 11, 13, 16, 17)  # int, int64, bool, half (as bits), uint32, uint64
+_INTEGER_VALS = (7, 10, 11, 13, 16, 17)  # halves are listed as their bits
 
 _MAX_RANK = 32
+_MAX_ELEMENTS = 1 << 48
 _MAX_REPEATED = 1 << 24  # elements that may be made by repetition: a damaged shape must not exhaust the memory
 
 
@@ -201,7 +203,7 @@ def parse_tensor(read: Read, span: Span, name: str) -> TensorSpan:
         DataError: the bytes are no tensor, its dtype is not supported, or shape and content disagree.
     """
     walker = Walker(read, name)
-    number, shape, content, parts = 0, (), None, []
+    number, shape, content, values = 0, (), None, {}
     for field in walker.fields(span):
         if field.number == 1:
             number = walker.integer(field)
@@ -210,16 +212,17 @@ def parse_tensor(read: Read, span: Span, name: str) -> TensorSpan:
         elif field.number == _CONTENT:
             content = walker.payload(field)
         elif field.number == _STRING_VAL:
-            parts.append([walker.bytes(walker.payload(field))])
+            values.setdefault(field.number, []).append([walker.bytes(walker.payload(field))])
         elif field.number in (_FLOAT_VAL, _DOUBLE_VAL):
-            parts.append(walker.floats(field, np.float32 if field.number == _FLOAT_VAL else np.float64))
+            floats = walker.floats(field, np.float32 if field.number == _FLOAT_VAL else np.float64)
+            values.setdefault(field.number, []).append(floats)
         elif field.number in _INTEGER_VALS:
-            parts.append(walker.integers(field))
+            values.setdefault(field.number, []).append(walker.integers(field))
     if number not in _DTYPES:
         raise walker.damaged(span.offset, f"a tensor has the unsupported dtype number {number}")
-    dtype = _DTYPES[number]
+    dtype, value_field = _DTYPES[number]
     if content is None or not content.length:
-        return TensorSpan(dtype, shape, None, _fill(walker, span, dtype, shape, parts))
+        return TensorSpan(dtype, shape, None, _fill(walker, span, dtype, shape, values.get(value_field, [])))
     if dtype.hasobject or content.length != math.prod(shape) * dtype.itemsize:
         what = f"a tensor of {dtype.name} {list(shape)} has {content.length} bytes of content"
         raise walker.damaged(content.offset, what)
@@ -234,7 +237,8 @@ def _parse_shape(walker: Walker, field: Field) -> tuple[int, ...]:
         if part.number == 2:
             sizes = [walker.integer(size) for size in walker.message(part) if size.number == 1]
             shape.append(sizes[-1] if sizes else 0)
-    if len(shape) > _MAX_RANK or any(size < 0 for size in shape):
+    elements = math.prod(abs(size) or 1 for size in shape)
+    if len(shape) > _MAX_RANK or elements > _MAX_ELEMENTS or any(size < 0 for size in shape):
         raise walker.damaged(field.span.offset, f"a tensor has the impossible shape {shape}")
     return tuple(shape)
 
@@ -248,10 +252,11 @@ def _fill(
     if dtype.hasobject:
         strings = [value for part in parts for value in part]
         return strings + (strings[-1:] or [b""]) * (count - given)
-    values = np.concatenate(parts) if parts else np.zeros(min(count, 1), np.int64)
-    if dtype == np.float16 and parts:
-        values = values.astype(np.uint16).view(np.float16)
-    return np.pad(values.astype(dtype), (0, count - len(values)), "edge").reshape(shape)
+    if not given:
+        return np.zeros(shape, dtype)
+    values = np.concatenate(parts)
+    values = values.astype(np.uint16).view(dtype) if dtype == np.float16 else values.astype(dtype)
+    return np.pad(values, (0, count - given), "edge").reshape(shape)
 
 
 def read_tensor(read: Read, span: Span, name: str) -> np.ndarray | list[bytes]:

@@ -1,0 +1,41 @@
+"""Converts the numpy files of bridgedata_raw_to_numpy.py into the TFRecords that training reads.
+
+    python data_processing/bridgedata_numpy_to_tfrecord.py --input_path NUMPY --output_path TFRECORD --depth 5
+
+NUMPY/<task folder>/(train|val)/out.npy becomes TFRECORD/<task folder>/(train|val)/out.tfrecord. --depth is that of the
+first conversion. Files that are done are skipped, so an interrupted run is finished by running it again.
+"""
+
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from jaxvla import cli
+from jaxvla.data.conversion.discovery import local_path
+from jaxvla.data.conversion.numpy_to_tfrecord import convert_numpy
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("input_path", None, "Root of the numpy files.", required=True)
+flags.DEFINE_string("output_path", None, "Root of the TFRecords.", required=True)
+flags.DEFINE_integer("depth", 5, "The depth that the numpy files were made with.", lower_bound=1)
+flags.DEFINE_bool("overwrite", False, "Convert files again whose output is there; remove outputs without an input.")
+flags.DEFINE_integer("num_workers", 8, "Processes; each holds one out.npy in memory.", lower_bound=1)
+
+
+def main(_: Sequence[str]) -> None:
+    start = time.monotonic()
+    report = convert_numpy(
+        local_path(FLAGS.input_path),
+        local_path(FLAGS.output_path),
+        depth=FLAGS.depth,
+        overwrite=FLAGS.overwrite,
+        num_workers=FLAGS.num_workers,
+    )
+    print(report.table(time.monotonic() - start))
+    report.check()
+
+
+if __name__ == "__main__":
+    cli.run(main)

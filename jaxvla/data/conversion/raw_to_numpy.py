@@ -1,0 +1,203 @@
+"""Raw BridgeData V2 to `<output>/<task folder>/(train|val)/out.npy`.
+
+Workers take one trajectory at a time and write it as a part file into `<task folder>/.partial`; when a task folder's
+trajectories are through, they are split and their parts joined. So memory holds one trajectory per worker, whatever the
+size of a task folder, and an out.npy is whole or absent. Of the two files train/out.npy comes last: where it is, the
+task folder is done.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxvla.data.conversion import numpy_format
+from jaxvla.data.conversion.discovery import RawTree, find_raw
+from jaxvla.data.conversion.raw import LATENCY_FIXED, read_trajectory
+from jaxvla.data.conversion.report import Report, UnusableError
+from jaxvla.data.conversion.workers import completed, writing
+from jaxvla.errors import ConfigError
+
+T = TypeVar("T")
+
+_PARTIAL = ".partial"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One trajectory: where it lies, the task folder that it goes to, its number there, its session, how to read it."""
+
+    source: pathlib.Path
+    target: pathlib.Path
+    number: int
+    session: str
+    im_size: int
+    latency_shift: bool
+
+    @property
+    def part(self) -> pathlib.Path:
+        return self.target / _PARTIAL / f"{self.number}.pkl"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What became of a job: its part is written, or `reason` and `detail` say why not."""
+
+    job: _Job
+    reason: str = ""
+    detail: str = ""
+
+
+def convert_raw(
+    input_path: pathlib.Path,
+    output_path: pathlib.Path,
+    *,
+    depth: int,
+    train_proportion: float,
+    im_size: int,
+    seed: int,
+    overwrite: bool,
+    num_workers: int,
+) -> Report:
+    """Converts every task folder below `input_path` whose output is not there yet.
+
+    Args:
+        input_path: the raw tree.
+        output_path: the root of the output tree; made where absent.
+        depth: see `discovery`.
+        train_proportion: share of each dated folder's usable trajectories that go to the training split, in (0, 1].
+        im_size: height and width of the stored frames.
+        seed: of the split, which depends on nothing but it, the dated folders' names and which trajectories are usable.
+        overwrite: also replace outputs that are there.
+        num_workers: processes.
+
+    Raises:
+        ConfigError: a train_proportion outside (0, 1].
+        DataError: nothing to convert is found, or an output cannot be written.
+    """
+    if not 0 < train_proportion <= 1:
+        raise ConfigError(f"train_proportion must be above 0 and at most 1, not {train_proportion}")
+    tree = find_raw(input_path, depth)
+    report = Report(notes=list(tree.notes))
+    for path in tree.ignored:
+        report.ignored["not a dated folder"].append(str(path))
+    jobs = _plan(tree, output_path, im_size, overwrite, report)
+    remaining = {target: len(part) for target, part in jobs.items()}
+    usable: dict[pathlib.Path, list[_Job]] = {target: [] for target in jobs}
+    with contextlib.ExitStack() as stack:
+        for target in jobs:
+            stack.callback(_remove_parts, target)
+        outcomes = completed(_convert, itertools.chain.from_iterable(jobs.values()), num_workers)
+        stack.enter_context(contextlib.closing(outcomes))
+        total = sum(remaining.values())
+        for outcome in tqdm(outcomes, desc="raw to numpy", total=total, unit="trajectory", disable=None):
+            target = outcome.job.target
+            if outcome.reason:
+                report.skipped[outcome.reason].append(outcome.detail)
+            else:
+                usable[target].append(outcome.job)
+            remaining[target] -= 1
+            if not remaining[target]:
+                _finish(target, usable.pop(target), train_proportion, seed, report)
+    return report
+
+
+def _plan(
+    tree: RawTree, output_path: pathlib.Path, im_size: int, overwrite: bool, report: Report
+) -> dict[pathlib.Path, list[_Job]]:
+    """The jobs of every task folder that is to be done, by its output folder."""
+    plan = {}
+    for kept, folders in tree.tasks.items():
+        target = output_path / kept
+        _remove_parts(target)
+        if (target / "train" / "out.npy").exists() and not overwrite:
+            report.tasks_there += 1
+            continue
+        jobs: list[_Job] = []
+        for folder in folders:
+            sources = folder.trajectories()
+            if not sources:
+                report.ignored["dated folder without raw/traj_group*/traj*"].append(str(folder.path))
+            session = f"{folder.path.parent.name}/{folder.path.name}"
+            for source in sources:
+                jobs.append(_Job(source, target, len(jobs), session, im_size, folder.date < LATENCY_FIXED))
+        if jobs:
+            plan[target] = jobs
+    return plan
+
+
+def _convert(job: _Job) -> _Outcome:
+    try:
+        trajectory = read_trajectory(job.source, job.im_size, job.latency_shift)
+    except UnusableError as error:
+        return _Outcome(job, error.reason, error.detail)
+    except OSError as error:
+        return _Outcome(job, "cannot be read", f"{error.filename or job.source}: {error.strerror}")
+    with writing(job.part):
+        job.part.parent.mkdir(parents=True, exist_ok=True)
+        numpy_format.write_part(job.part, numpy_format.to_numpy_format(trajectory))
+    return _Outcome(job)
+
+
+def _finish(target: pathlib.Path, jobs: Sequence[_Job], train_proportion: float, seed: int, report: Report) -> None:
+    """Splits the usable trajectories of one task folder and writes its files."""
+    if not jobs:
+        report.notes.append(f"no usable trajectory, nothing written: {target}")
+        return
+    sessions = collections.defaultdict(list)
+    for job in sorted(jobs, key=lambda job: job.number):
+        sessions[job.session].append(job.part)
+    train, val = split_sessions(sessions, train_proportion, seed)
+    split = {"val": val, "train": train}
+    with writing(target):
+        for name, parts in split.items():
+            if parts:
+                numpy_format.join_parts(parts, target / _PARTIAL / name)
+        # While train/out.npy is absent the task folder counts as not done: it goes first and comes last.
+        for name in ("train", "val"):
+            (target / name / "out.npy").unlink(missing_ok=True)
+        for name, parts in split.items():
+            if parts:
+                path = target / name / "out.npy"
+                path.parent.mkdir(exist_ok=True)
+                os.replace(target / _PARTIAL / name, path)
+                report.bytes_written += path.stat().st_size
+                report.converted[name] += len(parts)
+    _remove_parts(target)
+    if not val:
+        report.notes.append(f"no val/out.npy, all usable trajectories ({len(train)}) are in train: {target}")
+    report.tasks += 1
+
+
+def _remove_parts(target: pathlib.Path) -> None:
+    shutil.rmtree(target / _PARTIAL, ignore_errors=True)
+
+
+def split_sessions(sessions: Mapping[str, Sequence[T]], train_proportion: float, seed: int) -> tuple[list[T], list[T]]:
+    """Splits each session's items at random, int(n * train_proportion) of them for training; both keep their order.
+
+    A session's draw depends on `seed` and its name alone. Where one side would stay empty over all sessions, an item of
+    the other moves there: the first of val, or the last of train (unless train_proportion is 1). A single item is for
+    training.
+    """
+    train, val = [], []
+    for name, items in sessions.items():
+        digest = hashlib.sha256(name.encode()).digest()
+        rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+        chosen = set(rng.permutation(len(items))[: int(len(items) * train_proportion)].tolist())
+        for i, item in enumerate(items):
+            (train if i in chosen else val).append(item)
+    if not train:
+        train.append(val.pop(0))
+    elif not val and len(train) > 1 and train_proportion < 1:
+        val.append(train.pop())
+    return train, val
