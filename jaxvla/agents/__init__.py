@@ -1,0 +1,29 @@
+"""The methods, by the name that a configuration gives them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxvla.agents.agent import Agent
+from jaxvla.agents.gc_bc import make_gc_bc
+from jaxvla.data.schema import BatchSpec
+from jaxvla.errors import ConfigError
+
+__all__ = ["Agent", "agents", "make_agent"]
+
+agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {"gc_bc": make_gc_bc}
+
+
+def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> Agent:
+    """The agent called `name`.
+
+    Args:
+        name: a key of `agents`.
+        agent_kwargs: its settings, see the configuration dataclass of its module.
+        spec: the sizes of its batches.
+
+    Raises:
+        ConfigError: an unknown name, or settings that the agent refuses.
+    """
+    if name not in agents:
+        raise ConfigError(f"no agent named {name!r}; there are: {', '.join(agents)}")
+    return agents[name](agent_kwargs, spec)

@@ -1,0 +1,57 @@
+"""What every method offers. Training, evaluation and serving know agents by this alone."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, Key
+
+from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.models.module import Params
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Pure functions of pytrees. An agent owns no state and is hashable, so it can be a static argument of `jax.jit`.
+
+    Axis letters as in `jaxvla.data.schema`. Observations, goals and actions are normalized, images uint8.
+    """
+
+    @property
+    def spec(self) -> BatchSpec:
+        """The sizes of the batches that it takes."""
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """The top-level keys of a batch that it needs; the loader makes no others."""
+
+    def init(self, rng: Key[Array, ""]) -> Params:
+        """Draws the parameters: a nested dict with str keys and float32 leaves. Works under jit and eval_shape."""
+
+    def loss(
+        self, params: Params, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The loss to minimise and metrics to log, in training mode: `rng` draws dropout and noise."""
+
+    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+        """Validation metrics of each example, without dropout; at least "mse", of the action that a robot would get.
+
+        mse is the squared error summed over d and averaged over the slots inside the trajectory.
+        """
+
+    def act(
+        self,
+        params: Params,
+        observations: Mapping[str, Any],
+        task: Mapping[str, Any],
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "b a d"]:
+        """Normalized action chunks for observations [b, o, ...].
+
+        Args:
+            params: from `init` or training.
+            observations: as in a batch.
+            task: the batch keys that the agent is conditioned on, such as {"goals": ...}.
+            rng: draws an action; None for the most likely one.
+            temperature: multiplies the standard deviation of the draw.
+        """

@@ -1,0 +1,222 @@
+"""Image augmentation on device: uint8 batches in, uint8 batches out.
+
+The operations are those of bridge_data_v2, with the pixel arithmetic of tf.image. Two things differ on purpose: every
+parameter is drawn independently (the original draws scale, ratio and offsets of a crop, and all operations, from one
+seed, which correlates them fully), and pixels are rounded, not truncated, to uint8.
+
+Axis letters: b batch, c colour, o frames of a history, h height, w width, i resampled height, j resampled width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+from jaxvla.errors import ConfigError
+
+_VIEWS = ("observations", "next_observations", "goals")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What is drawn for each example, and in which order it is applied.
+
+    Attributes:
+        order: names of `OPERATIONS`, each at most once; empty for no augmentation.
+        crop_scale: range of the crop's area, as a share of the image.
+        crop_ratio: range of the crop's aspect ratio (width over height), drawn log-uniformly.
+        brightness: largest shift either way, of pixels in [0, 1].
+        contrast: range of the factor on the distance from the mean colour.
+        saturation: range of the factor on the saturation.
+        hue: largest shift either way, in turns of the colour circle.
+        goals_differ: observations, next observations and goals of one example get separate draws, not the same.
+
+    Raises:
+        ConfigError: an unknown or repeated operation, or a range that is empty or leaves the possible values.
+    """
+
+    order: tuple[str, ...] = ()
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    brightness: float = 0.2
+    contrast: tuple[float, float] = (0.8, 1.2)
+    saturation: tuple[float, float] = (0.8, 1.2)
+    hue: float = 0.1
+    goals_differ: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.order:
+            if name not in OPERATIONS:
+                raise ConfigError(f"augment.order names {name!r}; the operations are {', '.join(OPERATIONS)}")
+        if len(set(self.order)) < len(self.order):
+            raise ConfigError(f"augment.order names an operation twice: {', '.join(self.order)}")
+        limits = {"crop_scale": (1e-6, 1), "crop_ratio": (1e-6, 1e6), "contrast": (0, 1e6), "saturation": (0, 1e6)}
+        for name, (lowest, highest) in limits.items():
+            low, high = getattr(self, name)
+            if not lowest <= low <= high <= highest:
+                raise ConfigError(f"augment.{name} must rise within [{lowest:g}, {highest:g}], not {low, high}")
+        for name, highest in {"brightness": 1, "hue": 0.5}.items():
+            if not 0 <= getattr(self, name) <= highest:
+                raise ConfigError(f"augment.{name} must lie in [0, {highest}], not {getattr(self, name)}")
+
+
+def augment_batch(batch: Mapping[str, Any], rng: Key[Array, ""], config: AugmentConfig) -> dict[str, Any]:
+    """Augments the images (uint8 leaves) of observations, next_observations and goals; all else passes through.
+
+    Every example and every camera has its own draws. The frames of a history share them, and so do observations,
+    next_observations and goals of one example, unless `config.goals_differ`.
+
+    Args:
+        batch: nested mapping with images uint8 [b, o, h, w, 3] in (next_)observations and [b, h, w, 3] in goals.
+        rng: a key; the same key gives the same images.
+        config: what to do.
+
+    Returns:
+        A new batch of the same shapes and dtypes.
+    """
+    if not config.order:
+        return dict(batch)
+    rngs = jax.random.split(rng, len(_VIEWS)) if config.goals_differ else [rng] * len(_VIEWS)
+    augmented = {
+        view: _augment_cameras(batch[view], view_rng, config) for view, view_rng in zip(_VIEWS, rngs) if view in batch
+    }
+    return {**batch, **augmented}
+
+
+def augment_images(
+    images: UInt8[Array, "b *o h w 3"], rng: Key[Array, ""], config: AugmentConfig
+) -> UInt8[Array, "b *o h w 3"]:
+    """Augments the images of one camera, with or without a history axis; the frames of an example share its draws."""
+    x_bohwc = images.reshape(len(images), -1, *images.shape[-3:])
+    # Colours as planes: long rows of one colour fill vector units where interleaved triples do not.
+    x = x_bohwc.transpose(0, 4, 1, 2, 3).astype(jnp.float32) / 255
+    rngs = dict(zip(OPERATIONS, jax.random.split(rng, len(OPERATIONS))))
+    for name in config.order:
+        x = jnp.clip(OPERATIONS[name](x, rngs[name], config), 0, 1)
+    return jnp.round(x * 255).astype(jnp.uint8).transpose(0, 2, 3, 4, 1).reshape(images.shape)
+
+
+def crop_and_resize(
+    x_bcohw: Float[Array, "b c o h w"],
+    top_b: Float[Array, " b"],
+    left_b: Float[Array, " b"],
+    height_b: Float[Array, " b"],
+    width_b: Float[Array, " b"],
+) -> Float[Array, "b c o h w"]:
+    """Cuts one box out of each example and scales it to the input size: tf.image.crop_and_resize, bilinear.
+
+    Args:
+        x_bcohw: images.
+        top_b, left_b, height_b, width_b: the box, in shares of the image; inside of it.
+    """
+    y_bih = _interpolation(top_b, height_b, x_bcohw.shape[-2])
+    x_bjw = _interpolation(left_b, width_b, x_bcohw.shape[-1])
+    # Two matrix products instead of a gather: accelerators gather slowly. Their fastest products keep 8 to 11 bits, too
+    # few for pixels of 8, hence the precision.
+    product = {"precision": jax.lax.Precision.HIGHEST}
+    x_bcoiw = jnp.einsum("bih,bcohw->bcoiw", y_bih, x_bcohw, **product)
+    return jnp.einsum("bjw,bcoiw->bcoij", x_bjw, x_bcoiw, **product)
+
+
+def adjust_contrast(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
+    """Scales the distance of each pixel from its frame's mean colour: tf.image.adjust_contrast."""
+    mean = x_bcohw.mean((-2, -1), keepdims=True)
+    return (x_bcohw - mean) * _column(factor_b) + mean
+
+
+def adjust_saturation(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
+    """Scales the HSV saturation, up to 1, at constant hue and value: tf.image.adjust_saturation."""
+    value = x_bcohw.max(1, keepdims=True)
+    chroma = value - x_bcohw.min(1, keepdims=True)
+    # Saturation is chroma / value, so it reaches 1 where the factor is value / chroma.
+    factor = jnp.minimum(_column(factor_b), value / jnp.where(chroma == 0, 1, chroma))
+    return value - (value - x_bcohw) * factor
+
+
+def adjust_hue(x_bcohw: Float[Array, "b c o h w"], turns_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
+    """Turns the HSV hue at constant saturation and value: tf.image.adjust_hue. One turn is the full colour circle."""
+    red, green, blue = x_bcohw[:, 0], x_bcohw[:, 1], x_bcohw[:, 2]
+    value = x_bcohw.max(1)
+    chroma = value - x_bcohw.min(1)
+    per_chroma = 1 / jnp.where(chroma == 0, 1, chroma)
+    sector = jnp.where(
+        value == red,
+        (green - blue) * per_chroma,
+        jnp.where(value == green, (blue - red) * per_chroma + 2, (red - green) * per_chroma + 4),
+    )
+    sector += 6 * turns_b[:, None, None, None]
+
+    def colour(offset: int) -> Array:
+        k = sector + offset
+        k -= 6 * jnp.floor(k / 6)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    return jnp.stack([colour(5), colour(3), colour(1)], 1)
+
+
+def _augment_cameras(views: Mapping[str, Any], rng: Key[Array, ""], config: AugmentConfig) -> dict[str, Any]:
+    cameras = sorted(name for name, leaf in views.items() if leaf.dtype == jnp.uint8)
+    rngs = jax.random.split(rng, len(cameras))
+    return {**views, **{name: augment_images(views[name], key, config) for name, key in zip(cameras, rngs)}}
+
+
+def _random_resized_crop(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
+    scale_rng, ratio_rng, top_rng, left_rng = jax.random.split(rng, 4)
+    batch = len(x_bcohw)
+    scale_b = _uniform(scale_rng, batch, *config.crop_scale)
+    ratio_b = jnp.exp(_uniform(ratio_rng, batch, *map(math.log, config.crop_ratio)))
+    height_b = jnp.minimum(jnp.sqrt(scale_b / ratio_b), 1)
+    width_b = jnp.minimum(jnp.sqrt(scale_b * ratio_b), 1)
+    top_b = _uniform(top_rng, batch, 0.0, 1.0) * (1 - height_b)
+    left_b = _uniform(left_rng, batch, 0.0, 1.0) * (1 - width_b)
+    return crop_and_resize(x_bcohw, top_b, left_b, height_b, width_b)
+
+
+def _brightness(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
+    return x_bcohw + _column(_uniform(rng, len(x_bcohw), -config.brightness, config.brightness))
+
+
+def _contrast(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
+    return adjust_contrast(x_bcohw, _uniform(rng, len(x_bcohw), *config.contrast))
+
+
+def _saturation(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
+    return adjust_saturation(x_bcohw, _uniform(rng, len(x_bcohw), *config.saturation))
+
+
+def _hue(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
+    return adjust_hue(x_bcohw, _uniform(rng, len(x_bcohw), -config.hue, config.hue))
+
+
+def _random_flip_left_right(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
+    flipped_b = jax.random.bernoulli(rng, shape=(len(x_bcohw),))
+    return jnp.where(_column(flipped_b), x_bcohw[..., ::-1], x_bcohw)
+
+
+# Each maps (images float32 [b, c, o, h, w] in [0, 1], key, config) to images; the result is clipped by the caller.
+OPERATIONS: dict[str, Callable[[Array, Array, AugmentConfig], Array]] = {
+    "random_resized_crop": _random_resized_crop,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "hue": _hue,
+    "random_flip_left_right": _random_flip_left_right,
+}
+
+
+def _interpolation(start_b: Array, length_b: Array, size: int) -> Array:
+    """Bilinear weights [b, size out, size in] of `size` points spread over the span, its ends included."""
+    points = (start_b[:, None] + length_b[:, None] * jnp.linspace(0, 1, size)) * (size - 1)
+    return jnp.maximum(1 - jnp.abs(points[:, :, None] - jnp.arange(size)), 0)
+
+
+def _uniform(rng: Array, batch: int, low: float, high: float) -> Array:
+    return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
+
+
+def _column(x_b: Array) -> Array:
+    return x_b[:, None, None, None, None]
