@@ -1,0 +1,239 @@
+"""Saving a run, and going on from what was saved. The layout of a checkpoint is in jaxvla/checkpoint.py."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from jaxvla.checkpoint import (
+    ARRAY_ITEMS,
+    FOLDER,
+    JSON_ITEMS,
+    Assets,
+    first_line,
+    read_assets,
+    read_json,
+    restore,
+    saved_steps,
+)
+from jaxvla.errors import CheckpointError
+from jaxvla.training.config import CheckpointConfig
+from jaxvla.training.state import TrainState
+
+# What a resumed run may change; anything else would make it a run of another kind.
+_FREE_KEYS = (
+    "version",
+    "train_config.num_steps",
+    "train_config.log_interval",
+    "train_config.eval_interval",
+    "train_config.eval_batches",
+    "train_config.save_interval",
+    "train_config.save_dir",
+    "train_config.resume_path",
+    "train_config.data_path",
+    "train_config.data.num_threads",
+    "train_config.data.prefetch",
+    "train_config.wandb.",
+    "train_config.checkpoint.",
+    "train_config.mesh.",
+    "data_config.data_path",
+)
+_ABSENT = "absent"
+
+
+class Checkpointer:
+    """Writes the checkpoints of a run, in the background; a context manager, which waits for the last one.
+
+    Every process takes part. A checkpoint appears under its name only when it is complete, and old ones are removed
+    only after that, so a kill or a full disk costs no earlier checkpoint.
+
+    Args:
+        run: the run folder.
+        config: which checkpoints stay.
+        assets: saved with every checkpoint.
+
+    Raises:
+        CheckpointError: the folder cannot be made.
+    """
+
+    def __init__(self, run: pathlib.Path, config: CheckpointConfig, assets: Assets) -> None:
+        self._run = run
+        self._assets = assets.to_json()
+
+        def score(metrics: Mapping[str, float]) -> float:
+            return metrics[config.best_metric]
+
+        best = BestN(get_metric_fn=score, reverse=True, n=config.keep_best, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy([LatestN(config.keep_last), best]),
+            # The policy decides; but without best_fn Orbax would not store the metrics that it decides by.
+            best_fn=score,
+            best_mode="min",
+            cleanup_tmp_directories=True,
+        )
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for item in ARRAY_ITEMS:
+            registry.add(item, ocp.args.StandardSave, ocp.StandardCheckpointHandler())
+        for item in JSON_ITEMS:
+            registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler(f"{item}.json"))
+        folder = (run / FOLDER).absolute()
+        try:
+            self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=registry)
+        except OSError as error:
+            raise CheckpointError(f"cannot write checkpoints to {folder}: {first_line(error)}") from error
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+
+    def save(self, state: TrainState, iterator_state: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
+        """Copies `state` to the host and starts to write it; returns once the state may be donated.
+
+        Args:
+            state: goes under the name of its step.
+            iterator_state: this process's data position; the next batch is that of the next step.
+            metrics: of the validation at this step, None if there was none.
+
+        Raises:
+            CheckpointError: this or the previous save failed.
+        """
+        train = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            train=ocp.args.StandardSave(train),
+            data=ocp.args.JsonSave(_gather(iterator_state)),
+            assets=ocp.args.JsonSave(self._assets),
+        )
+        try:
+            self._manager.save(int(state.step), args=items, metrics=None if metrics is None else dict(metrics))
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from error
+
+    def check(self) -> None:
+        """Raises CheckpointError if the save in the background has failed; does not wait for one that runs."""
+        if not self._manager.is_saving_in_progress():
+            self._wait()
+
+    def close(self) -> None:
+        """Waits for the save in the background.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        try:
+            self._wait()
+        finally:
+            self._manager.close()
+            logging.getLogger("absl").removeFilter(_not_from_orbax)
+
+    def _wait(self) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        steps = saved_steps(self._run)
+        kept = f"the checkpoints of steps {', '.join(map(str, steps))} are whole" if steps else "no checkpoint was kept"
+        where = f"cannot write a checkpoint to {self._run / FOLDER}: {_cause(error)}"
+        return CheckpointError(f"{where}; {kept}; make room or mend the path, then resume")
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def resume(folder: pathlib.Path, assets: Assets, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """The state that a checkpoint holds, and this process's data position in it.
+
+    Args:
+        folder: of one checkpoint.
+        assets: of the run that goes on; must agree with the saved ones but for keys that may change.
+        abstract: shapes and shardings wanted, on any topology (`abstract_state`).
+
+    Raises:
+        CheckpointError: the configuration differs, the checkpoint cannot be read, or it was written by another number
+            of processes with different data positions.
+    """
+    differences = config_differences(read_assets(folder).to_json(), assets.to_json())
+    if differences:
+        raise CheckpointError(
+            f"{folder} is of another configuration: {'; '.join(differences)}; undo these changes, or start a new run"
+        )
+    state = restore_state(folder, abstract)
+    positions = read_json(folder, "data")
+    if len(positions) == jax.process_count():
+        return state, positions[jax.process_index()]
+    if any(position != positions[0] for position in positions):
+        raise CheckpointError(
+            f"{folder} holds {len(positions)} different data positions; resume it with {len(positions)} processes, "
+            f"not {jax.process_count()}"
+        )
+    return state, positions[0]
+
+
+def restore_state(folder: pathlib.Path, abstract: TrainState) -> TrainState:
+    """Reads a state straight into the shardings of `abstract`, which need not be those that it was saved from.
+
+    Raises:
+        CheckpointError: it does not fit, or cannot be read.
+    """
+    train = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
+    items = restore(folder, {"params": abstract.params, "train": train})
+    return TrainState(items["train"]["step"], items["params"], items["train"]["opt_state"], items["train"]["rng"])
+
+
+def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW"."""
+    old, new = _flatten(saved), _flatten(new)
+    pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in sorted(old.keys() | new.keys())}
+    return [
+        f"{key}: {_short(before)} -> {_short(after)}"
+        for key, (before, after) in pairs.items()
+        if before != after and not _may_change(key)
+    ]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in _FREE_KEYS)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _gather(value: Mapping[str, Any]) -> list[Any]:
+    """The JSON value of every process, in their order, on every process."""
+    if jax.process_count() == 1:
+        return [dict(value)]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(data)))
+    padded = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(padded, sizes)]
+
+
+def _cause(error: Exception) -> str:
+    """The reason that the system gave, without the file names that Orbax and TensorStore wrap around it."""
+    return str(error).strip().splitlines()[0].rsplit(": ", 1)[-1].split(" [")[0]
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs: several tracebacks for each failed write, which one CheckpointError reports here."""
+    return "/orbax/" not in record.pathname

@@ -1,0 +1,123 @@
+"""The training configuration, read once from configs/train_config.py."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxvla.errors import ConfigError
+from jaxvla.ops.augmentation import AugmentConfig
+from jaxvla.parallel.mesh import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with a warmup-cosine learning rate; the zeros switch parts of it off.
+
+    Attributes:
+        learning_rate: the peak.
+        warmup_steps: linear from 0 to the peak.
+        decay_steps: the step at which the cosine reaches 0; 0 for a constant rate after the warmup.
+        weight_decay: of kernels, decoupled (AdamW); 0 for plain Adam.
+        clip_norm: largest global norm of the gradient; 0 for no clipping.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = "config.optimizer"
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"{where}.learning_rate must be positive, not {self.learning_rate}")
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"{where}.{name} must be 0 or more, not {value}")
+        if 0 < self.decay_steps <= self.warmup_steps:
+            raise ConfigError(
+                f"{where}.decay_steps ({self.decay_steps}) must lie after warmup_steps ({self.warmup_steps}), or be 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints stay.
+
+    Attributes:
+        keep_last: the latest n.
+        keep_best: and the best n of those that were saved at a validation.
+        best_metric: name of the validation metric that ranks them; the lower the better.
+    """
+
+    keep_last: int = 3
+    keep_best: int = 1
+    best_metric: str = "mse"
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1:
+            raise ConfigError(f"config.checkpoint.keep_last must be at least 1, not {self.keep_last}")
+        if self.keep_best < 0:
+            raise ConfigError(f"config.checkpoint.keep_best must be 0 or more, not {self.keep_best}")
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, beside metrics.jsonl and TensorBoard; `entity` may be empty."""
+
+    enabled: bool = False
+    project: str = "jaxvla"
+    entity: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The keys of configs/train_config.py but `data` and `data_path`, which the experiment reads for the loader.
+
+    Attributes:
+        agent: name of the method.
+        agent_kwargs: its keyword arguments, checked by the agent.
+        batch_size: rows of a global batch, over all processes.
+        num_steps: the run ends after so many.
+        log_interval: steps between two log lines.
+        eval_interval: steps between two passes over the validation data.
+        save_interval: steps between two checkpoints.
+        augment: image augmentation inside the step.
+        optimizer: see `OptimizerConfig`.
+        eval_batches: batches of a validation pass; 0 for the whole split.
+        seed: of initial parameters, data order, augmentation and noise.
+        save_dir: the folder of all runs.
+        resume_path: a run folder, to go on in it from its latest checkpoint; or the folder of one checkpoint, to go on
+            from it in a new run; or empty.
+        mesh: see `MeshConfig`.
+        checkpoint: see `CheckpointConfig`.
+        wandb: see `WandbConfig`.
+    """
+
+    agent: str
+    agent_kwargs: Mapping[str, Any]
+    batch_size: int
+    num_steps: int
+    log_interval: int
+    eval_interval: int
+    save_interval: int
+    augment: AugmentConfig
+    optimizer: OptimizerConfig
+    eval_batches: int = 0
+    seed: int = 0
+    save_dir: str = "runs"
+    resume_path: str = ""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_steps", "log_interval", "eval_interval", "save_interval"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"config.{name} must be at least 1, not {getattr(self, name)}")
+        if self.eval_batches < 0:
+            raise ConfigError(f"config.eval_batches must be 0 (all) or more, not {self.eval_batches}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"config.seed must be 0 to 2**32 - 1, not {self.seed}")

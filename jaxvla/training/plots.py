@@ -1,0 +1,82 @@
+"""Pictures of a run: loss curves, and predicted against true actions. Matplotlib loads only when one is drawn."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TRAINING, _VALIDATION, _BASELINE = "#4477aa", "#cc3311", "#777777"
+
+
+def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") -> None:
+    """Draws the training loss, and beside it a validation metric with its training value and mean-action baseline.
+
+    Args:
+        metrics: a metrics.jsonl.
+        path: the PNG to write.
+        metric: name of the validation metric.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _curve(left, rows, "training/loss", color=_TRAINING, label="training, mean over the log interval")
+    _curve(right, rows, f"training/{metric}", color=_TRAINING, label="training (augmented, with dropout)")
+    _curve(right, rows, f"validation/{metric}", color=_VALIDATION, label="validation", marker="o", markersize=4)
+    _curve(right, rows, "validation/mse_mean_action", color=_BASELINE, label="validation, mean action", linestyle="--")
+    for axes, title in ((left, "loss"), (right, metric)):
+        axes.set(title=title, xlabel="step")
+        _tidy(axes)
+        if axes.lines:
+            axes.legend(frameon=False)
+    right.set_ylabel("of normalized actions")
+    figure.savefig(path, dpi=130)
+
+
+def plot_actions(predicted: np.ndarray, true: np.ndarray, names: Sequence[str], path: pathlib.Path) -> None:
+    """Draws predicted against true actions: one row per dimension, over the transitions and as a scatter.
+
+    Args:
+        predicted: [n, d], in robot units.
+        true: [n, d], in robot units.
+        names: of the d dimensions, with units, such as "x (m)".
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 1.7 * len(names) + 0.6), layout="constrained")
+    grid = figure.subplots(len(names), 2, squeeze=False, width_ratios=(4, 1))
+    for d, name in enumerate(names):
+        series, scatter = grid[d]
+        series.plot(true[:, d], color=_BASELINE, label="demonstrated")
+        series.plot(predicted[:, d], color=_VALIDATION, label="predicted", linewidth=1.2)
+        series.set_ylabel(name)
+        low, high = np.min([true[:, d], predicted[:, d]]), np.max([true[:, d], predicted[:, d]])
+        margin = 0.05 * (high - low) or 1e-3
+        limits = (low - margin, high + margin)
+        scatter.plot(limits, limits, color=_BASELINE, linewidth=0.8)
+        scatter.scatter(true[:, d], predicted[:, d], s=7, color=_VALIDATION, alpha=0.6, linewidths=0)
+        scatter.set(xlim=limits, ylim=limits, box_aspect=1, ylabel="predicted")
+        for axes in (series, scatter):
+            _tidy(axes)
+    grid[0, 0].legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    grid[-1, 0].set_xlabel("transition")
+    grid[-1, 1].set_xlabel("demonstrated")
+    figure.savefig(path, dpi=110)
+
+
+def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    if points:
+        axes.plot(*zip(*points), linewidth=1.4, **style)
+
+
+def _tidy(axes: "Axes") -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

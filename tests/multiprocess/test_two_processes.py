@@ -1,0 +1,67 @@
+"""Two processes of four devices each train as one process of eight does."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+from training.linear_run import metrics_of, train_linear
+
+from jaxvla.checkpoint import find_checkpoint, read_json, saved_steps
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = ROOT / "tests" / "training" / "linear_run.py"
+MESH = {"data": 2, "fsdp": 4}
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_job(**options):
+    """Runs linear_run.py in two processes; returns what they printed to stderr."""
+    port = free_port()
+    environment = os.environ | {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+    }
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, json.dumps(options | {"job": [f"127.0.0.1:{port}", 2, process]})],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    try:
+        errors = [job.communicate(timeout=120)[1] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    assert [job.returncode for job in jobs] == [0, 0], "\n".join(errors)
+    return errors
+
+
+@pytest.mark.multiprocess
+def test_a_job_of_two_is_stopped_and_one_process_goes_on(tmp_path):
+    settings = {"mesh": MESH, "log_interval": 1, "eval_interval": 3, "save_interval": 3, "num_steps": 8}
+    alone, job = tmp_path / "alone", tmp_path / "job"
+    train_linear(alone, **settings)
+    errors = start_job(run=str(job), stop=[1, 5], **settings)  # a signal to the second process stops both
+    assert "step 3/8" in errors[0]
+    assert "step 3/8" not in errors[1]
+    assert "SIGTERM" in errors[1]
+    first, last = saved_steps(job)
+    assert first == 3 < last < 8
+    assert read_json(find_checkpoint(job), "data") == [{"position": last}, {"position": last}]
+    train_linear(job, resume_path=str(job), **settings)
+    for name in ("training/loss", "validation/mse", "validation/mse_mean_action"):
+        assert metrics_of(job, name) == pytest.approx(metrics_of(alone, name), rel=1e-5)
+    assert list(metrics_of(job, "training/loss")) == [1, 2, 3, 4, 5, 6, 7, 8]

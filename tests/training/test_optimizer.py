@@ -1,0 +1,59 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxvla.training.config import OptimizerConfig
+from jaxvla.training.optimizer import make_optimizer
+
+PARAMS = {"head": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5, 3.0])}}
+GRADS = {"head": {"kernel": jnp.array([[3.0, 0.0]]), "bias": jnp.array([0.0, 4.0])}}
+
+
+def first_update(**config):
+    optimizer, _ = make_optimizer(OptimizerConfig(0.1, **config))
+    updates, _ = jax.jit(optimizer.update)(GRADS, optimizer.init(PARAMS), PARAMS)
+    return jax.tree.map(np.asarray, updates)["head"]
+
+
+def adam(gradient):
+    """The first update of Adam: both moments are the gradient's, so it is the sign, but for epsilon."""
+    return -0.1 * gradient / (np.abs(gradient) + 1e-8)
+
+
+def test_warmup_then_cosine_to_zero():
+    _, schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=10, decay_steps=50))
+    rates = jax.jit(jax.vmap(schedule))(jnp.array([0, 5, 10, 20, 30, 50, 80])).tolist()
+    cosine = [2.0 * 0.5 * (1 + math.cos(math.pi * t / 40)) for t in (0, 10, 20)]
+    assert rates == pytest.approx([0.0, 1.0, *cosine, 0.0, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(4, [0.0, 1.0, 2.0, 2.0]), (0, [2.0, 2.0, 2.0, 2.0])])
+def test_no_decay_is_constant_after_the_warmup(warmup, expected):
+    _, schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=warmup))
+    assert [float(schedule(step)) for step in (0, 2, 4, 10**6)] == pytest.approx(expected)
+
+
+def test_plain_adam_by_default():
+    update = first_update()
+    np.testing.assert_allclose(update["kernel"], adam(np.array([[3.0, 0.0]])), rtol=1e-5)
+    np.testing.assert_allclose(update["bias"], adam(np.array([0.0, 4.0])), rtol=1e-5)
+
+
+def test_weight_decay_is_of_kernels_only():
+    update = first_update(weight_decay=0.01)
+    np.testing.assert_allclose(
+        update["kernel"], adam(np.array([[3.0, 0.0]])) - 0.1 * 0.01 * PARAMS["head"]["kernel"], rtol=1e-5
+    )
+    np.testing.assert_allclose(update["bias"], adam(np.array([0.0, 4.0])), rtol=1e-5)
+
+
+def test_clipping_is_by_global_norm():
+    optimizer, _ = make_optimizer(OptimizerConfig(0.1, clip_norm=1.0))
+    _, state = jax.jit(optimizer.update)(GRADS, optimizer.init(PARAMS), PARAMS)
+    clipped = jax.tree.map(lambda mu: mu / 0.1, optax.tree.get(state, "mu"))["head"]
+    np.testing.assert_allclose(clipped["kernel"], [[3 / 5, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(clipped["bias"], [0.0, 4 / 5], rtol=1e-5)

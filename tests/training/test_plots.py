@@ -1,0 +1,49 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxvla.training.plots import plot_actions, plot_losses
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def metrics(path, baseline=True):
+    rng = np.random.default_rng(0)
+    rows = [{"step": 1, "timer/compile_s": 3.0}]
+    for step in range(50, 2001, 50):
+        value = 6 * np.exp(-step / 500) + 1.5 + 0.1 * rng.normal()
+        rows.append({"step": step, "training/loss": value / 2 + 6.4, "training/mse": value})
+        if step % 500 == 0 and baseline:
+            rows.append({"step": step, "validation/mse": value + 0.4, "validation/mse_mean_action": 6.9})
+    rows.append({"step": 2000, "validation/mse": None})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_loss_curves_show_validation(tmp_path):
+    plot_losses(metrics(tmp_path / "with.jsonl"), tmp_path / "with.png")
+    plot_losses(metrics(tmp_path / "without.jsonl", baseline=False), tmp_path / "without.png")
+    red = [(pixels(tmp_path / name) == (0xCC, 0x33, 0x11)).all(-1).sum() for name in ("with.png", "without.png")]
+    assert red[0] > 100
+    assert red[1] == 0
+
+
+def test_an_empty_run_has_a_picture_too(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    assert pixels(tmp_path / "loss.png").std() > 0
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_actions_have_a_row_per_dimension(tmp_path, dims):
+    rng = np.random.default_rng(1)
+    true = np.cumsum(rng.normal(0, 0.01, (40, dims)), axis=0)
+    true[:, 0] = 0.5  # a dimension that does not move
+    names = ["x (m)", "roll (rad)", "gripper (1 open)"][:dims]
+    plot_actions(true + rng.normal(0, 0.005, true.shape), true, names, tmp_path / "actions.png")
+    height = pixels(tmp_path / "actions.png").shape[0]
+    assert height == pytest.approx((1.7 * dims + 0.6) * 110, abs=2)
