@@ -34,7 +34,7 @@ sample: $(SAMPLE)/tfrecord/.complete
 $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
 	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw --overwrite
 	$(BIN)/python data_processing/bridgedata_raw_to_numpy.py --depth 2 --input_path $(SAMPLE)/raw \
-		--output_path $(SAMPLE)/numpy --overwrite
+		--output_path $(SAMPLE)/numpy --im_size 64 --overwrite
 	$(BIN)/python data_processing/bridgedata_numpy_to_tfrecord.py --depth 2 --input_path $(SAMPLE)/numpy \
 		--output_path $(SAMPLE)/tfrecord --overwrite
 	touch $@

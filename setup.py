@@ -18,11 +18,13 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["jaxvla", "jaxvla.*"]),
+    package_data={"jaxvla.data": ["assets/tiny_tokenizer/*"]},
     install_requires=[
         *JAX,
         "absl-py>=2.1",
         "etils>=1.9",
         "google-crc32c>=1.5",  # TFRecord checksums in C
+        "jinja2>=3.1.6",  # chat templates; older ones have sandbox escapes
         "grain>=0.2.17,<0.3",  # 0.2.17 fixed the state of iterators behind a prefetch
         "jaxtyping>=0.3.2",  # annotations only; checked under pytest
         "matplotlib>=3.9",
@@ -32,6 +34,7 @@ setup(
         "orbax-checkpoint>=0.12.4,<0.13",  # 0.12 brought preservation policies (keep the last n and the best)
         "pillow>=11",
         "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow
+        "tokenizers>=0.22,<0.24",
         "tqdm>=4.66",
     ],
     extras_require={
@@ -49,6 +52,6 @@ setup(
         ],
         "tf": ["tensorflow-cpu>=2.20,<2.22"],  # the format tests and the loader benchmark's comparison
         "wandb": ["wandb>=0.18"],
-        "dev": ["beartype>=0.20", "pytest>=8.3", "ruff>=0.12,<0.18"],
+        "dev": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12,<0.18"],
     },
 )

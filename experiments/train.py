@@ -1,0 +1,163 @@
+"""Trains a policy.
+
+    python experiments/train.py --config train_config.py:gc_bc --bridgedata_config data_config.py:bdv2_local
+
+Config files are found by path, or by bare name in configs/. Any value is overridden by its path, as in
+--config.batch_size=128 or --bridgedata_config.data_path=/data/bridge. The run folder gets the metrics, plots and
+checkpoints; --config.resume_path=RUN_FOLDER goes on where a run stopped.
+"""
+
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxvla import cli
+from jaxvla.errors import ConfigError
+
+# jax, flax, grain and orbax take seconds to import: main does it, so that --help and mistakes answer at once.
+if TYPE_CHECKING:
+    from jaxvla.data.dataset import Dataset
+    from jaxvla.training.loop import Summary
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+ACTION_NAMES = ("x (m)", "y (m)", "z (m)", "roll (rad)", "pitch (rad)", "yaw (rad)", "gripper (1 open)")
+DEBUG = {"num_steps": 4, "log_interval": 1, "eval_interval": 2, "eval_batches": 1, "save_interval": 4}
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "How to train: FILE:PRESET, such as train_config.py:gc_bc.")
+config_flags.DEFINE_config_file(
+    "bridgedata_config", None, "What to train on: FILE:PRESET, such as data_config.py:sample."
+)
+flags.DEFINE_string("name", "", "The run folder is SAVE_DIR/NAME_DATE_TIME; the agent's name where this is empty.")
+flags.DEFINE_bool(
+    "debug", False, "A rehearsal: 4 steps, one validation batch, one checkpoint, an error at the first NaN."
+)
+flags.DEFINE_string("coordinator", "", "For several processes: HOST:PORT of process 0, or 'auto' under a launcher.")
+flags.DEFINE_integer("num_processes", None, "How many processes the job has, with --coordinator=HOST:PORT.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
+
+
+def main(_: list[str]) -> None:
+    if FLAGS.config is None or FLAGS.bridgedata_config is None:
+        raise ConfigError(
+            "give both configs: --config train_config.py:gc_bc --bridgedata_config data_config.py:bdv2_local"
+        )
+    settings, source_settings = FLAGS.config.to_dict(), FLAGS.bridgedata_config.to_dict()
+    if FLAGS.debug:
+        settings |= DEBUG | {"wandb": {**settings["wandb"], "enabled": False}}
+    if settings["data_path"]:
+        source_settings["data_path"] = settings["data_path"]
+    train(settings, source_settings)
+
+
+def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
+    """One run from plain settings; see the modules that it wires together."""
+    import jax
+
+    from jaxvla.agents import make_agent
+    from jaxvla.checkpoint import Assets
+    from jaxvla.config import from_mapping
+    from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+    from jaxvla.data.loader import training_batches, validation_batches
+    from jaxvla.parallel import distributed
+    from jaxvla.parallel.feed import process_rows
+    from jaxvla.parallel.mesh import make_mesh
+    from jaxvla.parallel.sharding import batch_sharding, check_batch_size
+    from jaxvla.training import loop
+    from jaxvla.training.config import TrainConfig
+
+    distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    jax.config.update("jax_debug_nans", FLAGS.debug)
+    own = {key: value for key, value in settings.items() if key not in ("data", "data_path")}
+    config = from_mapping(TrainConfig, own, "config")
+    data_config = from_mapping(DataConfig, settings["data"], "config.data")
+    source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
+
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.batch_size, mesh)
+    training = open_dataset(source_config, data_config, "train")
+    validation = open_dataset(source_config, data_config, "val", training.statistics)
+    agent = make_agent(config.agent, config.agent_kwargs, training.spec)
+    assets = Assets(
+        agent=config.agent,
+        agent_kwargs=config.agent_kwargs,
+        spec=training.spec,
+        statistics=training.statistics,
+        action_normalization=data_config.normalization,
+        proprio_normalization=data_config.normalization,
+        action_mask=source_config.action_mask,
+        train_config=settings,
+        data_config=source_settings,
+    )
+    run = loop.run_folder(config, FLAGS.name)
+    if jax.process_index() == 0:
+        introduce(run, assets.to_json(), training, validation, mesh)
+
+    rows = process_rows(batch_sharding(mesh), config.batch_size)
+    batches = training_batches(training, config.batch_size, config.seed, agent.batch_keys, rows)
+    summary = loop.train(
+        config,
+        agent,
+        mesh,
+        batches,
+        lambda: validation_batches(validation, config.batch_size, agent.batch_keys, rows, config.eval_batches),
+        assets,
+        run,
+    )
+    batches.close()
+    if jax.process_index() == 0:
+        conclude(summary, run, validation)
+
+
+def introduce(run: pathlib.Path, assets: dict[str, Any], training: "Dataset", validation: "Dataset", mesh: Any) -> None:
+    """Says what is about to happen, and writes config.json and dataset_statistics.json to the run folder."""
+    configs = {"config": assets["train_config"], "bridgedata_config": assets["data_config"]}
+    (run / "config.json").write_text(json.dumps(configs, indent=1))
+    (run / "dataset_statistics.json").write_text(json.dumps(assets["statistics"], indent=1))
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    print(f"run folder   {run}")
+    for name, dataset in (("training", training), ("validation", validation)):
+        counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
+        print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
+    print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)
+
+
+def conclude(summary: "Summary", run: pathlib.Path, validation: "Dataset") -> None:
+    """Draws the actions of the saved policy on a validation trajectory and prints where everything is."""
+    actions_plot = run / "actions.png"
+    draw_actions(summary.checkpoint, validation, actions_plot)
+    print(f"\nstep         {summary.step}{' (interrupted)' if summary.interrupted else ''}")
+    print(f"train loss   {summary.train_loss:.4f}")
+    for name, value in summary.validation.items():
+        print(f"validation   {name} {value:.4f}")
+    if summary.mse_ratio is not None:
+        print(f"             mse is {summary.mse_ratio:.2f} of that of always predicting the mean action")
+    print(f"checkpoint   {summary.checkpoint}")
+    print(f"plots        {summary.plot}\n             {actions_plot}")
+    if summary.interrupted:
+        print(f"resume with  --config.resume_path={run}")
+
+
+def draw_actions(checkpoint: pathlib.Path, dataset: "Dataset", path: pathlib.Path) -> None:
+    """Predicted against demonstrated actions along the first trajectory, in robot units; its last frame is the goal."""
+    import numpy as np
+
+    from jaxvla.serving.policy import load_policy
+    from jaxvla.training.plots import plot_actions
+
+    policy = load_policy(checkpoint)
+    table, start = dataset.source.table(0), int(dataset.source.action_starts[0])
+    steps = range(table.num_transitions + 1)
+    frames = {camera: dataset.source.frames(0, steps, camera) for camera, _ in dataset.source.cameras}
+    views = [{camera: images[t] for camera, images in frames.items()} | {"proprio": table.proprio[t]} for t in steps]
+    predicted = np.stack([policy.act(view, views[-1])[0] for view in views[:-1]])
+    true = dataset.action_normalizer.inverse(dataset.actions[start : start + table.num_transitions])
+    names = ACTION_NAMES if true.shape[1] == len(ACTION_NAMES) else [f"action {d}" for d in range(true.shape[1])]
+    plot_actions(predicted, true, names, path)
+
+
+if __name__ == "__main__":
+    cli.run(main, ("config", "bridgedata_config"), str(CONFIGS))

@@ -1,0 +1,247 @@
+"""The main job, from TFRecords to a policy, through experiments/train.py itself."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from data.bridge_files import frame, trajectory, write
+
+from jaxvla.checkpoint import saved_steps
+from jaxvla.errors import CheckpointError, ConfigError, DataError, JaxvlaError
+from jaxvla.parallel import mesh
+from jaxvla.parallel.mesh import make_mesh
+from jaxvla.serving.policy import load_policy
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def load(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+main = load(ROOT / "experiments" / "train.py")
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS(["pytest"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for split, count in (("train", 6), ("val", 2)):
+        write(root / "task" / split / "out.tfrecord", [trajectory(i, 6, size=16) for i in range(count)])
+    return root
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """The tiny preset, shortened, on one of the simulated devices."""
+    use_devices(1, monkeypatch)
+    config = load(ROOT / "configs" / "train_config.py").get_config("gc_bc_tiny").to_dict()
+    config |= {"batch_size": 8, "num_steps": 6, "log_interval": 1, "eval_interval": 3, "save_interval": 3}
+    config["save_dir"] = str(tmp_path / "runs")
+    config["optimizer"] |= {"warmup_steps": 2, "decay_steps": 100}
+    return config
+
+
+def use_devices(count, monkeypatch):
+    monkeypatch.setattr(mesh, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:count]))
+
+
+def source(data, **changes):
+    config = load(ROOT / "configs" / "data_config.py").get_config("bdv2_local").to_dict()
+    return config | {"data_path": str(data)} | changes
+
+
+def only_run(settings):
+    (run,) = pathlib.Path(settings["save_dir"]).iterdir()
+    return run
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["training/loss"] for row in rows if "training/loss" in row}
+
+
+def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path, capsys):
+    main.train(settings, source(data))
+    run = only_run(settings)
+    for name in ("config.json", "dataset_statistics.json", "metrics.jsonl", "loss.png", "actions.png"):
+        assert (run / name).stat().st_size > 100
+    assert saved_steps(run) == [3, 6]
+    moved = tmp_path / "elsewhere"
+    run.rename(moved)
+    action = load_policy(moved).act({"images0": frame(0, 0, 16)}, {"images0": frame(0, 5, 40)})
+    assert action.shape == (1, 7)
+    statistics = json.loads((moved / "dataset_statistics.json").read_text())["actions"]
+    assert np.all(np.abs(action[0] - statistics["mean"]) < 5 * np.array(statistics["std"]) + 1e-6)
+    printed = capsys.readouterr().out
+    assert str(run / "checkpoints" / "6") in printed
+    assert "of that of always predicting the mean action" in printed
+
+
+def test_a_resumed_run_gives_the_same_losses_bit_for_bit(settings, data):
+    main.train(settings, source(data))
+    whole = losses(only_run(settings))
+    halves = settings | {"save_dir": settings["save_dir"] + "_halves", "num_steps": 3}
+    main.train(halves, source(data))
+    run = only_run(halves)
+    main.train(halves | {"num_steps": 6, "resume_path": str(run)}, source(data))
+    assert losses(run) == whole
+    assert len(whole) == 6
+
+
+def test_one_and_eight_devices_agree(settings, data, monkeypatch):
+    settings |= {"num_steps": 20, "eval_interval": 20, "save_interval": 20}
+    found = []
+    for devices in (1, 8):
+        own = settings | {"save_dir": f"{settings['save_dir']}_{devices}"}
+        use_devices(devices, monkeypatch)
+        main.train(own, source(data))
+        found.append(losses(only_run(own)))
+    assert found[0].keys() == found[1].keys() == set(range(1, 21))
+    np.testing.assert_allclose(list(found[0].values()), list(found[1].values()), rtol=1e-5)
+
+
+def test_real_frames_lower_the_loss(settings, samples, tmp_path):
+    settings |= {"num_steps": 100, "log_interval": 5, "eval_interval": 100, "save_interval": 100}
+    settings["optimizer"] |= {"warmup_steps": 5, "learning_rate": 2e-3}
+    config = load(ROOT / "configs" / "data_config.py").get_config("bridge_rlds").to_dict()
+    folder = samples / "bridge_rlds" / "bridge_dataset" / "1.0.0"
+    main.train(settings, config | {"data_path": str(folder), "image_size": (16, 16)})
+    found = list(losses(only_run(settings)).values())
+    assert np.mean(found[-4:]) < np.mean(found[:4]) - 0.3
+
+
+def broken(data, tmp_path, name):
+    """A copy of the data with one fault."""
+    root = tmp_path / name
+    good = [trajectory(i, 6, size=16) for i in range(3)]
+    bad = trajectory(9, 6, size=16)
+    if name == "nan":
+        bad["actions"][2, 1] = np.nan
+    elif name == "short":
+        bad = trajectory(9, 1, size=16)
+    write(root / "task" / "train" / "out.tfrecord", [*good, bad])
+    if name != "no_val":
+        write(root / "task" / "val" / "out.tfrecord", good)
+    if name == "truncated":
+        path = root / "task" / "train" / "out.tfrecord"
+        path.write_bytes(path.read_bytes()[:-1000])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nan", "actions that are not finite at step 2"),
+        ("short", "has 1 transitions, at least 2"),
+        ("no_val", r"no val/out\.tfrecord below"),
+        ("truncated", r"out\.tfrecord: record 3 at byte \d+ needs"),
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_no_run(settings, data, tmp_path, name, message):
+    with pytest.raises(DataError, match=message) as error:
+        main.train(settings, source(broken(data, tmp_path, name)))
+    assert "\n" not in str(error.value)
+    assert not pathlib.Path(settings["save_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "source_changes", "message"),
+    [
+        ({}, {"data_path": "/nowhere/at/all"}, "no data folder /nowhere/at/all"),
+        ({}, {"include": (("nothing/?*",),)}, r"include pattern 'nothing/\?\*' matches no"),
+        ({}, {"image_sise": (3, 3)}, r"bridgedata_config\.image_sise: did you mean image_size"),
+        ({"mesh": {"data": 3, "fsdp": 1, "tensor": 1}}, {}, "needs 3 devices, but there are 1"),
+        ({"num_steps": "many"}, {}, r"config\.num_steps must be int"),
+        ({"agent": "gc_cb"}, {}, "gc_cb.*gc_bc"),
+        ({"agent_kwargs": {"encoder": {"name": "resnet"}}}, {}, "resnetv1-34-bridge"),
+        ({"resume_path": "/nowhere/at/all"}, {}, "is no checkpoint"),
+        ({"checkpoint": {"best_metric": "accuracy"}}, {}, "best_metric 'accuracy'"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_no_checkpoint(settings, data, changes, source_changes, message):
+    with pytest.raises(JaxvlaError, match=message) as error:
+        main.train(settings | changes, source(data, **source_changes))
+    assert "\n" not in str(error.value)
+    assert not list(pathlib.Path(settings["save_dir"]).rglob("metrics.jsonl"))
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_one_line(settings, data, monkeypatch):
+    use_devices(8, monkeypatch)
+    with pytest.raises(ConfigError, match=r"9.*8"):
+        main.train(settings | {"batch_size": 9}, source(data))
+    assert not pathlib.Path(settings["save_dir"]).exists()
+
+
+def test_resuming_with_another_configuration_names_the_difference(settings, data):
+    settings |= {"num_steps": 1}
+    main.train(settings, source(data))
+    run = only_run(settings)
+    changed = settings | {"num_steps": 2, "resume_path": str(run), "seed": 7}
+    changed["optimizer"] = settings["optimizer"] | {"learning_rate": 0.5}
+    with pytest.raises(CheckpointError, match=r"seed: 42 -> 7") as error:
+        main.train(changed, source(data))
+    assert "optimizer.learning_rate: 0.001 -> 0.5" in str(error.value)
+    assert saved_steps(run) == [1]
+
+
+SPY = """
+import runpy, sys
+sys.path.insert(0, {fake!r})
+sys.argv = {argv!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as error:
+    assert (error.code or 0) == {code}, error.code
+for package in {absent!r}:
+    assert package not in sys.modules, package
+"""
+
+
+def spy(tmp_path, arguments, absent, code=0):
+    """Runs the main in a process where tensorflow could be imported, and checks that some packages were not."""
+    fake = tmp_path / "fake"
+    (fake / "tensorflow").mkdir(parents=True)
+    (fake / "tensorflow" / "__init__.py").write_text("")
+    argv = [str(ROOT / "experiments" / "train.py"), *arguments]
+    script = SPY.format(fake=str(fake), argv=argv, absent=absent, code=code)
+    cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=cache)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_training_from_tfrecords_never_imports_tensorflow(data, tmp_path):
+    arguments = [
+        "--config=experiments/configs/train_config.py:gc_bc_tiny",
+        "--bridgedata_config=data_config.py:bdv2_local",
+        f"--config.data_path={data}",
+        "--config.batch_size=8",
+        "--name=spied",
+        "--debug",
+    ]
+    done = spy(tmp_path, arguments, ["tensorflow", "torch", "wandb"])
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("spied_")
+    assert saved_steps(run) == [4]
+    assert str(run) in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_help_needs_no_heavy_import(tmp_path):
+    done = spy(tmp_path, ["--help"], ["tensorflow", "jax", "grain", "orbax", "flax"], code=1)  # absl's own code
+    for flag in ("--config", "--bridgedata_config", "--name", "--[no]debug", "resume_path"):
+        assert flag in done.stdout
