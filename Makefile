@@ -42,7 +42,7 @@ $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
 test: $(TEST_MARK)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -n auto -m "not parity"
 
 parity: $(PARITY_MARK)
 	$(BIN)/python -m pytest -m parity

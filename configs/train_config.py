@@ -71,6 +71,7 @@ def _gc_bc() -> dict:
             "hidden_dims": (256, 256, 256),
             "dropout_rate": 0.1,
             "policy": {"std": "fixed", "fixed_std": 1.0, "tanh": False},
+            "dtype": "float32",
         },
     }
 
@@ -78,13 +79,13 @@ def _gc_bc() -> dict:
 def _gc_bc_tiny() -> dict:
     config = _gc_bc() | {
         "batch_size": 64,
-        "num_steps": 2000,
-        "log_interval": 50,
-        "eval_interval": 500,
-        "save_interval": 500,
+        "num_steps": 1200,
+        "log_interval": 100,
+        "eval_interval": 300,
+        "save_interval": 300,
     }
     config["agent_kwargs"]["encoder"]["name"] = "resnetv1-tiny"
-    config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 2000}
+    config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 1200}
     return config
 
 
