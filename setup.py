@@ -29,11 +29,11 @@ setup(
         "jaxtyping>=0.3.2",  # annotations only; checked under pytest
         "matplotlib>=3.9",
         "ml-collections>=1.0",
+        "ml-dtypes>=0.5",  # bfloat16 in weight files
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.12.4,<0.13",  # 0.12 brought preservation policies (keep the last n and the best)
         "pillow>=11",
-        "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow
         "tokenizers>=0.22,<0.24",
         "tqdm>=4.66",
     ],

@@ -113,10 +113,11 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
 
 
 def introduce(run: pathlib.Path, assets: dict[str, Any], training: "Dataset", validation: "Dataset", mesh: Any) -> None:
-    """Says what is about to happen, and writes config.json and dataset_statistics.json to the run folder."""
+    """Says what is about to happen, and writes config.json and dataset_statistics.json to a new run folder."""
     configs = {"config": assets["train_config"], "bridgedata_config": assets["data_config"]}
-    (run / "config.json").write_text(json.dumps(configs, indent=1))
-    (run / "dataset_statistics.json").write_text(json.dumps(assets["statistics"], indent=1))
+    if not (run / "config.json").exists():
+        (run / "config.json").write_text(json.dumps(configs, indent=1))
+        (run / "dataset_statistics.json").write_text(json.dumps(assets["statistics"], indent=1))
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"run folder   {run}")
     for name, dataset in (("training", training), ("validation", validation)):
