@@ -4,7 +4,8 @@ The operations are those of bridge_data_v2, with the pixel arithmetic of tf.imag
 parameter is drawn independently (the original draws scale, ratio and offsets of a crop, and all operations, from one
 seed, which correlates them fully), and pixels are rounded, not truncated, to uint8.
 
-Axis letters: b batch, c colour, o frames of a history, h height, w width, i resampled height, j resampled width.
+Axis letters: b batch, c colour, o frames of a history, h height, w width, i resampled height, j resampled width,
+k draws.
 """
 
 import dataclasses
@@ -94,9 +95,10 @@ def augment_images(
     x_bohwc = images.reshape(len(images), -1, *images.shape[-3:])
     # Colours as planes: long rows of one colour fill vector units where interleaved triples do not.
     x = x_bohwc.transpose(0, 4, 1, 2, 3).astype(jnp.float32) / 255
-    rngs = dict(zip(OPERATIONS, jax.random.split(rng, len(OPERATIONS))))
+    # One call draws for all operations: each call of the generator takes as long to compile as a convolution.
+    draws = dict(zip(OPERATIONS, jax.random.uniform(rng, (len(OPERATIONS), _MAX_DRAWS, len(x)))))
     for name in config.order:
-        x = jnp.clip(OPERATIONS[name](x, rngs[name], config), 0, 1)
+        x = jnp.clip(OPERATIONS[name](x, draws[name], config), 0, 1)
     return jnp.round(x * 255).astype(jnp.uint8).transpose(0, 2, 3, 4, 1).reshape(images.shape)
 
 
@@ -164,40 +166,37 @@ def _augment_cameras(views: Mapping[str, Any], rng: Key[Array, ""], config: Augm
     return {**views, **{name: augment_images(views[name], key, config) for name, key in zip(cameras, rngs)}}
 
 
-def _random_resized_crop(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
-    scale_rng, ratio_rng, top_rng, left_rng = jax.random.split(rng, 4)
-    batch = len(x_bcohw)
-    scale_b = _uniform(scale_rng, batch, *config.crop_scale)
-    ratio_b = jnp.exp(_uniform(ratio_rng, batch, *map(math.log, config.crop_ratio)))
+def _random_resized_crop(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    scale_b = _between(u_kb[0], *config.crop_scale)
+    ratio_b = jnp.exp(_between(u_kb[1], *map(math.log, config.crop_ratio)))
     height_b = jnp.minimum(jnp.sqrt(scale_b / ratio_b), 1)
     width_b = jnp.minimum(jnp.sqrt(scale_b * ratio_b), 1)
-    top_b = _uniform(top_rng, batch, 0.0, 1.0) * (1 - height_b)
-    left_b = _uniform(left_rng, batch, 0.0, 1.0) * (1 - width_b)
-    return crop_and_resize(x_bcohw, top_b, left_b, height_b, width_b)
+    return crop_and_resize(x_bcohw, u_kb[2] * (1 - height_b), u_kb[3] * (1 - width_b), height_b, width_b)
 
 
-def _brightness(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
-    return x_bcohw + _column(_uniform(rng, len(x_bcohw), -config.brightness, config.brightness))
+def _brightness(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    return x_bcohw + _column(_between(u_kb[0], -config.brightness, config.brightness))
 
 
-def _contrast(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
-    return adjust_contrast(x_bcohw, _uniform(rng, len(x_bcohw), *config.contrast))
+def _contrast(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    return adjust_contrast(x_bcohw, _between(u_kb[0], *config.contrast))
 
 
-def _saturation(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
-    return adjust_saturation(x_bcohw, _uniform(rng, len(x_bcohw), *config.saturation))
+def _saturation(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    return adjust_saturation(x_bcohw, _between(u_kb[0], *config.saturation))
 
 
-def _hue(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
-    return adjust_hue(x_bcohw, _uniform(rng, len(x_bcohw), -config.hue, config.hue))
+def _hue(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    return adjust_hue(x_bcohw, _between(u_kb[0], -config.hue, config.hue))
 
 
-def _random_flip_left_right(x_bcohw: Array, rng: Array, config: AugmentConfig) -> Array:
-    flipped_b = jax.random.bernoulli(rng, shape=(len(x_bcohw),))
-    return jnp.where(_column(flipped_b), x_bcohw[..., ::-1], x_bcohw)
+def _random_flip_left_right(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    return jnp.where(_column(u_kb[0] < 0.5), x_bcohw[..., ::-1], x_bcohw)
 
 
-# Each maps (images float32 [b, c, o, h, w] in [0, 1], key, config) to images; the result is clipped by the caller.
+# Each maps (images float32 [b, c, o, h, w] in [0, 1], draws uniform in [0, 1) [k, b], config) to images; the caller
+# clips the result. An operation takes as many of the k draws as it has parameters.
+_MAX_DRAWS = 4
 OPERATIONS: dict[str, Callable[[Array, Array, AugmentConfig], Array]] = {
     "random_resized_crop": _random_resized_crop,
     "brightness": _brightness,
@@ -214,8 +213,8 @@ def _interpolation(start_b: Array, length_b: Array, size: int) -> Array:
     return jnp.maximum(1 - jnp.abs(points[:, :, None] - jnp.arange(size)), 0)
 
 
-def _uniform(rng: Array, batch: int, low: float, high: float) -> Array:
-    return jax.random.uniform(rng, (batch,), minval=low, maxval=high)
+def _between(u_b: Array, low: float, high: float) -> Array:
+    return low + (high - low) * u_b
 
 
 def _column(x_b: Array) -> Array:
