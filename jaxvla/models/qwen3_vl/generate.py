@@ -1,0 +1,146 @@
+"""Text generation: prefill, then one jitted while loop that ends when every sample has ended."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxvla.errors import ConfigError
+from jaxvla.models.module import Params, bind, compute_dtype
+from jaxvla.models.qwen3_vl.cache import Cache, extend, start_cache
+from jaxvla.models.qwen3_vl.model import Qwen3VL
+from jaxvla.models.qwen3_vl.positions import Grids
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: when to end at the latest.
+        temperature: by which logits are divided; 0 takes the likeliest token.
+        top_p: draw from the smallest set of tokens whose probabilities sum to this; 1 for all.
+        stop_tokens: a sample ends with the first of these.
+        pad_token: what fills a sample after its end.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop_tokens: tuple[int, ...] = ()
+    pad_token: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(f"sampling needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1, not {self}")
+
+
+class Generated(NamedTuple):
+    """What was generated.
+
+    Attributes:
+        tokens_bm: the new tokens, `pad_token` after each sample's end.
+        length_b: how many there are, the stop token included.
+    """
+
+    tokens_bm: Int[Array, "b m"]
+    length_b: Int[Array, " b"]
+
+
+class _State(NamedTuple):
+    step: Int[Array, ""]
+    token_b: Int[Array, " b"]
+    finished_b: Bool[Array, " b"]
+    tokens_bm: Int[Array, "b m"]
+    cache: Cache
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "grids"))
+def generate(
+    graphdef: nnx.GraphDef,
+    params: Params,
+    tokens_bt: Int[Array, "b t"],
+    rng: Key[Array, ""],
+    *,
+    sampling: Sampling,
+    start_b: Int[Array, " b"] | None = None,
+    stop_b: Int[Array, " b"] | None = None,
+    patches_bpf: Float[Array, "b p f"] | None = None,
+    grids: Grids = (),
+) -> Generated:
+    """Continues every prompt of a batch.
+
+    Args:
+        graphdef: of a `Qwen3VL`.
+        params: matrices are cast to the compute dtype once, before the loop.
+        tokens_bt: prompts, padded on the left or on the right.
+        rng: for temperatures above 0; the same key gives the same text.
+        sampling: how tokens are chosen.
+        start_b, stop_b, patches_bpf, grids: as in `Qwen3VL.forward`.
+    """
+    model: Qwen3VL = bind(graphdef, params)
+    model = bind(graphdef, _cast_matrices(params, compute_dtype(model.config.dtype)))
+    b, t = tokens_bt.shape
+    images = None if patches_bpf is None else model.encode_images(patches_bpf, grids)
+    output, layout = model.decode_tokens(
+        tokens_bt, start_b=start_b, stop_b=stop_b, images=images, grids=grids, keep_keys=True
+    )
+    last_b = (jnp.full(b, t) if stop_b is None else stop_b) - 1
+    hidden_b1d = jnp.take_along_axis(output.hidden_btd, last_b[:, None, None], axis=1)
+
+    def choose(hidden_b1d: Array, step: Array, finished_b: Array) -> Array:
+        logits_bv = model.logits(model.text.norm(hidden_b1d))[:, 0]
+        token_b = choose_token(logits_bv, jax.random.fold_in(rng, step), sampling)
+        return jnp.where(finished_b, sampling.pad_token, token_b)
+
+    def ends(token_b: Array) -> Array:
+        return jnp.isin(token_b, jnp.array(sampling.stop_tokens, jnp.int32))
+
+    def advance(state: _State) -> _State:
+        hidden_b1d, cache = extend(model, state.cache, model.embed(state.token_b[:, None]))
+        token_b = choose(hidden_b1d, state.step, state.finished_b)
+        tokens_bm = state.tokens_bm.at[:, state.step].set(token_b)
+        return _State(state.step + 1, token_b, state.finished_b | ends(token_b), tokens_bm, cache)
+
+    def unfinished(state: _State) -> Array:
+        return (state.step < sampling.max_new_tokens) & ~state.finished_b.all()
+
+    token_b = choose(hidden_b1d, jnp.int32(0), jnp.zeros(b, bool))
+    tokens_bm = jnp.full((b, sampling.max_new_tokens), sampling.pad_token, jnp.int32).at[:, 0].set(token_b)
+    cache = start_cache(output, layout, t + sampling.max_new_tokens - 1)
+    state = jax.lax.while_loop(unfinished, advance, _State(jnp.int32(1), token_b, ends(token_b), tokens_bm, cache))
+    is_end_bm = ends(state.tokens_bm)
+    length_b = jnp.where(is_end_bm.any(1), is_end_bm.argmax(1) + 1, state.step)
+    return Generated(state.tokens_bm, length_b)
+
+
+def choose_token(logits_bv: Float[Array, "b v"], rng: Key[Array, ""], sampling: Sampling) -> Int[Array, " b"]:
+    """One token per sample."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_bv, axis=-1)
+    logits_bv = logits_bv / sampling.temperature
+    if sampling.top_p < 1:
+        sorted_bv = jnp.sort(logits_bv, axis=-1, descending=True)
+        probabilities_bv = jax.nn.softmax(sorted_bv, axis=-1)
+        # A token is kept if those before it do not yet reach top_p, so the likeliest always is.
+        kept_bv = jnp.cumsum(probabilities_bv, axis=-1) - probabilities_bv < sampling.top_p
+        least_b1 = jnp.min(jnp.where(kept_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
+        logits_bv = jnp.where(logits_bv >= least_b1, logits_bv, -jnp.inf)
+    return jax.random.categorical(rng, logits_bv, axis=-1)
+
+
+def _cast_matrices(params: Params, dtype: jnp.dtype) -> Params:
+    """Without this, each step would read float32 matrices to multiply in bfloat16."""
+
+    def cast(path: tuple, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf.astype(dtype) if name in ("kernel", "embedding") else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)

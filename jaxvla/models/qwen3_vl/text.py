@@ -1,0 +1,209 @@
+"""The text decoder: grouped-query attention with normalized queries and keys, SwiGLU, DeepStack, scanned layers."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxvla.models.module import compute_dtype
+from jaxvla.models.norms import RMSNorm
+from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
+from jaxvla.models.qwen3_vl.layers import Embedding, Linear, pin
+from jaxvla.models.stack import scan_blocks, stack_blocks
+from jaxvla.ops.attention import KeyValues, attend
+from jaxvla.ops.losses import chunked_cross_entropy
+from jaxvla.ops.rope import Rotation, multimodal_rotation, rotate
+
+
+class DeepStack(NamedTuple):
+    """Image features for the first layers: those of entry i are added to the output of layer i.
+
+    Attributes:
+        features_nbid: for n layers, i image tokens.
+        image_index_bt: which image token each token is; i where it is none.
+    """
+
+    features_nbid: Float[Array, "n b i d"]
+    image_index_bt: Int[Array, "b t"]
+
+
+class DecoderOutput(NamedTuple):
+    """What a pass through the decoder gives.
+
+    Attributes:
+        hidden_btd: the last layer's output, before the final norm.
+        keys: keys and values of these tokens, of all layers [l, b, t, k, h], ready to be the past of a later pass.
+        layers_lbtd: the output of each layer, DeepStack features included.
+    """
+
+    hidden_btd: Float[Array, "b t d"]
+    keys: KeyValues | None
+    layers_lbtd: Float[Array, "l b t d"] | None
+
+
+class Surroundings(NamedTuple):
+    """What all layers of a pass share: the rotation of the tokens, and the range of those that are no padding."""
+
+    rotation: Rotation
+    start_b: Array | None
+    stop_b: Array | None
+
+
+class TextAttention(nnx.Module):
+    """Causal attention of the tokens to themselves and to what came before."""
+
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
+        text = config.text
+        self.head_dim = text.head_dim
+        self.implementation = config.attention
+        query_dim, key_dim = (text.head_dim * n for n in (text.num_attention_heads, text.num_key_value_heads))
+        options = {"bias": False, "dtype": compute_dtype(config.dtype), "rngs": rngs}
+        self.q_proj = Linear(text.hidden_size, query_dim, **options)
+        self.k_proj = Linear(text.hidden_size, key_dim, **options)
+        self.v_proj = Linear(text.hidden_size, key_dim, **options)
+        self.o_proj = Linear(query_dim, text.hidden_size, **options)
+        self.q_norm = RMSNorm(text.head_dim, text.rms_norm_eps)
+        self.k_norm = RMSNorm(text.head_dim, text.rms_norm_eps)
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], around: Surroundings, past: tuple[KeyValues, ...]
+    ) -> tuple[Float[Array, "b t d"], KeyValues]:
+        """The attention's output, and the tokens' own keys and values."""
+
+        def heads(x: Array) -> Array:
+            return x.reshape(*x.shape[:2], -1, self.head_dim)
+
+        q_btnh = rotate(self.q_norm(heads(self.q_proj(x_btd))), around.rotation)
+        k_btkh = rotate(self.k_norm(heads(self.k_proj(x_btd))), around.rotation)
+        own = KeyValues(k_btkh, heads(self.v_proj(x_btd)), around.start_b, around.stop_b)
+        implementation = "xla" if past and self.implementation == "cudnn" else self.implementation
+        out_btnh = attend(q_btnh, own, past, causal=True, implementation=implementation)
+        return self.o_proj(out_btnh.reshape(*x_btd.shape[:2], -1)), own
+
+
+class TextMLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
+        dims = (config.text.hidden_size, config.text.intermediate_size)
+        options = {"bias": False, "dtype": compute_dtype(config.dtype), "rngs": rngs}
+        self.gate_proj = Linear(*dims, **options)
+        self.up_proj = Linear(*dims, **options)
+        self.down_proj = Linear(*dims[::-1], **options)
+
+    def __call__(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """down(silu(gate(x)) * up(x))."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x_btd)) * self.up_proj(x_btd))
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
+        self.input_layernorm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps)
+        self.self_attn = TextAttention(config, rngs)
+        self.post_attention_layernorm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps)
+        self.mlp = TextMLP(config, rngs)
+
+    def __call__(
+        self, x_btd: Float[Array, "b t d"], around: Surroundings, past: tuple[KeyValues, ...]
+    ) -> tuple[Float[Array, "b t d"], KeyValues]:
+        """The layer's output, and the tokens' own keys and values."""
+        attended_btd, own = self.self_attn(self.input_layernorm(x_btd), around, past)
+        x_btd = x_btd + attended_btd
+        return x_btd + self.mlp(self.post_attention_layernorm(x_btd)), own
+
+
+class TextDecoder(nnx.Module):
+    """Embeddings in, hidden states out; and the tables that turn tokens to embeddings and hidden states to logits."""
+
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs, activations: jax.sharding.Sharding | None = None) -> None:
+        text, dtype = config.text, compute_dtype(config.dtype)
+        self.config = config
+        self.activations = activations
+        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, dtype=dtype, rngs=rngs)
+        self.layers = stack_blocks(lambda rngs: DecoderLayer(config, rngs), text.num_hidden_layers, rngs)
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x_btd: Float[Array, "b t d"],
+        positions_3bt: Int[Array, "3 b t"],
+        *,
+        start_b: Int[Array, " b"] | None = None,
+        stop_b: Int[Array, " b"] | None = None,
+        past: tuple[KeyValues, ...] = (),
+        deepstack: DeepStack | None = None,
+        keep_keys: bool = False,
+        keep_layers: bool = False,
+    ) -> DecoderOutput:
+        """Runs all layers over embeddings.
+
+        Args:
+            x_btd: embeddings, or any vectors in their place.
+            positions_3bt: time, row and column of each.
+            start_b: number of padding entries on the left of each sample; None for none.
+            stop_b: where the padding on the right of each sample begins; None for none.
+            past: runs of keys and values of all layers [l, b, s, k, h] that every token sees besides those up to
+                itself: a cache, a prefix, a buffer that is filled up to its `stop_b`. They are only read.
+            deepstack: image features for the first layers.
+            keep_keys: return the tokens' own keys and values.
+            keep_layers: return every layer's output.
+        """
+        rotation = multimodal_rotation(positions_3bt, self.config.text.mrope_section, self.config.text.rope_theta)
+        around = Surroundings(rotation, start_b, stop_b)
+        if deepstack is not None:
+            # A last entry of zeros, which the layers that have no features of their own add: a branch would cost more.
+            stack_nbid = jnp.pad(deepstack.features_nbid, ((0, 1), (0, 0), (0, 0), (0, 0))).astype(x_btd.dtype)
+
+        def step(layer: DecoderLayer, x_btd: Array, xs: tuple) -> tuple[Array, tuple]:
+            index, stored = xs
+            seen = tuple(run._replace(k_bskh=k, v_bskh=v) for run, (k, v) in zip(past, stored))
+            x_btd, own = layer(pin(x_btd, self.activations), around, seen)
+            if deepstack is not None:
+                features_bid = stack_nbid[jnp.minimum(index, len(stack_nbid) - 1)]
+                x_btd = x_btd + place(features_bid, deepstack.image_index_bt)
+            x_btd = pin(x_btd, self.activations)
+            return x_btd, (own[:2] if keep_keys else None, x_btd if keep_layers else None)
+
+        config = self.config
+        xs = (jnp.arange(config.text.num_hidden_layers), tuple((run.k_bskh, run.v_bskh) for run in past))
+        hidden_btd, (own, layers_lbtd) = scan_blocks(
+            self.layers, step, x_btd, xs, remat=config.remat, unroll=not config.scan_layers
+        )
+        return DecoderOutput(hidden_btd, KeyValues(*own, start_b, stop_b) if keep_keys else None, layers_lbtd)
+
+    def logits(self, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """float32 logits of hidden states that have passed the final norm."""
+        kernel, vocab_axis = self._head()
+        dimensions = (((2,), (1 - vocab_axis,)), ((), ()))
+        return jax.lax.dot_general(
+            hidden_btd, kernel.astype(hidden_btd.dtype), dimensions, preferred_element_type=jnp.float32
+        )
+
+    def token_losses(
+        self, hidden_btd: Float[Array, "b t d"], labels_bt: Int[Array, "b t"], chunk: int = 128
+    ) -> Float[Array, "b t"]:
+        """Cross entropy of each position without the logits of all, see `jaxvla.ops.losses.chunked_cross_entropy`.
+
+        Args:
+            hidden_btd: after the final norm.
+            labels_bt: what each position predicts; `IGNORE` for nothing.
+            chunk: positions per chunk.
+        """
+        kernel, vocab_axis = self._head()
+        return chunked_cross_entropy(hidden_btd, kernel, labels_bt, vocab_axis=vocab_axis, chunk=chunk)
+
+    def _head(self) -> tuple[Array, int]:
+        if self.config.tie_word_embeddings:
+            return self.embed_tokens.embedding[...], 0
+        return self.lm_head.kernel[...], 1
+
+
+def place(features_bid: Float[Array, "b i d"], index_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+    """The feature that each token asks for, zeros where its index is i or more."""
+    return jnp.take_along_axis(features_bid, index_bt[..., None], axis=1, mode="fill", fill_value=0)
