@@ -1,6 +1,6 @@
 # make train   a policy from the sample data, in minutes, on whatever this machine has
 # make test    the checks that CI runs
-# make parity  comparisons with torch and tensorflow (installs CPU builds of both)
+# make parity  comparisons with torch and transformers (installs CPU builds)
 # make lint    ruff
 # EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
 
@@ -70,6 +70,6 @@ $(TEST_MARK): setup.py | $(BIN)/uv
 
 # The plain index serves torch for CUDA, gigabytes of it. A local CPU wheel is taken where there is one.
 $(PARITY_MARK): setup.py | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,tf]' \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,tf]' 'transformers>=5.23,<5.24' \
 		$(if $(wildcard $(UV_FIND_LINKS)/torch-*+cpu*.whl),'torch==2.13.0+cpu',--torch-backend=cpu torch)
 	touch $@
