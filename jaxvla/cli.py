@@ -13,7 +13,7 @@ from jaxvla.errors import ConfigError, JaxvlaError
 
 
 def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (), config_dir: str | None = None) -> None:
-    """Parses the flags and runs `main`; a `JaxvlaError` becomes one line on stderr and exit code 1.
+    """Parses the flags and runs `main`; a `JaxvlaError` becomes one line on stderr and exit code 1, Ctrl-C code 130.
 
     Args:
         main: takes what is left of argv.
@@ -42,6 +42,9 @@ def _one_line_errors() -> Iterator[None]:
     except JaxvlaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # what a shell reports for Ctrl-C
 
 
 def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None) -> list[str]:

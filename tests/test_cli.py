@@ -59,3 +59,9 @@ def test_mistakes_give_one_line_and_exit_code_1(arguments, line, tmp_path):
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    script = "from jaxvla import cli\ndef main(_):\n    raise KeyboardInterrupt\ncli.run(main)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

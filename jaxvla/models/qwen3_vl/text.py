@@ -157,7 +157,7 @@ class TextDecoder(nnx.Module):
         rotation = multimodal_rotation(positions_3bt, self.config.text.mrope_section, self.config.text.rope_theta)
         around = Surroundings(rotation, start_b, stop_b)
         if deepstack is not None:
-            # A last entry of zeros, which the layers that have no features of their own add: a branch would cost more.
+            # All other layers add a last entry of zeros: a second scan for them would copy their parameters.
             stack_nbid = jnp.pad(deepstack.features_nbid, ((0, 1), (0, 0), (0, 0), (0, 0))).astype(x_btd.dtype)
 
         def step(layer: DecoderLayer, x_btd: Array, xs: tuple) -> tuple[Array, tuple]:
