@@ -39,6 +39,14 @@ def assert_same(run, other):
         assert metrics_of(run, name) == metrics_of(other, name)
 
 
+def handlers():
+    """What SIGINT and SIGTERM do now; a shell that starts tests in the background has SIGINT ignored."""
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+HANDLERS_BEFORE = handlers()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing happened to, and its summary."""
@@ -79,8 +87,7 @@ def test_timers_are_logged(whole):
 def test_no_thread_and_no_handler_is_left(whole):
     names = {thread.name for thread in threading.enumerate()}
     assert not names & {"DeviceFeed", "Interrupt"}
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert handlers() == HANDLERS_BEFORE
 
 
 def test_killed_and_resumed_is_as_if_never_stopped(whole, tmp_path):
