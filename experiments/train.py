@@ -103,7 +103,7 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
         agent,
         mesh,
         batches,
-        lambda: validation_batches(validation, config.batch_size, agent.batch_keys, rows, config.eval_batches),
+        lambda _: validation_batches(validation, config.batch_size, agent.batch_keys, rows, config.eval_batches),
         assets,
         run,
     )

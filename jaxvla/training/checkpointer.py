@@ -102,10 +102,9 @@ class Checkpointer:
         Raises:
             CheckpointError: this or the previous save failed.
         """
-        train = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            train=ocp.args.StandardSave(train),
+            params=ocp.args.StandardSave(state.served),
+            train=ocp.args.StandardSave(_training_only(state)),
             data=ocp.args.JsonSave(_gather(iterator_state)),
             assets=ocp.args.JsonSave(self._assets),
         )
@@ -187,9 +186,16 @@ def restore_state(folder: pathlib.Path, abstract: TrainState) -> TrainState:
     Raises:
         CheckpointError: it does not fit, or cannot be read.
     """
-    train = {"opt_state": abstract.opt_state, "step": abstract.step, "rng": abstract.rng}
-    items = restore(folder, {"params": abstract.params, "train": train})
-    return TrainState(items["train"]["step"], items["params"], items["train"]["opt_state"], items["train"]["rng"])
+    items = restore(folder, {"params": abstract.served, "train": _training_only(abstract)})
+    served, train = items["params"], items["train"]
+    params, ema = (served, None) if abstract.ema is None else (train["params"], served)
+    return TrainState(train["step"], params, train["opt_state"], train["rng"], ema)
+
+
+def _training_only(state: TrainState) -> dict[str, Any]:
+    """What serving does not read; with an average, which is what is served, also the parameters themselves."""
+    train = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
+    return train if state.ema is None else train | {"params": state.params}
 
 
 def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

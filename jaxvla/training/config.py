@@ -17,7 +17,11 @@ class OptimizerConfig:
     Attributes:
         learning_rate: the peak.
         warmup_steps: linear from 0 to the peak.
-        decay_steps: the step at which the cosine reaches 0; 0 for a constant rate after the warmup.
+        decay_steps: the step at which the cosine reaches its end; 0 for a constant rate after the warmup.
+        final_learning_rate: where the cosine ends.
+        learning_rates: path prefix of parameters, such as "backbone" or "backbone/visual", to their own peak, which
+            follows the same schedule; the longest prefix counts, and 0 freezes, without gradients or optimizer state.
+        b2: decay of the second moment.
         weight_decay: of kernels, decoupled (AdamW); 0 for plain Adam.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
     """
@@ -25,6 +29,9 @@ class OptimizerConfig:
     learning_rate: float
     warmup_steps: int = 0
     decay_steps: int = 0
+    final_learning_rate: float = 0.0
+    learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 0.0
 
@@ -32,10 +39,15 @@ class OptimizerConfig:
         where = "config.optimizer"
         if not 0 < self.learning_rate < math.inf:
             raise ConfigError(f"{where}.learning_rate must be positive, not {self.learning_rate}")
-        for name in ("warmup_steps", "decay_steps", "weight_decay", "clip_norm"):
-            value = getattr(self, name)
+        checked = ("warmup_steps", "decay_steps", "final_learning_rate", "weight_decay", "clip_norm")
+        values = {name: getattr(self, name) for name in checked}
+        for name, value in values.items() | {f"learning_rates.{k}": v for k, v in self.learning_rates.items()}.items():
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{where}.{name} must be 0 or more, not {value}")
+        if not 0 < self.b2 < 1:
+            raise ConfigError(f"{where}.b2 must lie in (0, 1), not {self.b2}")
+        if self.final_learning_rate > self.learning_rate:
+            raise ConfigError(f"{where}.final_learning_rate {self.final_learning_rate} is above the peak")
         if 0 < self.decay_steps <= self.warmup_steps:
             raise ConfigError(
                 f"{where}.decay_steps ({self.decay_steps}) must lie after warmup_steps ({self.warmup_steps}), or be 0"
@@ -87,6 +99,10 @@ class TrainConfig:
         augment: image augmentation inside the step.
         optimizer: see `OptimizerConfig`.
         eval_batches: batches of a validation pass; 0 for the whole split.
+        accumulate_steps: a batch goes through the model in so many parts, whose gradients are averaged: the step is the
+            same (where the loss is a mean over examples), at the activation memory of a part.
+        ema_decay: of the averaged parameters, which are validated, saved and served in place of the last ones; 0 for
+            none.
         seed: of initial parameters, data order, augmentation and noise.
         save_dir: the folder of all runs.
         resume_path: a run folder, to go on in it from its latest checkpoint; or the folder of one checkpoint, to go on
@@ -106,6 +122,8 @@ class TrainConfig:
     augment: AugmentConfig
     optimizer: OptimizerConfig
     eval_batches: int = 0
+    accumulate_steps: int = 1
+    ema_decay: float = 0.0
     seed: int = 0
     save_dir: str = "runs"
     resume_path: str = ""
@@ -114,10 +132,17 @@ class TrainConfig:
     wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "num_steps", "log_interval", "eval_interval", "save_interval"):
+        positive = ("batch_size", "num_steps", "log_interval", "eval_interval", "save_interval", "accumulate_steps")
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.{name} must be at least 1, not {getattr(self, name)}")
         if self.eval_batches < 0:
             raise ConfigError(f"config.eval_batches must be 0 (all) or more, not {self.eval_batches}")
+        if self.batch_size % self.accumulate_steps:
+            raise ConfigError(
+                f"config.accumulate_steps {self.accumulate_steps} does not divide batch_size {self.batch_size}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"config.ema_decay must lie in [0, 1), not {self.ema_decay}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"config.seed must be 0 to 2**32 - 1, not {self.seed}")

@@ -53,14 +53,21 @@ class Interval:
         finally:
             self._since = time.perf_counter()
 
-    def compiled(self, waited: float) -> float:
-        """Ends the first step: returns its seconds, most of them compilation, and leaves it out of the rates."""
+    @property
+    def empty(self) -> bool:
+        """Whether no step was added since the last log."""
+        return not self._metrics
+
+    def leave_out(self, waited: float) -> None:
+        """Waits for the steps so far, most of whose time was compilation, and leaves them out of the rates.
+
+        Args:
+            waited: seconds that the feed has waited for data since the run started.
+        """
         self._drain()
-        seconds = time.perf_counter() - self._since
         kept = self._metrics
         self._reset(waited)
         self._metrics = kept
-        return seconds
 
     def check_finite(self) -> None:
         """Raises TrainingError if a loss since the last log is not finite; waits for the device."""
@@ -75,7 +82,7 @@ class Interval:
     def fetch(self, waited: float) -> dict[str, float]:
         """Ends the interval: `training/*` averaged over its steps, `timer/*` per step. Waits for the device.
 
-        There is no `timer/*` where the interval holds the first step only.
+        There is no `timer/*` where all steps of the interval were left out.
 
         Args:
             waited: seconds that the feed has waited for data since the run started.

@@ -26,10 +26,10 @@ from jaxvla.training.config import TrainConfig
 from jaxvla.training.interrupt import Interrupt
 from jaxvla.training.interval import Interval
 from jaxvla.training.loggers import METRICS_FILE, Loggers
-from jaxvla.training.optimizer import make_optimizer
+from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 from jaxvla.training.plots import plot_losses
 from jaxvla.training.progress import Progress
-from jaxvla.training.state import TrainState, abstract_state, create_state, state_shardings
+from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
 from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
 from jaxvla.training.validation import evaluate
 
@@ -107,10 +107,11 @@ def train(
     agent: Agent,
     mesh: Mesh,
     batches: BatchIterator,
-    validation: Callable[[], Iterator[Batch]],
+    validation: Callable[[int], Iterator[Batch]],
     assets: Assets,
     run: pathlib.Path,
     rules: Rules = (),
+    pretrained: Pretrained | None = None,
 ) -> Summary:
     """Trains `agent` until `config.num_steps`, or until it is interrupted, and leaves a checkpoint.
 
@@ -123,27 +124,37 @@ def train(
         agent: what to train.
         mesh: from `make_mesh(config.mesh)`.
         batches: this process's rows (`process_rows(batch_sharding(mesh), config.batch_size)`) of endless training data.
-        validation: gives one pass over the validation data, rows likewise; see `validation.evaluate`.
+        validation: gives, after so many steps, one pass over the validation data, rows likewise; see
+            `validation.evaluate`.
         assets: saved with every checkpoint.
         run: the run folder, from `run_folder`.
         rules: where parameters live, see `tree_shardings`.
+        pretrained: parameters that a new run reads from files, see `create_state`.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
         CheckpointError: a checkpoint cannot be read or written.
         TrainingError: the loss is not finite, or the data ended.
     """
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
     sharding = batch_sharding(mesh)
-    optimizer, schedule = make_optimizer(config.optimizer)
-    abstract = abstract_state(agent, optimizer, mesh, rules)
+    optimizer, ema = make_optimizer(config.optimizer), config.ema_decay > 0
+    abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
+    check_learning_rates(config.optimizer, abstract.params)
     _check_best_metric(config, agent, abstract.params)
     if config.resume_path:
         state = _resume(config, batches, assets, abstract)
     else:
-        state = create_state(agent, optimizer, config.seed, mesh, rules)
-    augment = functools.partial(augment_batch, config=config.augment)
-    train_step = make_train_step(agent, optimizer, schedule, augment, state_shardings(abstract), sharding)
+        state = create_state(agent, optimizer, config.seed, mesh, rules, ema=ema, pretrained=pretrained)
+    train_step = make_train_step(
+        agent,
+        optimizer,
+        functools.partial(augment_batch, config=config.augment),
+        state_shardings(abstract),
+        sharding,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
     start = int(state.step)
     with contextlib.ExitStack() as stack:
         loop = _Loop(
@@ -177,12 +188,13 @@ def _validator(
     config: TrainConfig,
     agent: Agent,
     sharding: NamedSharding,
-    validation: Callable[[], Iterator[Batch]],
+    validation: Callable[[int], Iterator[Batch]],
     assets: Assets,
-) -> Callable[[Any], dict[str, float]]:
-    """Maps parameters to validation metrics; the baseline is the mean action of the training data."""
+) -> Callable[[Any, int], dict[str, float]]:
+    """Maps parameters and their step to validation metrics; the baseline is the mean action of the training data."""
     eval_step = make_eval_step(agent, assets.action_normalizer().forward(assets.statistics.actions.mean))
-    return lambda params: evaluate(eval_step, params, validation(), config.batch_size, sharding, config.seed)
+    size, seed = config.batch_size, config.seed
+    return lambda params, step: evaluate(eval_step, params, validation(step), size, sharding, seed)
 
 
 def _check_best_metric(config: TrainConfig, agent: Agent, params: Any) -> None:
@@ -211,7 +223,7 @@ class _Loop:
     config: TrainConfig
     state: TrainState
     train_step: TrainStep
-    validate: Callable[[Any], dict[str, float]]
+    validate: Callable[[Any, int], dict[str, float]]
     interrupt: Interrupt
     loggers: Loggers
     checkpointer: Checkpointer
@@ -221,14 +233,13 @@ class _Loop:
     train_loss: float = math.nan
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     validated_at: int = -1
+    shapes: Any = None
 
     def run(self, start: int) -> bool:
         """Takes the steps after `start`; returns whether it was asked to stop before the last one."""
         config = self.config
         for step in range(start + 1, config.num_steps + 1):
             self._step(step)
-            if step == start + 1:
-                self._report_compilation(step)
             last = step == config.num_steps
             log = last or step % config.log_interval == 0
             # The processes of a job exchange their flags, which costs a round trip, so not at every step.
@@ -250,15 +261,23 @@ class _Loop:
             raise TrainingError(
                 f"the training data ended before step {step}; a training loader must be endless"
             ) from None
+        shapes = jax.tree.map(lambda x: x.shape, batch)
+        compiles = shapes != self.shapes
+        if compiles and self.shapes is not None:
+            # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old one.
+            if not self.interval.empty:
+                self._log(step - 1)
+        self.shapes = shapes
+        started = time.perf_counter()
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.train_step(self.state, batch)
         self.interval.add(step, metrics)
+        if compiles:
+            self.interval.leave_out(self.feed.waited)
+            seconds = time.perf_counter() - started
+            self.loggers.write(step, {"timer/compile_s": seconds})
+            self.progress.say(f"step {step}, with compilation: {seconds:.1f} s")
         self.progress.advance()
-
-    def _report_compilation(self, step: int) -> None:
-        seconds = self.interval.compiled(self.feed.waited) - self.feed.waited
-        self.loggers.write(step, {"timer/compile_s": seconds})
-        self.progress.say(f"first step, with compilation: {seconds:.1f} s")
 
     def _log(self, step: int) -> None:
         values = self.interval.fetch(self.feed.waited)
@@ -270,7 +289,7 @@ class _Loop:
     def _validate(self, step: int) -> None:
         with self.interval.paused():
             start = time.perf_counter()
-            self.metrics, self.validated_at = self.validate(self.state.params), step
+            self.metrics, self.validated_at = self.validate(self.state.served, step), step
             seconds = time.perf_counter() - start
             values = {f"validation/{name}": value for name, value in self.metrics.items()}
             self.loggers.write(step, values | {"timer/validation_s": seconds})

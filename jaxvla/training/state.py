@@ -1,15 +1,20 @@
 """What training carries from step to step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from jaxvla.agents.agent import Agent
+from jaxvla.models.module import Params
 from jaxvla.parallel.sharding import Rules, tree_shardings
+from jaxvla.training.optimizer import Optimizer
+
+# Top-level modules of an agent's parameters, read from files into the shardings given for all of them.
+Pretrained = Callable[[Params], Params]
 
 # The many random draws take XLA longer to optimise than they could ever save: a third of the time to the first step.
 _RUN_ONCE = {"xla_backend_optimization_level": 0}
@@ -23,18 +28,32 @@ class TrainState:
     Attributes:
         step: int32 [], the steps taken so far.
         params: nested dict of float32 arrays.
-        opt_state: of optax.
+        opt_state: of optax, for the trained parameters.
         rng: uint32 [2], data of the random key that all steps derive from.
+        ema: running average of the parameters, nested as they are; None where none is kept.
     """
 
     step: Any
     params: Any
     opt_state: Any
     rng: Any
+    ema: Any = None
+
+    @property
+    def served(self) -> Any:
+        """The parameters to validate and to serve: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def create_state(
-    agent: Agent, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules = ()
+    agent: Agent,
+    optimizer: Optimizer,
+    seed: int,
+    mesh: Mesh,
+    rules: Rules = (),
+    *,
+    ema: bool = False,
+    pretrained: Pretrained | None = None,
 ) -> TrainState:
     """The state before the first step, initialised straight into its shards: no device ever holds a whole copy.
 
@@ -44,15 +63,36 @@ def create_state(
         seed: of the parameters and of everything random in training.
         mesh: axes ("data", "fsdp", "tensor").
         rules: parameter path to PartitionSpec, see `tree_shardings`.
+        ema: keep a running average of the parameters.
+        pretrained: parameters that are read from files; those are not drawn.
     """
-    shardings = state_shardings(abstract_state(agent, optimizer, mesh, rules))
-    initial = jax.jit(lambda: _initial(agent, optimizer, seed), out_shardings=shardings, compiler_options=_RUN_ONCE)
-    return initial()
+    shardings = state_shardings(abstract_state(agent, optimizer, mesh, rules, ema=ema))
+
+    def compiled(make: Callable[..., Any], where: Any) -> Callable[..., Any]:
+        return jax.jit(make, out_shardings=where, compiler_options=_RUN_ONCE)
+
+    if pretrained is None:
+        return compiled(lambda: _initial(agent, optimizer, seed, ema), shardings)()
+    loaded = pretrained(shardings.params)
+
+    def fresh() -> Params:
+        params = _initial_params(agent, seed)
+        return {name: part for name, part in params.items() if name not in loaded}
+
+    drawn = compiled(fresh, {name: part for name, part in shardings.params.items() if name not in loaded})()
+    params = {name: (loaded if name in loaded else drawn)[name] for name in shardings.params}
+    rest = compiled(
+        lambda params: dataclasses.replace(_state_of(params, optimizer, seed, ema), params=None),
+        dataclasses.replace(shardings, params=None),
+    )(params)
+    return dataclasses.replace(rest, params=params)
 
 
-def abstract_state(agent: Agent, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Rules = ()) -> TrainState:
+def abstract_state(
+    agent: Agent, optimizer: Optimizer, mesh: Mesh, rules: Rules = (), *, ema: bool = False
+) -> TrainState:
     """The shapes, dtypes and shardings of a state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
-    shapes = jax.eval_shape(lambda: _initial(agent, optimizer, 0))
+    shapes = jax.eval_shape(lambda: _initial(agent, optimizer, 0, ema))
     shardings = tree_shardings(shapes, mesh, rules)
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
 
@@ -62,8 +102,19 @@ def state_shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, state)
 
 
-def _initial(agent: Agent, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params_key, step_key = jax.random.split(jax.random.key(seed))
+def _initial(agent: Agent, optimizer: Optimizer, seed: int, ema: bool) -> TrainState:
+    return _state_of(_initial_params(agent, seed), optimizer, seed, ema)
+
+
+def _initial_params(agent: Agent, seed: int) -> Params:
+    params_key, _ = jax.random.split(jax.random.key(seed))
     # Weakly typed parameters (from a Python number) would come back strongly typed, and the step compile once more.
-    params = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), agent.init(params_key))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key_data(step_key))
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), agent.init(params_key))
+
+
+def _state_of(params: Params, optimizer: Optimizer, seed: int, ema: bool) -> TrainState:
+    _, step_key = jax.random.split(jax.random.key(seed))
+    trained, _ = optimizer.split(params)
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, optimizer.transform.init(trained), jax.random.key_data(step_key), average)

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Agent
 from jaxvla.data.schema import Batch
+from jaxvla.models.module import Params
+from jaxvla.models.partition import combine
+from jaxvla.training.optimizer import Optimizer
 from jaxvla.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -21,54 +24,82 @@ EvalStep = Callable[[Any, Batch, Bool[Array, " b"], Key[Array, ""]], dict[str, F
 
 def make_train_step(
     agent: Agent,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    optimizer: Optimizer,
     augment: Callable[[Batch, Key[Array, ""]], Batch] | None,
     state_shardings: TrainState,
     batch_sharding: NamedSharding,
+    *,
+    accumulate_steps: int = 1,
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """One gradient step, jitted: (state, batch) -> (state, metrics). The state that goes in is given up (donated).
 
     Random numbers depend on the state's key and step alone, so a resumed run draws the same ones.
 
     Args:
-        agent: its `loss` is minimised.
+        agent: its `loss` is minimised over the parameters that the optimizer trains.
         optimizer: from `make_optimizer`.
-        schedule: from `make_optimizer`; only reported.
         augment: (batch, rng) -> batch on device; None for none.
         state_shardings: a `TrainState` of shardings.
         batch_sharding: of every array of the batch.
+        accumulate_steps: parts that a batch is cut into, see `TrainConfig`.
+        ema_decay: of the average that the state keeps, if it keeps one.
 
     Returns:
-        A function whose metrics are the agent's, and loss, grad_norm, param_norm, update_norm and learning_rate;
-        float32 scalars on device.
+        A function whose metrics are the agent's, and loss, grad_norm, grad_norm/MODULE for each top-level module that
+        is trained, param_norm, update_norm and learning_rate; float32 scalars on device.
     """
+    by_parts = NamedSharding(batch_sharding.mesh, PartitionSpec(None, *batch_sharding.spec))
+
+    def gradients(params: Params, batch: Batch, rng: Key[Array, ""]) -> tuple[tuple, Params]:
+        trained, frozen = optimizer.split(params)
+        differentiate = jax.value_and_grad(lambda part, *args: agent.loss(combine(part, frozen), *args), has_aux=True)
+        if accumulate_steps == 1:
+            return differentiate(trained, batch, rng)
+        parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(_cut(x, accumulate_steps), by_parts), batch)
+        keys = jax.random.split(rng, accumulate_steps)
+        shapes = jax.eval_shape(differentiate, trained, jax.tree.map(lambda x: x[0], parts), rng)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(total: Any, part: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
+            values = differentiate(trained, *part)
+            return jax.tree.map(lambda x, y: x + y / accumulate_steps, total, values), None
+
+        return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         augment_key, loss_key = jax.random.split(step_key)
         if augment is not None:
             batch = augment(batch, augment_key)
-        (loss, metrics), grads = jax.value_and_grad(agent.loss, has_aux=True)(state.params, batch, loss_key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        (loss, metrics), grads = gradients(state.params, batch, loss_key)
+        trained, frozen = optimizer.split(state.params)
+        updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
+        params = combine(optax.apply_updates(trained, updates), frozen)
+        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
         metrics = metrics | {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
+            **{f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()},
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
-            "learning_rate": schedule(state.step),
+            "learning_rate": optimizer.schedule(state.step),
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, opt_state, state.rng), metrics
+        return TrainState(state.step + 1, params, opt_state, state.rng, ema), metrics
 
-    scalar = NamedSharding(batch_sharding.mesh, jax.sharding.PartitionSpec())
+    scalar = NamedSharding(batch_sharding.mesh, PartitionSpec())
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, batch_sharding),
         out_shardings=(state_shardings, scalar),
         donate_argnums=0,
     )
+
+
+def _cut(x: Array, parts: int) -> Array:
+    """[b, ...] as [parts, b / parts, ...]; every part takes rows from all over the batch, so that no row moves."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
 def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"]) -> EvalStep:

@@ -21,7 +21,7 @@ from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.state import TrainState, abstract_state, create_state
 
 AGENT = LinearAgent(SPEC)
-OPTIMIZER, _ = make_optimizer(OptimizerConfig(1e-2))
+OPTIMIZER = make_optimizer(OptimizerConfig(1e-2))
 RULES = (("head/kernel$", PartitionSpec("fsdp", "tensor")),)
 
 
@@ -60,6 +60,17 @@ def test_a_state_moves_between_topologies(tmp_path):
         assert len(kernel.addressable_shards) == count
         assert kernel.sharding.spec == PartitionSpec("fsdp", "tensor")
     jax.tree.map(np.testing.assert_array_equal, state, original)
+
+
+def test_the_average_is_what_is_served(tmp_path):
+    state = create_state(AGENT, OPTIMIZER, 5, mesh_of(1), RULES, ema=True)
+    state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x + 1, state.params))
+    with Checkpointer(tmp_path, CheckpointConfig(), make_assets()) as checkpointer:
+        checkpointer.save(state, {"position": 0}, None)
+    abstract = abstract_state(AGENT, OPTIMIZER, mesh_of(1), RULES, ema=True)
+    jax.tree.map(np.testing.assert_array_equal, restore_state(find_checkpoint(tmp_path), abstract), state)
+    served = restore(find_checkpoint(tmp_path), {"params": abstract.params})["params"]
+    jax.tree.map(np.testing.assert_array_equal, served, state.ema)
 
 
 def test_resume_gives_the_state_and_the_data_position(saved_run):
@@ -234,7 +245,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def large_state(step):
     """A state of a megabyte that does not compress."""
     params = {"head": {"kernel": jax.random.normal(jax.random.key(step), (512, 512))}}
-    return TrainState(jnp.int32(step), params, OPTIMIZER.init(params), jnp.zeros(2, jnp.uint32))
+    return TrainState(jnp.int32(step), params, OPTIMIZER.transform.init(params), jnp.zeros(2, jnp.uint32))
 
 
 def abstract_of(state):

@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def final_state(run):
-    optimizer, _ = make_optimizer(OptimizerConfig(1.0))
+    optimizer = make_optimizer(OptimizerConfig(1.0))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     return restore_state(find_checkpoint(run), abstract_state(LinearAgent(SPEC), optimizer, mesh))
 
@@ -232,3 +232,31 @@ def test_run_folders(tmp_path, whole):
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         run_folder(config(str(tmp_path)))
     assert list(tmp_path.iterdir()) == made
+
+
+class Switching(PositionalBatches):
+    """Batches that grow a column after 17 steps, as those of the next stage of a curriculum do."""
+
+    def __next__(self):
+        columns = 1 if self.position < 17 else 2
+        batch = super().__next__()
+        return batch | {"columns": np.zeros((len(batch["actions"]), columns), np.float32)}
+
+
+def test_batches_of_another_shape_compile_once_and_are_logged_apart(whole, tmp_path):
+    train_linear(tmp_path, Switching)
+    assert list(metrics_of(tmp_path, "timer/compile_s")) == [1, 18]
+    losses = metrics_of(tmp_path, "training/loss")
+    assert list(losses) == [10, 17, 20, 30, 40, 50, 60]
+    assert losses[30] == metrics_of(whole[0], "training/loss")[30]
+    assert list(metrics_of(tmp_path, "timer/step_ms")) == list(losses)
+
+
+def test_a_run_with_an_average_and_in_parts_resumes_exactly(tmp_path):
+    changes = {"accumulate_steps": 2, "ema_decay": 0.9}
+    train_linear(tmp_path / "whole", **changes)
+    train_linear(tmp_path / "half", **changes, num_steps=30)
+    train_linear(tmp_path / "half", **changes, resume_path=str(tmp_path / "half"))
+    for name in ("training/loss", "validation/mse"):
+        whole, half = metrics_of(tmp_path / "whole", name), metrics_of(tmp_path / "half", name)
+        assert whole[60] == half[60]

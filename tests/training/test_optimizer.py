@@ -6,16 +6,17 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvla.errors import ConfigError
 from jaxvla.training.config import OptimizerConfig
-from jaxvla.training.optimizer import make_optimizer
+from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 
 PARAMS = {"head": {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5, 3.0])}}
 GRADS = {"head": {"kernel": jnp.array([[3.0, 0.0]]), "bias": jnp.array([0.0, 4.0])}}
 
 
 def first_update(**config):
-    optimizer, _ = make_optimizer(OptimizerConfig(0.1, **config))
-    updates, _ = jax.jit(optimizer.update)(GRADS, optimizer.init(PARAMS), PARAMS)
+    optimizer = make_optimizer(OptimizerConfig(0.1, **config))
+    updates, _ = jax.jit(optimizer.transform.update)(GRADS, optimizer.transform.init(PARAMS), PARAMS)
     return jax.tree.map(np.asarray, updates)["head"]
 
 
@@ -25,7 +26,7 @@ def adam(gradient):
 
 
 def test_warmup_then_cosine_to_zero():
-    _, schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=10, decay_steps=50))
+    schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=10, decay_steps=50)).schedule
     rates = jax.jit(jax.vmap(schedule))(jnp.array([0, 5, 10, 20, 30, 50, 80])).tolist()
     cosine = [2.0 * 0.5 * (1 + math.cos(math.pi * t / 40)) for t in (0, 10, 20)]
     assert rates == pytest.approx([0.0, 1.0, *cosine, 0.0, 0.0], abs=1e-6)
@@ -33,7 +34,7 @@ def test_warmup_then_cosine_to_zero():
 
 @pytest.mark.parametrize(("warmup", "expected"), [(4, [0.0, 1.0, 2.0, 2.0]), (0, [2.0, 2.0, 2.0, 2.0])])
 def test_no_decay_is_constant_after_the_warmup(warmup, expected):
-    _, schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=warmup))
+    schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=warmup)).schedule
     assert [float(schedule(step)) for step in (0, 2, 4, 10**6)] == pytest.approx(expected)
 
 
@@ -52,8 +53,38 @@ def test_weight_decay_is_of_kernels_only():
 
 
 def test_clipping_is_by_global_norm():
-    optimizer, _ = make_optimizer(OptimizerConfig(0.1, clip_norm=1.0))
-    _, state = jax.jit(optimizer.update)(GRADS, optimizer.init(PARAMS), PARAMS)
+    optimizer = make_optimizer(OptimizerConfig(0.1, clip_norm=1.0))
+    _, state = jax.jit(optimizer.transform.update)(GRADS, optimizer.transform.init(PARAMS), PARAMS)
     clipped = jax.tree.map(lambda mu: mu / 0.1, optax.tree.get(state, "mu"))["head"]
     np.testing.assert_allclose(clipped["kernel"], [[3 / 5, 0.0]], rtol=1e-5)
     np.testing.assert_allclose(clipped["bias"], [0.0, 4 / 5], rtol=1e-5)
+
+
+def test_parts_have_their_own_learning_rates():
+    rates = {"head": 0.01, "head/bias": 0.05}
+    optimizer = make_optimizer(OptimizerConfig(0.1, learning_rates=rates))
+    updates, _ = jax.jit(optimizer.transform.update)(GRADS, optimizer.transform.init(PARAMS), PARAMS)
+    own = jax.tree.map(np.asarray, updates)["head"]
+    np.testing.assert_allclose(own["kernel"], 0.1 * adam(np.array([[3.0, 0.0]])), rtol=1e-5)
+    np.testing.assert_allclose(own["bias"], 0.5 * adam(np.array([0.0, 4.0])), rtol=1e-5)
+
+
+def test_a_rate_of_zero_freezes():
+    optimizer = make_optimizer(OptimizerConfig(0.1, learning_rates={"head/kernel": 0.0}))
+    trained, frozen = optimizer.split(PARAMS)
+    assert (list(trained["head"]), list(frozen["head"])) == (["bias"], ["kernel"])
+    with pytest.raises(ConfigError, match="freezes every parameter"):
+        make_optimizer(OptimizerConfig(0.1, learning_rates={"head": 0.0})).split(PARAMS)
+
+
+def test_a_rate_for_no_parameter_is_refused():
+    check_learning_rates(OptimizerConfig(0.1, learning_rates={"head": 0.5}), PARAMS)
+    for prefix in ("hea", "body", "head/kern"):
+        with pytest.raises(ConfigError, match=f"{prefix}.*begin with head"):
+            check_learning_rates(OptimizerConfig(0.1, learning_rates={prefix: 0.5}), PARAMS)
+
+
+def test_the_cosine_ends_at_the_final_rate():
+    config = OptimizerConfig(2.0, decay_steps=50, final_learning_rate=0.5)
+    schedule = make_optimizer(config).schedule
+    assert [float(schedule(step)) for step in (0, 25, 50, 80)] == pytest.approx([2.0, 1.25, 0.5, 0.5])

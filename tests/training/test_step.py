@@ -30,12 +30,15 @@ def brighten(batch, rng):
 
 
 class Setup:
-    def __init__(self, mesh, rules=(), augment=brighten, seed=3, agent=AGENT):
-        optimizer, schedule = make_optimizer(OptimizerConfig(1e-2, warmup_steps=5, clip_norm=1.0))
-        self.state = create_state(agent, optimizer, seed, mesh, rules)
+    def __init__(self, mesh, rules=(), augment=brighten, seed=3, agent=AGENT, rates=None, parts=1, ema_decay=0.0):
+        optimizer = make_optimizer(OptimizerConfig(1e-2, warmup_steps=5, clip_norm=1.0, learning_rates=rates or {}))
+        ema = ema_decay > 0
+        self.state = create_state(agent, optimizer, seed, mesh, rules, ema=ema)
         self.sharding = batch_sharding(mesh)
-        shardings = state_shardings(abstract_state(agent, optimizer, mesh, rules))
-        self.step = make_train_step(agent, optimizer, schedule, augment, shardings, self.sharding)
+        shardings = state_shardings(abstract_state(agent, optimizer, mesh, rules, ema=ema))
+        self.step = make_train_step(
+            agent, optimizer, augment, shardings, self.sharding, accumulate_steps=parts, ema_decay=ema_decay
+        )
 
     def run(self, steps):
         rows = []
@@ -170,3 +173,59 @@ def test_validation_without_examples(sizes):
     batches = (global_batch(0, size) for size in sizes)
     with pytest.raises(TrainingError, match="gave no example"):
         evaluate(make_eval_step(AGENT, MEAN), Setup(ONE).state.params, batches, 16, batch_sharding(ONE), seed=0)
+
+
+class WithoutDropout(LinearAgent):
+    def loss(self, params, batch, rng):
+        mse = self._mse(self._actions(params, self._features(batch["observations"], batch["goals"])), batch).mean()
+        return mse, {"mse": mse}
+
+
+@pytest.mark.parametrize("mesh", [ONE, EIGHT])
+def test_parts_of_a_batch_add_up_to_it(mesh):
+    whole, parts = (
+        Setup(mesh, augment=None, agent=WithoutDropout(SPEC), parts=n) for n in (1, 4 if mesh is ONE else 2)
+    )
+    for row, other in zip(whole.run(4), parts.run(4)):
+        assert row == pytest.approx(other, rel=1e-5)
+    kernels = [np.asarray(setup.state.params["head"]["kernel"]) for setup in (whole, parts)]
+    np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parameters_stay_and_carry_no_state():
+    setup = Setup(ONE, rates={"head/kernel": 0.0})
+    before = jax.device_get(setup.state.params["head"])
+    rows = setup.run(3)
+    after = jax.device_get(setup.state.params["head"])
+    np.testing.assert_array_equal(before["kernel"], after["kernel"])
+    assert (before["bias"] != after["bias"]).all()
+    assert list(optax.tree.get(setup.state.opt_state, "mu")["head"]) == ["bias"]
+    assert rows[0]["grad_norm"] == rows[0]["grad_norm/head"] > 0
+
+
+def test_the_average_follows_the_parameters():
+    setup = Setup(ONE, ema_decay=0.75)
+    expected = jax.device_get(setup.state.params["head"]["kernel"])
+    for _ in range(3):
+        setup.run(1)
+        expected = 0.75 * expected + 0.25 * jax.device_get(setup.state.params["head"]["kernel"])
+    np.testing.assert_allclose(setup.state.served["head"]["kernel"], expected, rtol=1e-6)
+    assert not np.allclose(setup.state.params["head"]["kernel"], expected, rtol=1e-6)
+
+
+def test_what_is_read_from_files_is_not_drawn():
+    class TwoModules(LinearAgent):
+        def init(self, rng):
+            return super().init(rng) | {"base": {"gain": jax.random.normal(rng, (3,))}}
+
+    def pretrained(shardings):
+        return {"base": {"gain": jax.device_put(np.arange(3.0, dtype=np.float32), shardings["base"]["gain"])}}
+
+    optimizer = make_optimizer(OptimizerConfig(1e-2))
+    agent = TwoModules(SPEC)
+    drawn = create_state(agent, optimizer, 3, ONE)
+    read = create_state(agent, optimizer, 3, ONE, pretrained=pretrained)
+    assert read.params["base"]["gain"].tolist() == [0.0, 1.0, 2.0]
+    np.testing.assert_array_equal(read.params["head"]["kernel"], drawn.params["head"]["kernel"])
+    assert jax.tree.structure(read) == jax.tree.structure(drawn)
+    assert (read.rng == drawn.rng).all()
