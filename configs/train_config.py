@@ -39,6 +39,7 @@ def _base() -> dict:
             "obs_horizon": 1,
             "action_horizon": 1,
             "normalization": "normal",
+            "image_size": (),
             "skip_unlabeled": False,
             "num_threads": 2,
             "prefetch": 4,

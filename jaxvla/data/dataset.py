@@ -17,6 +17,12 @@ from jaxvla.errors import ConfigError, DataError
 FORMATS = ("bridge_tfrecord", "rlds")
 
 
+def check_image_size(where: str, size: tuple[int, ...]) -> None:
+    """Raises ConfigError unless `size` is (height, width), or () for the size in which images come."""
+    if len(size) not in (0, 2) or any(side < 1 for side in size):
+        raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """Which files; the keys of configs/data_config.py, where they are explained."""
@@ -36,8 +42,7 @@ class SourceConfig:
             raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if not self.cameras:
             raise ConfigError(f"{where}.cameras is empty: name at least one, such as images0")
-        if len(self.image_size) not in (0, 2) or any(side < 1 for side in self.image_size):
-            raise ConfigError(f"{where}.image_size must be (height, width) or (), not {self.image_size}")
+        check_image_size(where, self.image_size)
         if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
             raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
         groups = len(self.include) if self.format == "bridge_tfrecord" else 1
@@ -56,6 +61,7 @@ class DataConfig:
     obs_horizon: int = 1
     action_horizon: int = 1
     normalization: str = "normal"
+    image_size: tuple[int, ...] = ()
     skip_unlabeled: bool = False
     num_threads: int = 2
     prefetch: int = 4
@@ -64,6 +70,7 @@ class DataConfig:
         for name in ("obs_horizon", "action_horizon", "num_threads", "prefetch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.data.{name} must be at least 1, not {getattr(self, name)}")
+        check_image_size("config.data", self.image_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,7 +138,8 @@ def open_dataset(
     """
     root = pathlib.Path(source_config.data_path).expanduser()
     groups = _find_groups(source_config, root, split)
-    source = _open_source(source_config, root, tuple(path for files in groups for path in files))
+    image_size = config.image_size or source_config.image_size
+    source = _open_source(source_config, image_size, root, tuple(path for files in groups for path in files))
     table = _transform_actions(source, config)
     if statistics is None:
         statistics = _kept_statistics(source, table, root, config.relabel_actions)
@@ -169,13 +177,15 @@ def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> list[l
     return [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
 
 
-def _open_source(config: SourceConfig, root: pathlib.Path, paths: tuple[str, ...]) -> TrajectorySource:
+def _open_source(
+    config: SourceConfig, image_size: tuple[int, ...], root: pathlib.Path, paths: tuple[str, ...]
+) -> TrajectorySource:
     if config.format == "rlds":
         reader = rlds.RLDSFormat.of(root, rlds.StepKeys())
         indices = open_indices(paths, reader.build_index, repr(reader))
     else:
         indices = open_indices(paths, bridge_tfrecord.build_index)
-    return TrajectorySource(paths, indices, tuple(config.cameras.items()), config.image_size)
+    return TrajectorySource(paths, indices, tuple(config.cameras.items()), image_size)
 
 
 def _transform_actions(source: TrajectorySource, config: DataConfig) -> np.ndarray:

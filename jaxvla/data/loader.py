@@ -9,7 +9,7 @@ bottleneck.
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -23,6 +23,31 @@ from jaxvla.errors import ConfigError
 
 _VALIDATION_SEED = 0
 _END_OF_STREAM = 1 << 40
+# Random numbers that a source of texts gets for each sample.
+TEXT_UNIFORMS = 16
+
+
+@runtime_checkable
+class TextSource(Protocol):
+    """Makes the texts of batches; picklable, and safe to call from several threads."""
+
+    def __call__(
+        self,
+        batch_index: int,
+        trajectory: np.ndarray,
+        step: np.ndarray,
+        instruction: np.ndarray,
+        uniforms: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """The value of the batch key `text`, see schema.py.
+
+        Args:
+            batch_index: of the stream.
+            trajectory: int64 [b].
+            step: int64 [b], transitions of these trajectories.
+            instruction: int32 [b], entries of the dataset's `annotations()`; -1 where unlabelled.
+            uniforms: float64 [b, n], random numbers of these samples.
+        """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,6 +61,7 @@ class BatchSource:
         keys: the top-level keys of a batch to make.
         rows: which rows of each global batch to make, such as `parallel.feed.process_rows` says.
         length: how many transitions the stream has; the last batch may be short.
+        text: makes the batch key `text`; None where it is not asked for.
     """
 
     dataset: Dataset
@@ -44,8 +70,11 @@ class BatchSource:
     keys: tuple[str, ...]
     rows: slice
     length: int
+    text: TextSource | None = None
 
     def __post_init__(self) -> None:
+        if "text" in self.keys and self.text is None:
+            raise ConfigError("batches with texts need a source of texts: pass `text`")
         unknown = set(self.keys) - set(BATCH_KEYS)
         if unknown:
             raise ConfigError(f"no batch keys {sorted(unknown)}; there are {', '.join(BATCH_KEYS)}")
@@ -68,7 +97,14 @@ class BatchSource:
         trajectory, step = self._transitions(positions)
         length = self.dataset.source.lengths[trajectory]
         goal = self.dataset.config.goal_relabeling.draw(step, length, random[:, :2])
-        return {key: self._make(key, trajectory, step, length, goal, random[:, 2]) for key in self.keys}
+        batch = {
+            key: self._make(key, trajectory, step, length, goal, random[:, 2]) for key in self.keys if key != "text"
+        }
+        if self.text is not None and "text" in self.keys:
+            shape = (self.batch_size, TEXT_UNIFORMS)
+            own = uniforms(self.order.seed, i, shape, stream=1)[self.rows][: len(positions)]
+            batch["text"] = self.text(i, trajectory, step, self._language(trajectory, random[:, 2]), own)
+        return batch
 
     def _transitions(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         group, index = self.order.at(positions)
@@ -99,6 +135,9 @@ class BatchSource:
             return np.ones(len(step), np.float32)
         if key == "goal_distances":
             return (goal - step).astype(np.int32)
+        return self._language(trajectory, u)
+
+    def _language(self, trajectory: np.ndarray, u: np.ndarray) -> np.ndarray:
         count = self._annotation_counts[trajectory]
         drawn = self._annotation_starts[trajectory] + np.floor(u * count).astype(np.int64)
         return np.where(count > 0, drawn, -1).astype(np.int32)
@@ -115,7 +154,12 @@ class BatchSource:
 
 
 def training_batches(
-    dataset: Dataset, batch_size: int, seed: int, keys: Sequence[str], rows: slice = slice(None)
+    dataset: Dataset,
+    batch_size: int,
+    seed: int,
+    keys: Sequence[str],
+    rows: slice = slice(None),
+    text: TextSource | None = None,
 ) -> grain.DatasetIterator:
     """The endless training stream.
 
@@ -123,12 +167,17 @@ def training_batches(
     `config.num_threads` threads, at most `config.prefetch` batches.
     """
     order = Order(dataset.group_sizes, dataset.weights, seed)
-    source = BatchSource(dataset, order, batch_size, tuple(keys), rows, _END_OF_STREAM)
+    source = BatchSource(dataset, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text)
     return _iterate(source, dataset.config.num_threads, dataset.config.prefetch)
 
 
 def validation_batches(
-    dataset: Dataset, batch_size: int, keys: Sequence[str], rows: slice = slice(None), max_batches: int = 0
+    dataset: Dataset,
+    batch_size: int,
+    keys: Sequence[str],
+    rows: slice = slice(None),
+    max_batches: int = 0,
+    text: TextSource | None = None,
 ) -> Iterator[Batch]:
     """One pass over the split, in a fixed random order with fixed goals; the last batch may be short.
 
@@ -138,12 +187,13 @@ def validation_batches(
         keys: as in `BatchSource`.
         rows: as in `BatchSource`.
         max_batches: stop after so many; 0 for the whole split.
+        text: as in `BatchSource`.
     """
     order = Order((dataset.num_transitions,), (1.0,), _VALIDATION_SEED)
     length = min(dataset.num_transitions, max_batches * batch_size or dataset.num_transitions)
     # The order runs through all groups as one, so that every transition counts once whatever the weights.
     whole = dataclasses.replace(dataset, group_sizes=order.sizes, weights=order.weights)
-    source = BatchSource(whole, order, batch_size, tuple(keys), rows, length)
+    source = BatchSource(whole, order, batch_size, tuple(keys), rows, length, text)
     with contextlib.closing(_iterate(source, dataset.config.num_threads, dataset.config.prefetch)) as batches:
         yield from batches
 

@@ -95,6 +95,9 @@ class Order:
         return group, permute(index, size, _keys(self.seed, 1, group, epoch))
 
 
-def uniforms(seed: int, batch_index: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The float64 random numbers in [0, 1) that belong to one batch; they depend on nothing else (Philox counters)."""
-    return np.random.Generator(np.random.Philox(key=[seed, batch_index])).random(shape)
+def uniforms(seed: int, batch_index: int, shape: tuple[int, ...], stream: int = 0) -> np.ndarray:
+    """The float64 random numbers in [0, 1) that belong to one batch; they depend on nothing else (Philox counters).
+
+    Streams of another number are independent, so that one more use of random numbers leaves the others as they are.
+    """
+    return np.random.Generator(np.random.Philox(counter=[0, 0, 0, stream], key=[seed, batch_index])).random(shape)

@@ -1,7 +1,8 @@
 """What a trajectory and a batch are: every key, shape, dtype and unit, written once.
 
 Axis letters: b batch, o observation horizon (history, oldest first), a action horizon (chunk, soonest first),
-t transition of a trajectory, h height, w width, p proprio dimension, d action dimension.
+t transition of a trajectory, h height, w width, p proprio dimension, d action dimension; in texts u prefix columns,
+k thinking slots, s suffix columns.
 
 A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transition t goes from frame t to frame t + 1.
 
@@ -21,6 +22,15 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
         goal_distances     int32 [b]           frames from the observation to the goal
         language           int32 [b]           index of the drawn annotation in the dataset's table, -1 where unlabelled
+        text               dict                what a language model reads and says, made by jaxvla.reasoning:
+            prefix         int32 [b, u]        images and instruction, padded on the left
+            prefix_start   int32 [b]           where the padding ends
+            slots          bool [b, k]         True at the thinking slots that the sample uses, the first n
+            suffix         int32 [b, s]        the end of thinking and the words, padded on the right
+            suffix_stop    int32 [b]           where the padding begins
+            labels         bool [b, s]         True at the suffix tokens that are to be learned
+            stage          int32 [b]           of the curriculum; -1 where the sample has no reasoning
+            truncated      bool [b]            True where something did not fit
 
 Proprio and actions are normalized in a batch, and in robot units in a trajectory. An agent names the top-level keys
 that it needs (`batch_keys`); the loader makes these and no others.
@@ -44,6 +54,7 @@ BATCH_KEYS = (
     "masks",
     "goal_distances",
     "language",
+    "text",
 )
 
 
@@ -63,6 +74,15 @@ class Trajectory:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """The static sizes of the texts of a batch: columns of the prefix, thinking slots, columns of the suffix."""
+
+    prefix_length: int
+    num_slots: int
+    suffix_length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchSpec:
     """The static sizes of a batch: what an agent must know of the data before it sees any."""
 
@@ -72,6 +92,7 @@ class BatchSpec:
     action_dim: int
     obs_horizon: int = 1
     action_horizon: int = 1
+    text: TextSpec | None = None
 
     def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
         """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""
@@ -93,5 +114,23 @@ class BatchSpec:
             "masks": lambda: np.ones(batch_size, np.float32),
             "goal_distances": lambda: np.ones(batch_size, np.int32),
             "language": lambda: np.full(batch_size, -1, np.int32),
+            "text": lambda: _fake_text(self.text, batch_size),
         }
         return {key: makers[key]() for key in keys}
+
+
+def _fake_text(spec: TextSpec | None, batch_size: int) -> dict[str, np.ndarray]:
+    """Texts of the right shapes, all columns in use; the tokens are those of id 0."""
+    if spec is None:
+        raise ValueError("a batch with texts needs BatchSpec.text")
+    suffix = (batch_size, spec.suffix_length)
+    return {
+        "prefix": np.zeros((batch_size, spec.prefix_length), np.int32),
+        "prefix_start": np.zeros(batch_size, np.int32),
+        "slots": np.ones((batch_size, spec.num_slots), bool),
+        "suffix": np.zeros(suffix, np.int32),
+        "suffix_stop": np.full(batch_size, spec.suffix_length, np.int32),
+        "labels": np.ones(suffix, bool),
+        "stage": np.zeros(batch_size, np.int32),
+        "truncated": np.zeros(batch_size, bool),
+    }

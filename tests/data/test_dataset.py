@@ -147,6 +147,14 @@ def test_bad_settings_are_refused(changes, message):
         SourceConfig(**values)
 
 
+def test_images_take_the_size_that_the_training_asks_for(root):
+    dataset = open_dataset(source_config(root), DataConfig(image_size=(16, 24)), "train")
+    assert dataset.spec.image_size == (16, 24)
+    assert dataset.source.frames(0, [0], "images0").shape == (1, 16, 24, 3)
+    with pytest.raises(ConfigError, match=r"config\.data\.image_size must be"):
+        DataConfig(image_size=(8,))
+
+
 def test_bad_horizons_are_refused():
     with pytest.raises(ConfigError, match=r"config\.data\.obs_horizon must be at least 1"):
         DataConfig(obs_horizon=0)

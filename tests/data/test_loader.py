@@ -7,9 +7,10 @@ from data.bridge_files import frame, write_dataset
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches, validation_batches
-from jaxvla.data.schema import BATCH_KEYS
+from jaxvla.data.schema import BATCH_KEYS as ALL_KEYS
 from jaxvla.errors import ConfigError, DataError
 
+BATCH_KEYS = tuple(key for key in ALL_KEYS if key != "text")
 LENGTHS = {"a": [5, 3, 7], "b": [4, 6]}
 
 
@@ -147,10 +148,42 @@ def test_errors_of_reading_threads_reach_the_caller(tmp_path):
 
 
 def test_no_threads_are_left_behind(root):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for _ in range(3):
         list(validation_batches(open_split(root, "val"), 4, ("actions",)))
         stream = training_batches(open_split(root), 4, 0, ("actions",))
         next(stream)
         stream.close()
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
+
+
+class Echo:
+    """Texts that say what they were asked for."""
+
+    def __call__(self, batch_index, trajectory, step, instruction, uniforms):
+        return {
+            "asked": np.stack([np.full(len(step), batch_index), trajectory, step, instruction], 1),
+            "uniforms": uniforms,
+        }
+
+
+def test_texts_are_of_the_same_samples(root):
+    dataset, keys = open_split(root), ("observations", "language", "text")
+    stream = training_batches(dataset, 8, 3, keys, text=Echo())
+    part = training_batches(dataset, 8, 3, keys, slice(2, 6), text=Echo())
+    plain = training_batches(dataset, 8, 3, keys[:2])
+    seen = []
+    for i, (batch, rows, without) in enumerate(itertools.islice(zip(stream, part, plain), 3)):
+        asked, pixels = batch["text"]["asked"], batch["observations"]["images0"][:, -1, 0, 0]
+        assert (asked[:, 0] == i).all()
+        np.testing.assert_array_equal(asked[:, 1:3], pixels[:, :2])
+        np.testing.assert_array_equal(asked[:, 3], batch["language"])
+        assert equal({key: batch[key] for key in keys[:2]}, without)
+        np.testing.assert_array_equal(batch["text"]["uniforms"][2:6], rows["text"]["uniforms"])
+        seen.append(batch["text"]["uniforms"])
+    assert len(np.unique(np.stack(seen))) == np.stack(seen).size
+
+
+def test_texts_need_a_source(root):
+    with pytest.raises(ConfigError, match="need a source of texts"):
+        next(training_batches(open_split(root), 8, 3, ("text",)))
