@@ -5,10 +5,12 @@
 Writes <output_path>/<task>/<date>/raw/traj_group{K}/traj{N}/ with obs_dict.pkl, policy_out.pkl, agent_data.pkl,
 lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on --seed, --num_trajectories and
 --image_size only. agent_data.pkl holds the task and the seed with which `jaxvla.envs.expert.demonstrate` gives the same
-episode again.
+episode again. With --annotations_path it also writes what is seen, thought and done at each step, as one JSON file in
+ECoT's layout, where the file path of a trajectory is its folder relative to <output_path>.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import itertools
@@ -22,7 +24,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import tqdm
@@ -30,8 +32,10 @@ from absl import flags
 from PIL import Image
 
 from jaxvla import cli
+from jaxvla.data.conversion.workers import replacing
 from jaxvla.envs import geometry
 from jaxvla.envs.expert import demonstrate
+from jaxvla.envs.narration import Moment, narrate, observe
 from jaxvla.envs.rendering import CAMERAS
 from jaxvla.envs.tabletop import STATE_HIGH, STATE_LOW, TabletopEnv
 from jaxvla.envs.tasks import TASKS
@@ -43,7 +47,8 @@ flags.DEFINE_integer("num_trajectories", 200, "Successful demonstrations to writ
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
 flags.DEFINE_integer("image_size", 128, "Pixels a side of the square JPEGs.", lower_bound=16)
 flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)
-flags.DEFINE_bool("overwrite", False, "Replace a dataset that this script wrote before.")
+flags.DEFINE_string("annotations_path", "", "JSON file to write the reasoning of all trajectories to; none if empty.")
+flags.DEFINE_bool("overwrite", False, "Replace a dataset that this script wrote before, and the annotations.")
 
 COLLECTED_BY = "make_sample_bridgedata.py"
 # images0 and images1 under the topics of BridgeData's fixed camera and of one of its movable ones.
@@ -67,6 +72,7 @@ class Job:
     index: int
     seed: int
     image_size: int
+    annotate: bool
 
     @property
     def dated_folder(self) -> pathlib.Path:
@@ -82,14 +88,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What came of a job."""
+    """What came of a job; `annotations` is its member of the JSON file, "" where none were asked for."""
 
     steps: int
     failures: int
     bytes: int
+    annotations: str
 
 
-def plan(root: pathlib.Path, num_trajectories: int, seed: int, image_size: int) -> list[Job]:
+def plan(root: pathlib.Path, num_trajectories: int, seed: int, image_size: int, annotate: bool = False) -> list[Job]:
     """Shares the trajectories out among the tasks, and those of a task among two dated folders or more."""
     rng = np.random.default_rng(seed)
     jobs = []
@@ -99,7 +106,7 @@ def plan(root: pathlib.Path, num_trajectories: int, seed: int, image_size: int) 
         date = FIRST_DATE
         for members in np.array_split(indices, folders) if folders else ():
             date += datetime.timedelta(days=int(rng.integers(1, 15)), seconds=int(rng.integers(60_000)))
-            jobs.extend(Job(root, task, date, n, int(i), seed, image_size) for n, i in enumerate(members))
+            jobs.extend(Job(root, task, date, n, int(i), seed, image_size, annotate) for n, i in enumerate(members))
     return jobs
 
 
@@ -108,18 +115,18 @@ def write_trajectory(job: Job) -> Written:
     env = TabletopEnv(job.image_size)
     for attempt in itertools.count():
         seed = int(np.random.SeedSequence([job.seed, job.index, attempt]).generate_state(1)[0])
-        frames, states, desired_states, decisions = [], [], [], []
+        frames, desired_states, moments = [], [], []
         for observation, decision in demonstrate(env, seed, job.task):
             frames.append(observation)
-            states.append(env.state.copy())
             desired_states.append(env.desired_state.copy())
-            decisions.append(decision)
+            moments.append(observe(env, decision))
         if env.success():
             break
     start = job.date.timestamp() + job.number * TRAJECTORY_SECONDS
-    actions = [decision.action.astype(np.float64) for decision in decisions[:-1]]
+    states = np.stack([moment.state for moment in moments])
+    actions = [moment.decision.action.astype(np.float64) for moment in moments[:-1]]
     job.folder.mkdir(parents=True)
-    _pickle(job.folder / "obs_dict.pkl", observation_dict(np.stack(states), np.stack(desired_states), start))
+    _pickle(job.folder / "obs_dict.pkl", observation_dict(states, np.stack(desired_states), start))
     _pickle(job.folder / "policy_out.pkl", [policy_out(a, d) for a, d in zip(actions, desired_states[1:])])
     _pickle(job.folder / "agent_data.pkl", agent_data(job, seed, len(actions)))
     (job.folder / "lang.txt").write_text("\n".join([*env.task.instructions[:2], "confidence: 1"]) + "\n")
@@ -128,7 +135,13 @@ def write_trajectory(job: Job) -> Written:
         for t, frame in enumerate(frames):
             Image.fromarray(frame[camera]).save(job.folder / camera / f"im_{t}.jpg", quality=JPEG_QUALITY)
     size = sum(file.stat().st_size for file in job.folder.rglob("*") if file.is_file())
-    return Written(len(actions), attempt, size)
+    return Written(len(actions), attempt, size, _annotations(job, env, moments) if job.annotate else "")
+
+
+def _annotations(job: Job, env: TabletopEnv, moments: Sequence[Moment]) -> str:
+    """`"<file path>": {"0": {...}}`."""
+    path = job.folder.relative_to(job.root).as_posix()
+    return f"{json.dumps(path)}: {json.dumps({'0': narrate(env, moments, path)})}"
 
 
 def observation_dict(states: np.ndarray, desired_states: np.ndarray, start: float) -> dict[str, Any]:
@@ -221,6 +234,40 @@ def _is_own(task_folder: pathlib.Path) -> bool:
     return all(file.is_file() and f'"{COLLECTED_BY}"' in file.read_text(errors="replace") for file in metadata)
 
 
+def check_annotations(path: pathlib.Path | None, output: pathlib.Path, overwrite: bool) -> None:
+    """Refuses a file that must not be replaced, or that would lie among the data.
+
+    Raises:
+        DataError: it exists and `overwrite` is off, it is a folder, or lies below `output`.
+    """
+    if path is None:
+        return
+    if path.is_dir() or path.is_relative_to(output):
+        raise DataError(f"{path} is a folder or lies in {output}: give another file as --annotations_path")
+    if path.exists() and not overwrite:
+        raise DataError(f"{path} exists: pass --overwrite to replace it, or another --annotations_path")
+
+
+@contextlib.contextmanager
+def annotations_file(path: pathlib.Path | None) -> Iterator[TextIO | None]:
+    """An open file that stands at `path` once all is written to it; None where there is no path."""
+    if path is None:
+        yield None
+        return
+    with replacing(path, path.with_name(f".{path.name}.partial")) as partial, open(partial, "w") as file:
+        yield file
+
+
+def write_members(results: Iterable[Written], file: TextIO | None) -> Iterator[Written]:
+    """Passes the results on and writes their annotations to the file, if there is one, as one JSON object."""
+    for number, written in enumerate(results):
+        if file:
+            file.write(("{" if number == 0 else ",") + "\n" + written.annotations)
+        yield dataclasses.replace(written, annotations="")
+    if file:
+        file.write("\n}\n")
+
+
 def publish(partial: pathlib.Path, path: pathlib.Path) -> None:
     """Puts the finished folder in its place; what stood there goes only once the new one stands."""
     if not path.exists():
@@ -247,16 +294,20 @@ def _run(jobs: Iterable[Job], num_workers: int) -> Iterator[Written]:
 
 def main(_: Sequence[str]) -> None:
     output = pathlib.Path(FLAGS.output_path).resolve()
+    annotations = pathlib.Path(FLAGS.annotations_path).resolve() if FLAGS.annotations_path else None
     check_output(output, FLAGS.overwrite)
+    check_annotations(annotations, output, FLAGS.overwrite)
     started = time.monotonic()
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    jobs = plan(partial, FLAGS.num_trajectories, FLAGS.seed, FLAGS.image_size)
+    jobs = plan(partial, FLAGS.num_trajectories, FLAGS.seed, FLAGS.image_size, bool(annotations))
     try:
-        partial.mkdir(parents=True)
-        written = list(tqdm.tqdm(_run(jobs, min(FLAGS.num_workers, len(jobs))), total=len(jobs), unit="traj"))
-        for folder, task in sorted({(job.dated_folder, job.task) for job in jobs}):
-            write_session(folder, task)
-        publish(partial, output)
+        with annotations_file(annotations) as file:
+            partial.mkdir(parents=True)
+            results = write_members(_run(jobs, min(FLAGS.num_workers, len(jobs))), file)
+            written = list(tqdm.tqdm(results, total=len(jobs), unit="traj"))
+            for folder, task in sorted({(job.dated_folder, job.task) for job in jobs}):
+                write_session(folder, task)
+            publish(partial, output)
     except OSError as error:
         raise DataError(f"cannot write {error.filename or output}: {error.strerror}") from error
     finally:
@@ -266,6 +317,8 @@ def main(_: Sequence[str]) -> None:
         f"wrote {len(written)} trajectories ({steps} steps, {failures} failed demonstrations discarded, "
         f"{size / 1e6:.1f} MB) to {output} in {time.monotonic() - started:.1f} s"
     )
+    if annotations:
+        print(f"wrote their annotations ({annotations.stat().st_size / 1e6:.1f} MB) to {annotations}")
 
 
 if __name__ == "__main__":

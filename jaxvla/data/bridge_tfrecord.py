@@ -1,6 +1,8 @@
 """TFRecords of BridgeData V2: one trajectory per record, every feature one serialized tensor, pixels raw.
 
-Written by bridge_data_v2's `bridgedata_numpy_to_tfrecord.py` or by this project's; both are read.
+Written by bridge_data_v2's `bridgedata_numpy_to_tfrecord.py` or by this project's; both are read. A trajectory's key is
+"<path>#0" where the record names the raw folder that it was made from, as this project's do, else
+"<task folder>/<split>/<number in the file>#0". Both follow RLDS's "<file_path>#<episode_id>".
 """
 
 import os
@@ -27,6 +29,7 @@ def build_index(path: str) -> Index:
         DataError: the file is damaged or lacks a feature; names path, record and key.
     """
     builder = IndexBuilder(path)
+    split = pathlib.Path(path).parent
     with open(path, "rb") as file:
         read = tfrecord.file_reader(file.fileno())
         for number, record in enumerate(tfrecord.scan_records(file.fileno(), path)):
@@ -34,12 +37,11 @@ def build_index(path: str) -> Index:
             states = example.array("observations/state")
             proprio = np.concatenate([states, example.array("next_observations/state")[-1:]])
             cameras = sorted(match[1] for key in example.features if (match := _CAMERA.match(key)))
-            task = pathlib.Path(path).parent
             builder.add(
                 example.array("actions"),
                 proprio,
                 example.strings("language"),
-                f"{task.parent.name}/{task.name}/{number}",
+                f"{example.path() or f'{split.parent.name}/{split.name}/{number}'}#0",
                 {camera: example.frames(camera) for camera in cameras},
             )
     return builder.build()
@@ -73,6 +75,10 @@ class _Example:
             return ()
         texts = tfrecord.read_tensor(self._read, self._span(key), self._where)
         return tuple(text for raw in texts if (text := raw.decode(errors="replace").strip()))
+
+    def path(self) -> str:
+        """The raw folder that the trajectory was made from; "" where it is not known."""
+        return "".join(self.strings("path"))
 
     def frames(self, camera: str) -> Frames:
         spans = [

@@ -18,7 +18,7 @@ from jaxvla.errors import DataError
 
 # Goals lie ahead of a transition, so a trajectory of one transition shows a policy nothing but its own end.
 MIN_TRANSITIONS = 2
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

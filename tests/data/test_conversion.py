@@ -28,7 +28,8 @@ def test_content_of_a_trajectory(tmp_path, dicts):
     report = to_numpy(tmp_path / "raw", tmp_path / "out")
     assert report.converted == {"train": 1, "val": 0}
     (trajectory,) = load(tmp_path / "out" / "task" / "train" / "out.npy")
-    assert list(trajectory) == ["observations", "next_observations", "actions", "terminals", "language"]
+    assert list(trajectory) == ["observations", "next_observations", "actions", "terminals", "language", "path"]
+    assert trajectory["path"] == f"task/{DATE}/raw/traj_group0/traj0"
     assert trajectory["language"] == ["put it in", "lift�"]
     assert trajectory["terminals"] == [0, 0, 0, 0]
     np.testing.assert_array_equal(trajectory["actions"], actions)

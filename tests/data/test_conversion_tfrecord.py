@@ -37,6 +37,7 @@ def test_features_of_a_trajectory(tmp_path):
         "truncates": np.array([False, False, False, True]),
     }
     assert features.pop("language") == [b"lift", b"raise"]
+    assert features.pop("path") == [f"task/{DATE}/raw/traj_group0/traj0".encode()]
     assert features.keys() == expected.keys()
     for key, value in expected.items():
         assert features[key].dtype == value.dtype
@@ -74,6 +75,7 @@ def test_files_of_bridge_data_v2_are_converted(tmp_path):
     short, long = read_features(tmp_path / "tf" / "task" / "train" / "out.tfrecord")
     assert short["observations/images0"].shape == (3, SIZE, SIZE, 3)
     np.testing.assert_array_equal(long["next_observations/state"][:, 0], [1, 2, 3, 4, 5])
+    assert "path" not in long
 
 
 STEPS = original_trajectory()["observations"]
@@ -98,6 +100,7 @@ STEPS = original_trajectory()["observations"]
         ),
         (original_trajectory(observations=[STEPS[0] | {"images0": np.zeros((4, 4, 3))}] * 3), "not uint8"),
         (original_trajectory(language="lift"), "language is no list"),
+        (original_trajectory(path=3), "path is no string"),
     ],
 )
 def test_a_faulty_trajectory_of_an_out_npy_is_skipped(tmp_path, trajectory, reason):
@@ -160,3 +163,7 @@ def test_tfrecords_parse_as_in_the_loader_of_bridge_data_v2(tmp_path):
     np.testing.assert_array_equal(trajectory["truncates"], [False, False, False, True])
     assert not trajectory["terminals"].any()
     assert trajectory["language"].tolist() == [b"lift", "hoch ü".encode()]
+    (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    assert set(tf.train.Example.FromString(record).features.feature) == {*kinds, "path"}  # not asked for, not parsed
+    parsed = tf.io.parse_single_example(record, {"path": tf.io.FixedLenFeature([], tf.string)})
+    assert tf.io.parse_tensor(parsed["path"], tf.string).numpy() == [f"task/{DATE}/raw/traj_group0/traj0".encode()]

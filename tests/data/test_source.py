@@ -32,7 +32,13 @@ def test_tables_are_what_was_written(files):
         states = np.concatenate([written["observations/state"], written["next_observations/state"][-1:]])
         np.testing.assert_array_equal(table.proprio, states)
     assert source.table(1).language == ("open it",)
-    assert source.table(2).key == "b/train/0"
+    assert source.table(2).key == "b/train/0#0"
+
+
+def test_the_raw_folder_is_the_key_where_it_is_known(tmp_path):
+    named = trajectory(1, 3) | {"path": ["task/2022-01-01_00-00-00/raw/traj_group0/traj7"]}
+    path = write(tmp_path / "t" / "val" / "out.tfrecord", [trajectory(0, 3), named])
+    assert open_source([path]).keys == ("t/val/0#0", "task/2022-01-01_00-00-00/raw/traj_group0/traj7#0")
 
 
 def test_every_frame_is_found_whatever_the_order(files):

@@ -60,7 +60,7 @@ def test_all_skipped_exits_with_one(tmp_path):
     assert done.stderr.startswith("error: all 2 trajectories were skipped, 2 for: fewer than 2 transitions")
 
 
-@pytest.mark.parametrize("script", [RAW_TO_NUMPY, NUMPY_TO_TFRECORD])
+@pytest.mark.parametrize("script", [RAW_TO_NUMPY, NUMPY_TO_TFRECORD, "reasoning_to_store.py"])
 def test_no_script_imports_a_framework(script):
     code = f"""
 import runpy, sys

@@ -119,6 +119,53 @@ def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["raw"]
 
 
+def test_annotations_are_told_for_every_trajectory_whatever_the_workers(dataset, trajectories, tmp_path):
+    contents = []
+    for workers in (1, 2):
+        path = tmp_path / f"{workers}.json"
+        run = make(
+            tmp_path / f"raw{workers}",
+            "--num_trajectories=7",
+            f"--num_workers={workers}",
+            f"--annotations_path={path}",
+        )
+        assert run.returncode == 0, run.stderr
+        assert f"to {path}" in run.stdout
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+    assert md5s(tmp_path / "raw1") == md5s(dataset)  # the data is the same with and without annotations
+    told = json.loads(contents[0])
+    assert sorted(told) == [folder.relative_to(dataset).as_posix() for folder in trajectories]
+    for folder in trajectories:
+        path = folder.relative_to(dataset).as_posix()
+        assert list(told[path]) == ["0"]
+        metadata = told[path]["0"]["metadata"]
+        assert metadata["file_path"] == path
+        assert metadata["n_steps"] == len(load_pickle(folder / "obs_dict.pkl")["full_state"])
+        assert metadata["language_instruction"] == (folder / "lang.txt").read_text().splitlines()[0]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_annotations_are_not_replaced_unasked_nor_put_among_the_data(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("mine")
+    flags = ("--num_trajectories=1", "--num_workers=1")
+    for place, message in (
+        (path, "exists: pass --overwrite"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "raw/a.json", "lies in"),
+    ):
+        refused = make(tmp_path / "raw", *flags, f"--annotations_path={place}")
+        assert refused.returncode == 1
+        assert message in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    assert path.read_text() == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    replaced = make(tmp_path / "raw", *flags, f"--annotations_path={path}", "--overwrite")
+    assert replaced.returncode == 0, replaced.stderr
+    assert len(json.loads(path.read_text())) == 1
+
+
 def test_only_its_own_folders_are_replaced(dataset, tmp_path):
     own = tmp_path / "raw"
     assert make(own, "--num_trajectories=1", "--num_workers=1").returncode == 0

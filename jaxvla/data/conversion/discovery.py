@@ -39,8 +39,13 @@ class DatedFolder:
 
 @dataclasses.dataclass(frozen=True)
 class RawTree:
-    """Dated folders by the path that the output keeps for them, the entries beside them that are none, and notes."""
+    """Dated folders by the path that the output keeps for them, the entries beside them that are none, and notes.
 
+    `root` is the folder that trajectories are named relative to: the input, or the one above it where the input is a
+    task folder, whose name counts.
+    """
+
+    root: pathlib.Path
     tasks: dict[pathlib.PurePath, list[DatedFolder]]
     ignored: list[pathlib.Path]
     notes: list[str]
@@ -90,7 +95,7 @@ def find_raw(input_path: pathlib.Path, depth: int) -> RawTree:
         notes.append(f"{len(higher)} dated folders lie higher than depth {depth}; their path is kept ({higher[0]})")
     if deeper:
         notes.append(f"{len(deeper)} dated folders lie deeper than depth {depth}; merged by task folder ({deeper[0]})")
-    return RawTree(tasks, ignored, notes)
+    return RawTree(input_path if depth > 1 else input_path.parent, tasks, ignored, notes)
 
 
 def find_numpy(input_path: pathlib.Path, depth: int) -> dict[pathlib.PurePath, pathlib.Path]:

@@ -4,6 +4,7 @@
     actions                           T arrays float64 [7]
     terminals                         T zeros
     language                          list of str
+    path                              str, the raw trajectory's folder below the raw root: the join key of annotations
 
 The arrays are pickled by public names only, so that files written with numpy 2 load in numpy 1 (where bridge_data_v2
 runs) and the other way round. Step t + 1 stands in `observations` and `next_observations` as one and the same dict,
@@ -37,7 +38,7 @@ class _Pickler(pickle.Pickler):
     }
 
 
-def to_numpy_format(trajectory: RawTrajectory) -> dict[str, Any]:
+def to_numpy_format(trajectory: RawTrajectory, path: str) -> dict[str, Any]:
     """The trajectory dict of the module docstring; its frames are views into those of `trajectory`."""
     steps = []
     for t, state in enumerate(trajectory.states):
@@ -51,6 +52,7 @@ def to_numpy_format(trajectory: RawTrajectory) -> dict[str, Any]:
         "actions": list(trajectory.actions),
         "terminals": [0] * len(trajectory.actions),
         "language": trajectory.language,
+        "path": path,
     }
 
 

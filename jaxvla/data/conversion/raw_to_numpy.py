@@ -34,9 +34,12 @@ _PARTIAL = ".partial"
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One trajectory: where it lies, the task folder that it goes to, its number there, its session, how to read it."""
+    """One trajectory: where it lies, also below the raw root; the task folder that it goes to, its number there, its
+    session; how to read it.
+    """
 
     source: pathlib.Path
+    path: str
     target: pathlib.Path
     number: int
     session: str
@@ -129,7 +132,8 @@ def _plan(
                 report.ignored["dated folder without raw/traj_group*/traj*"].append(str(folder.path))
             session = f"{folder.path.parent.name}/{folder.path.name}"
             for source in sources:
-                jobs.append(_Job(source, target, len(jobs), session, im_size, folder.date < LATENCY_FIXED))
+                path = source.relative_to(tree.root).as_posix()
+                jobs.append(_Job(source, path, target, len(jobs), session, im_size, folder.date < LATENCY_FIXED))
         if jobs:
             plan[target] = jobs
     return plan
@@ -144,7 +148,7 @@ def _convert(job: _Job) -> _Outcome:
         return _Outcome(job, "cannot be read", f"{error.filename or job.source}: {error.strerror}")
     with writing(job.part):
         job.part.parent.mkdir(parents=True, exist_ok=True)
-        numpy_format.write_part(job.part, numpy_format.to_numpy_format(trajectory))
+        numpy_format.write_part(job.part, numpy_format.to_numpy_format(trajectory, job.path))
     return _Outcome(job)
 
 

@@ -5,6 +5,8 @@ observations/state, next_observations/state       float32 [T, 7]
 actions                                           float32 [T, 7]
 terminals, truncates                              bool [T]; terminals all False, truncates True at the last step
 language                                          string [L], L >= 1
+path                                              string [1], the raw trajectory's folder below the raw root; left out
+                                                  where the numpy step does not name it (bridge_data_v2's does not)
 """
 
 import pathlib
@@ -44,6 +46,7 @@ def trajectory_features(trajectory: Any, where: str) -> dict[str, np.ndarray | l
         features[f"{part}/images0"] = _images(trajectory[part], f"{where}: {part}")
         features[f"{part}/state"] = _numbers(_column(trajectory[part], "state", where), f"{where}: {part}/state")
     features["language"] = _language(trajectory.get("language"), where)
+    features |= _path(trajectory.get("path"), where)
     features["actions"] = _numbers(trajectory["actions"], f"{where}: actions")
     features["terminals"] = np.zeros(steps, bool)
     features["truncates"] = np.arange(steps) == steps - 1
@@ -96,3 +99,11 @@ def _language(annotations: Any, where: str) -> list[str]:
     if not isinstance(annotations, list | tuple) or not all(isinstance(text, str) for text in annotations):
         raise UnusableError("language is no list of strings", where)
     return list(annotations) or [""]
+
+
+def _path(path: Any, where: str) -> dict[str, list[str]]:
+    if path is None:
+        return {}
+    if not isinstance(path, str):
+        raise UnusableError("path is no string", where)
+    return {"path": [path]}
