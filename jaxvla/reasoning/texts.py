@@ -1,0 +1,133 @@
+"""All that words a run: opened once for training, kept in every checkpoint, read again by what acts."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxvla.config import from_mapping
+from jaxvla.data.dataset import Dataset
+from jaxvla.data.schema import TextSpec
+from jaxvla.data.tokenizer import Tokenizer, tokenizer_from_files
+from jaxvla.errors import DataError
+from jaxvla.reasoning.batch import SplitText, TextBatches, inference_text
+from jaxvla.reasoning.curriculum import Curriculum, CurriculumConfig
+from jaxvla.reasoning.join import Join, check, join
+from jaxvla.reasoning.lengths import open_lengths, text_specs
+from jaxvla.reasoning.prompt import PromptBuilder, PromptConfig
+from jaxvla.reasoning.store import ReasoningStore
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Wording:
+    """How instructions become tokens, at every stage; what a checkpoint keeps.
+
+    Attributes:
+        builder: words the prompts.
+        curriculum: the stages.
+        specs: the sizes of batches at each stage.
+    """
+
+    builder: PromptBuilder
+    curriculum: Curriculum
+    specs: tuple[TextSpec, ...]
+
+    def spec_at(self, step: int) -> TextSpec:
+        """The sizes of the batch that is trained on after `step` updates."""
+        return self.specs[self.curriculum.stage_at(step)]
+
+    def inference(self, instructions: Sequence[str], mode: str, stage: int) -> dict[str, np.ndarray]:
+        """The texts with which a policy begins to act, see `batch.inference_text`."""
+        return inference_text(self.builder, self.curriculum, instructions, mode, stage, self.specs[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, the tokenizer's files among them."""
+        return {
+            "prompt": dataclasses.asdict(self.builder.config),
+            "image_tokens": list(self.builder.image_tokens),
+            "curriculum": dataclasses.asdict(self.curriculum.config),
+            "specs": [dataclasses.asdict(spec) for spec in self.specs],
+            "tokenizer": self.builder.tokenizer.files(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Wording":
+        """The inverse of `to_json`."""
+        builder = PromptBuilder(
+            tokenizer_from_files(values["tokenizer"]),
+            from_mapping(PromptConfig, values["prompt"], "config.prompt"),
+            tuple(values["image_tokens"]),
+        )
+        curriculum = Curriculum(from_mapping(CurriculumConfig, values["curriculum"], "config.curriculum"))
+        return cls(builder, curriculum, tuple(TextSpec(**spec) for spec in values["specs"]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Texts:
+    """The texts of a run.
+
+    Attributes:
+        wording: how they are worded.
+        training, validation: make the texts of batches.
+        report: lines that say how much of the data has reasoning.
+    """
+
+    wording: Wording
+    training: TextBatches
+    validation: TextBatches
+    report: tuple[str, ...]
+
+
+def open_texts(
+    tokenizer: Tokenizer,
+    prompt: PromptConfig,
+    curriculum: CurriculumConfig,
+    image_tokens: Sequence[int],
+    training: Dataset,
+    validation: Dataset,
+    store_path: str,
+) -> Texts:
+    """Joins both splits with their reasoning and measures their texts, or reads what an earlier start measured.
+
+    Args:
+        tokenizer: with the thinking tokens.
+        prompt, curriculum: see there.
+        image_tokens: how many tokens the image of each camera takes.
+        training, validation: the splits.
+        store_path: of the reasoning store; empty for data without any.
+
+    Raises:
+        DataError: there is no such store, it has nothing on the training split, or a text does not fit.
+    """
+    builder, stages = PromptBuilder(tokenizer, prompt, tuple(image_tokens)), Curriculum(curriculum)
+    store = ReasoningStore(store_path) if store_path else None
+    report: list[str] = []
+    splits, lengths = [], []
+    for name, dataset in (("training", training), ("validation", validation)):
+        split, found = _split_text(dataset, store, name)
+        if found is not None and dataset is training:
+            warning = check(found)
+            report += [found.describe(), *([warning] if warning else [])]
+        elif found is not None:
+            report.append(f"             {found.coverage:.1%} of the validation transitions")
+        paths = [*dataset.source.paths, *([store_path] if store_path else [])]
+        lengths.append(open_lengths(split, builder, stages, paths, pathlib.Path(dataset.source.paths[0]).parent))
+        splits.append(split)
+    specs = text_specs(lengths, builder, stages)
+    batches = (TextBatches(builder, stages, split, specs) for split in splits)
+    return Texts(Wording(builder, stages, specs), *batches, tuple(report))
+
+
+def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tuple[SplitText, Join | None]:
+    source = dataset.source
+    unlabelled = np.flatnonzero([not texts for texts in source.language] & (dataset.usable > 0))
+    if unlabelled.size:
+        raise DataError(
+            f"{unlabelled.size} {name} trajectories have no instruction, such as "
+            f"{source.keys[unlabelled[0]]!r}: set config.data.skip_unlabeled=True"
+        )
+    found = None if store is None else join(store, source.keys, source.lengths)
+    episodes = np.full(len(source), -1) if found is None else found.episodes
+    return SplitText(source.keys, source.language, dataset.usable, episodes, store), found
