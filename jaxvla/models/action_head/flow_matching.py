@@ -1,0 +1,57 @@
+"""Rectified flow from noise to actions (Lipman et al., 2023; Liu et al., 2023), with the times of pi0 and GR00T N1.
+
+Time runs from 0, noise, to 1, actions. All arrays are float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from jaxvla.models.action_head.config import ActionHeadConfig
+
+
+def flow_time(config: ActionHeadConfig, x_m: Float[Array, " m"]) -> Float[Array, " m"]:
+    """The flow time of draws `x_m` from the Beta distribution: (s - x) / s, clamped; more often early than late."""
+    time_m = (config.noise_s - x_m) / config.noise_s
+    return time_m if config.t_clamp is None else jnp.clip(time_m, 0, config.t_clamp)
+
+
+def noised(
+    config: ActionHeadConfig, rng: Key[Array, ""], actions_mad: Float[Array, "m a d"]
+) -> tuple[Float[Array, "m a d"], Int[Array, " m"], Float[Array, "m a d"]]:
+    """A training example for every row.
+
+    Returns:
+        The point (1 - t) noise + t actions on the way, the bucket of t, and the velocity actions - noise.
+    """
+    noise_rng, time_rng = jax.random.split(rng)
+    noise_mad = jax.random.normal(noise_rng, actions_mad.shape)
+    x_m = jax.random.beta(time_rng, config.beta_alpha, config.beta_beta, (len(actions_mad),))
+    time_m = flow_time(config, x_m)
+    time_m11 = time_m[:, None, None]
+    point_mad = (1 - time_m11) * noise_mad + time_m11 * actions_mad
+    return point_mad, (time_m * config.num_timestep_buckets).astype(jnp.int32), actions_mad - noise_mad
+
+
+def integrate(
+    config: ActionHeadConfig,
+    velocity: Callable[[Array, Array], Array],
+    noise_bad: Float[Array, "b a d"],
+    num_steps: int,
+) -> Float[Array, "b a d"]:
+    """Euler's method from noise to actions.
+
+    Args:
+        config: for the number of buckets.
+        velocity: (actions [b, a, d], bucket of the time [b]) -> [b, a, d].
+        noise_bad: standard normal.
+        num_steps: of equal length.
+    """
+
+    def step(actions_bad: Array, bucket: Array) -> tuple[Array, None]:
+        return actions_bad + velocity(actions_bad, jnp.full(len(actions_bad), bucket)) / num_steps, None
+
+    buckets = jnp.arange(num_steps) * config.num_timestep_buckets // num_steps
+    return jax.lax.scan(step, noise_bad, buckets)[0]

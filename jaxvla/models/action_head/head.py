@@ -1,0 +1,180 @@
+"""The action head: hidden states of a backbone in, a chunk of actions out, by flow matching or diffusion.
+
+After the head of GR00T N1 (Bjorck et al., 2025) in the form of LaRA-VLA, with three changes: padding of the context is
+masked, so that a sample does not depend on its batch; slots behind the end of a trajectory carry no loss and are not
+seen by the others; and repeated draws of noise share the keys of the context. Axis letters in `dit`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxvla.errors import ConfigError
+from jaxvla.models.action_head import diffusion, flow_matching
+from jaxvla.models.action_head.config import ActionHeadConfig
+from jaxvla.models.action_head.dit import Context, DiT
+from jaxvla.models.action_head.encoders import ActionEncoder
+from jaxvla.models.action_head.layers import ReluMLP
+from jaxvla.models.module import compute_dtype
+from jaxvla.ops.losses import masked_mean
+
+_NORMAL = nnx.initializers.normal(0.02)
+
+
+class ActionHead(nnx.Module):
+    """A transformer over [state token, future tokens, action tokens] that looks at a context.
+
+    Args:
+        config: sizes and options.
+        context_dim: width of the context's hidden states.
+        action_horizon: a, actions per chunk.
+        action_dim: d.
+        state_dim: p, width of the robot's state; 0 without `config.use_state`.
+        activations: see `DiT`.
+
+    Raises:
+        ConfigError: a horizon that the table of positions does not hold, or a state that does not fit `use_state`.
+    """
+
+    def __init__(
+        self,
+        config: ActionHeadConfig,
+        context_dim: int,
+        action_horizon: int,
+        action_dim: int,
+        state_dim: int,
+        rngs: nnx.Rngs,
+        activations: jax.sharding.Sharding | None = None,
+    ) -> None:
+        if action_horizon > config.max_seq_len:
+            raise ConfigError(
+                f"action_head.max_seq_len {config.max_seq_len} is below the action horizon {action_horizon}; raise it"
+            )
+        if config.use_state != (state_dim > 0):
+            raise ConfigError(f"action_head.use_state={config.use_state} does not fit a state of {state_dim} values")
+        dim, dtype = config.dit.inner_dim, compute_dtype(config.dtype)
+        options = {"dtype": dtype, "rngs": rngs}
+        self.config = config
+        self.dit = DiT(config, context_dim, rngs, activations)
+        self.action_encoder = ActionEncoder(action_dim, dim, config.max_seq_len, **options)
+        self.action_decoder = ReluMLP(config.output_dim, config.hidden_size, action_dim, **options)
+        self.future_tokens = nnx.Param(_NORMAL(rngs.params(), (config.num_future_tokens, dim)))
+        self.state_encoder = ReluMLP(state_dim, config.hidden_size, dim, **options) if config.use_state else None
+
+    def losses(
+        self,
+        context_btc: Float[Array, "b t c"],
+        context_valid_bt: Bool[Array, "b t"],
+        actions_bad: Float[Array, "b a d"],
+        pad_mask_ba: Bool[Array, "b a"],
+        rng: Key[Array, ""],
+        state_bp: Float[Array, "b p"] | None = None,
+        train: bool = True,
+    ) -> Float[Array, " b"]:
+        """The mean squared error of each sample over draws of noise and time, valid slots and dimensions.
+
+        Args:
+            context_btc: hidden states of the backbone.
+            context_valid_bt: which of them may be looked at; any mask.
+            actions_bad: normalized.
+            pad_mask_ba: True at the slots inside the trajectory; a sample without any gives 0.
+            rng: of noise, times and dropout.
+            state_bp: normalized; with `config.use_state` alone.
+            train: with dropout.
+
+        Returns:
+            float32.
+        """
+        draw_rng, dropout_rng = jax.random.split(rng)
+        draws = self.config.repeated_diffusion_steps
+        actions_mad, visible_ma = (jnp.repeat(x, draws, axis=0) for x in (actions_bad, pad_mask_ba))
+        method = diffusion if self.config.kind == "ddpm" else flow_matching
+        noised_mad, bucket_m, target_mad = method.noised(self.config, draw_rng, actions_mad.astype(jnp.float32))
+        predicted_mad = self.predict(
+            noised_mad,
+            bucket_m,
+            self.dit.context(context_btc, context_valid_bt),
+            state_bp,
+            visible_ma=visible_ma,
+            rng=dropout_rng if train else None,
+        )
+        error_mad = (predicted_mad - target_mad) ** 2
+        return masked_mean(
+            error_mad.reshape(len(actions_bad), draws, *actions_bad.shape[1:]).mean((1, 3)), pad_mask_ba, 1
+        )
+
+    def sample(
+        self,
+        context_btc: Float[Array, "b t c"],
+        context_valid_bt: Bool[Array, "b t"],
+        noise_bad: Float[Array, "b a d"],
+        state_bp: Float[Array, "b p"] | None = None,
+        num_steps: int | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b a d"]:
+        """Chunks of normalized actions, float32; a function of its arguments alone.
+
+        Args:
+            context_btc: hidden states of the backbone.
+            context_valid_bt: which of them may be looked at; any mask.
+            noise_bad: standard normal.
+            state_bp: normalized; with `config.use_state` alone.
+            num_steps: None for `config.num_inference_steps`.
+            rng: of the noise that "ddpm" adds between steps; None for the mean of each step. Flow matching adds none.
+
+        Raises:
+            ConfigError: a number of steps that sampling cannot take.
+        """
+        num_steps = self.config.num_inference_steps if num_steps is None else num_steps
+        self.config.check_num_steps(num_steps)
+        context = self.dit.context(context_btc, context_valid_bt)
+
+        def predict(x_bad: Array, bucket_b: Array) -> Array:
+            return self.predict(x_bad, bucket_b, context, state_bp)
+
+        noise_bad = noise_bad.astype(jnp.float32)
+        if self.config.kind == "ddpm":
+            return diffusion.denoise(self.config, predict, noise_bad, num_steps, rng)
+        return flow_matching.integrate(self.config, predict, noise_bad, num_steps)
+
+    def predict(
+        self,
+        x_mad: Float[Array, "m a d"],
+        bucket_m: Int[Array, " m"],
+        context: Context,
+        state_bp: Float[Array, "b p"] | None = None,
+        *,
+        visible_ma: Bool[Array, "m a"] | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> Float[Array, "m a d"]:
+        """The velocity, or for "ddpm" the noise, at noised actions; float32.
+
+        Args:
+            x_mad: noised actions, m / b rows for each sample of the context, one after the other.
+            bucket_m: of the time of each row.
+            context: from `dit.context`.
+            state_bp: normalized; with `config.use_state` alone.
+            visible_ma: which actions the tokens of their row see; None for all.
+            rng: of dropout; None for none.
+
+        Raises:
+            ConfigError: a state without `config.use_state`, or none with it.
+        """
+        if (state_bp is None) == self.config.use_state:
+            given = "no state was given" if state_bp is None else "a state was given"
+            raise ConfigError(f"{given}, but action_head.use_state is {self.config.use_state}")
+        rows, num_actions = x_mad.shape[:2]
+        action_mad = self.action_encoder(x_mad, bucket_m)
+        future_sd = self.future_tokens[...].astype(action_mad.dtype)
+        tokens = [jnp.broadcast_to(future_sd, (rows, *future_sd.shape)), action_mad]
+        if self.state_encoder is not None:
+            state_b1d = self.state_encoder(state_bp[:, None])
+            tokens.insert(0, jnp.repeat(state_b1d, rows // len(state_bp), axis=0))
+        x_msd = jnp.concatenate(tokens, axis=1)
+        visible_ms = None
+        if visible_ma is not None:
+            others = x_msd.shape[1] - num_actions
+            visible_ms = jnp.pad(visible_ma, ((0, 0), (others, 0)), constant_values=True)
+        out_mao = self.dit(x_msd, bucket_m, context, visible_ms=visible_ms, num_outputs=num_actions, rng=rng)
+        return self.action_decoder(out_mao).astype(jnp.float32)

@@ -1,0 +1,37 @@
+"""Attention to keys that any mask picks, for sequences short enough that all logits fit in memory."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# Finite, so that a sample that sees no key has a softmax without NaN.
+_HIDDEN = -1e30
+
+
+class Keys(NamedTuple):
+    """Keys and values of a sequence; those of a stack of layers have a leading axis more."""
+
+    k_bsnh: Float[Array, "*l b s n h"]
+    v_bsnh: Float[Array, "*l b s n h"]
+
+
+def attend_where(
+    q_btnh: Float[Array, "b t n h"], keys: Keys, visible_bs: Bool[Array, "b s"] | None = None
+) -> Float[Array, "b t n h"]:
+    """softmax(q k / sqrt(h)) v over the keys that are visible to their sample; the softmax is float32.
+
+    Keys that are not visible leave outputs and gradients exactly as they were without them. A sample that sees no key
+    gives zeros.
+
+    Args:
+        q_btnh: queries.
+        keys: as many heads as the queries have.
+        visible_bs: which keys the queries of each sample see; None for all.
+    """
+    logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, keys.k_bsnh, preferred_element_type=jnp.float32)
+    logits_bnts *= q_btnh.shape[-1] ** -0.5
+    shown = True if visible_bs is None else visible_bs[:, None, None]
+    weights_bnts = jnp.where(shown, jax.nn.softmax(jnp.where(shown, logits_bnts, _HIDDEN)), 0)
+    return jnp.einsum("bnts,bsnh->btnh", weights_bnts.astype(keys.v_bsnh.dtype), keys.v_bsnh).astype(q_btnh.dtype)

@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvla.ops import masked_attention
+from jaxvla.ops.masked_attention import Keys
+
+B, T, S, N, H = 3, 5, 6, 2, 4
+attend_where = jax.jit(masked_attention.attend_where)
+VISIBLE = np.array([[0, 1, 0, 1, 1, 0], [1] * 6, [0] * 6], bool)
+
+
+def arrays(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((B, T, N, H))
+    k, v = rng.standard_normal((2, B, S, N, H))
+    return jnp.asarray(q, dtype), Keys(jnp.asarray(k, dtype), jnp.asarray(v, dtype))
+
+
+def oracle(q, keys, visible):
+    out = np.zeros(q.shape)
+    k, v = (np.asarray(x, float) for x in keys)
+    for b, t, n in np.ndindex(B, T, N):
+        weights = np.exp(k[b, visible[b], n] @ np.asarray(q[b, t, n], float) / np.sqrt(H))
+        out[b, t, n] = weights @ v[b, visible[b], n] / weights.sum() if visible[b].any() else 0
+    return out
+
+
+def test_only_visible_keys_count_whichever_they_are():
+    q, keys = arrays()
+    np.testing.assert_allclose(attend_where(q, keys, jnp.asarray(VISIBLE)), oracle(q, keys, VISIBLE), atol=1e-6)
+    everything = np.ones((B, S), bool)
+    np.testing.assert_allclose(attend_where(q, keys), oracle(q, keys, everything), atol=1e-6)
+
+
+def test_hidden_keys_have_no_effect_and_no_gradient():
+    q, keys = arrays()
+    hidden = ~VISIBLE[:, :, None, None]
+    loud = jax.tree.map(lambda x: jnp.where(hidden, 1e6, x), keys)
+    visible = jnp.asarray(VISIBLE)
+    assert (attend_where(q, keys, visible) == attend_where(q, loud, visible)).all()
+    grads = jax.jit(jax.grad(lambda keys: (attend_where(q, keys, visible) ** 2).sum()))(loud)
+    for grad in grads:
+        assert np.isfinite(grad).all()
+        assert (np.where(hidden, grad, 0) == 0).all()
+        assert np.asarray(grad[0, 1]).any()
+
+
+def test_one_visible_key_is_copied():
+    q, keys = arrays()
+    visible = jnp.arange(S) == jnp.array([[4], [0], [2]])
+    found = attend_where(q, keys, visible)
+    for b, chosen in enumerate([4, 0, 2]):
+        np.testing.assert_allclose(found[b], np.broadcast_to(keys.v_bsnh[b, chosen], (T, N, H)), rtol=1e-6)
+
+
+def test_bfloat16_has_a_float32_softmax():
+    q, keys = arrays(jnp.bfloat16)
+    # In bfloat16 these logits would all round to 256.
+    close = Keys(jnp.full_like(keys.k_bsnh, 16).at[:, 0].add(0.125), keys.v_bsnh)
+    found = attend_where(jnp.full_like(q, 8), close)
+    assert found.dtype == jnp.bfloat16
+    expected = oracle(np.full(q.shape, 8.0), jax.tree.map(lambda x: np.asarray(x, float), close), np.ones((B, S), bool))
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)
