@@ -28,8 +28,8 @@ def chunked_cross_entropy(
     *,
     vocab_axis: int = 1,
     chunk: int = 128,
-) -> Float[Array, "b t"]:
-    """-log softmax(x kernel)[label] for each position, float32; 0 where the label is `IGNORE`.
+) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+    """-log softmax(x kernel)[label] of each position, and 1 where that label is the likeliest; 0 where it is `IGNORE`.
 
     Logits exist for one chunk of positions at a time, in the forward and in the backward pass, which computes them
     again. They are float32; the products run in the dtype of `x_btd`. Chunks are cut along t, so that a batch that is
@@ -47,12 +47,13 @@ def chunked_cross_entropy(
     padding = num_chunks * steps - t
     x = jnp.pad(x_btd, ((0, 0), (0, padding), (0, 0))).reshape(b, num_chunks, steps, d)
     labels = jnp.pad(labels_bt, ((0, 0), (0, padding)), constant_values=IGNORE).reshape(b, num_chunks, steps)
-    loss = _cross_entropy(vocab_axis, jnp.moveaxis(x, 1, 0), kernel, jnp.moveaxis(labels, 1, 0))
-    return jnp.moveaxis(loss, 0, 1).reshape(b, -1)[:, :t]
+    both = _cross_entropy(vocab_axis, jnp.moveaxis(x, 1, 0), kernel, jnp.moveaxis(labels, 1, 0))
+    loss_bt, hit_bt = (jnp.moveaxis(y, 0, 1).reshape(b, -1)[:, :t] for y in both)
+    return loss_bt, hit_bt
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(vocab_axis: int, x_cbtd: Array, kernel: Array, labels_cbt: Array) -> Array:
+def _cross_entropy(vocab_axis: int, x_cbtd: Array, kernel: Array, labels_cbt: Array) -> tuple[Array, Array]:
     return _cross_entropy_forward(vocab_axis, x_cbtd, kernel, labels_cbt)[0]
 
 
@@ -66,21 +67,28 @@ def _is_label(labels_bt: Array, vocab_size: int) -> Array:
     return labels_bt[..., None] == jnp.arange(vocab_size)
 
 
-def _cross_entropy_forward(vocab_axis: int, x_cbtd: Array, kernel: Array, labels_cbt: Array) -> tuple[Array, tuple]:
+def _cross_entropy_forward(
+    vocab_axis: int, x_cbtd: Array, kernel: Array, labels_cbt: Array
+) -> tuple[tuple[Array, Array], tuple]:
     cast = kernel.astype(x_cbtd.dtype)
 
-    def one_chunk(args: tuple[Array, Array]) -> tuple[Array, Array]:
+    def one_chunk(args: tuple[Array, Array]) -> tuple[Array, ...]:
         x_btd, labels_bt = args
         logits_btv = _logits(vocab_axis, x_btd, cast)
         normalizer_bt = jax.nn.logsumexp(logits_btv, axis=-1)
         chosen_bt = jnp.where(_is_label(labels_bt, logits_btv.shape[-1]), logits_btv, 0).sum(-1)
-        return jnp.where(labels_bt == IGNORE, 0, normalizer_bt - chosen_bt), normalizer_bt
+        hit_bt = (chosen_bt == logits_btv.max(-1)) & (labels_bt != IGNORE)
+        loss_bt = jnp.where(labels_bt == IGNORE, 0, normalizer_bt - chosen_bt)
+        return loss_bt, hit_bt.astype(jnp.float32), normalizer_bt
 
-    loss_cbt, normalizer_cbt = jax.lax.map(one_chunk, (x_cbtd, labels_cbt))
-    return loss_cbt, (x_cbtd, kernel, labels_cbt, normalizer_cbt)
+    loss_cbt, hit_cbt, normalizer_cbt = jax.lax.map(one_chunk, (x_cbtd, labels_cbt))
+    return (loss_cbt, hit_cbt), (x_cbtd, kernel, labels_cbt, normalizer_cbt)
 
 
-def _cross_entropy_backward(vocab_axis: int, residuals: tuple, grad_cbt: Array) -> tuple[Array, Array, np.ndarray]:
+def _cross_entropy_backward(
+    vocab_axis: int, residuals: tuple, grads_cbt: tuple[Array, Array]
+) -> tuple[Array, Array, np.ndarray]:
+    grad_cbt, _ = grads_cbt  # whether a label is the likeliest has no gradient
     x_cbtd, kernel, labels_cbt, normalizer_cbt = residuals
     cast = kernel.astype(x_cbtd.dtype)
 

@@ -48,18 +48,21 @@ class Generated(NamedTuple):
     Attributes:
         tokens_bm: the new tokens, `pad_token` after each sample's end.
         length_b: how many there are, the stop token included.
+        hidden_bmd: the hidden state at each of them, the last included, before the final norm; 0 after the end.
     """
 
     tokens_bm: Int[Array, "b m"]
     length_b: Int[Array, " b"]
+    hidden_bmd: Float[Array, "b m d"]
 
 
 class _State(NamedTuple):
     step: Int[Array, ""]
-    token_b: Int[Array, " b"]
+    hidden_b1d: Float[Array, "b 1 d"]
     finished_b: Bool[Array, " b"]
-    tokens_bm: Int[Array, "b m"]
     cache: Cache
+    tokens_bm: Int[Array, "b m"]
+    hidden_bmd: Float[Array, "b m d"]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "sampling", "grids"))
@@ -86,7 +89,7 @@ def generate(
         start_b, stop_b, patches_bpf, grids: as in `Qwen3VL.forward`.
     """
     model: Qwen3VL = bind(graphdef, params)
-    model = bind(graphdef, _cast_matrices(params, compute_dtype(model.config.dtype)))
+    model = bind(graphdef, cast_matrices(params, compute_dtype(model.config.dtype)))
     b, t = tokens_bt.shape
     images = None if patches_bpf is None else model.encode_images(patches_bpf, grids)
     output, layout = model.decode_tokens(
@@ -95,30 +98,51 @@ def generate(
     last_b = (jnp.full(b, t) if stop_b is None else stop_b) - 1
     hidden_b1d = jnp.take_along_axis(output.hidden_btd, last_b[:, None, None], axis=1)
 
-    def choose(hidden_b1d: Array, step: Array, finished_b: Array) -> Array:
-        logits_bv = model.logits(model.text.norm(hidden_b1d))[:, 0]
-        token_b = choose_token(logits_bv, jax.random.fold_in(rng, step), sampling)
-        return jnp.where(finished_b, sampling.pad_token, token_b)
+    cache = start_cache(output, layout, t + sampling.max_new_tokens)
+    return continue_text(model, cache, hidden_b1d, rng, sampling=sampling)
 
-    def ends(token_b: Array) -> Array:
-        return jnp.isin(token_b, jnp.array(sampling.stop_tokens, jnp.int32))
+
+def continue_text(
+    model: Qwen3VL, cache: Cache, hidden_b1d: Float[Array, "b 1 d"], rng: Key[Array, ""], *, sampling: Sampling
+) -> Generated:
+    """Goes on behind anything that a cache holds.
+
+    Args:
+        model: bound to its parameters, best after `cast_matrices`.
+        cache: with room for `sampling.max_new_tokens` more; what does not fit would be forgotten.
+        hidden_b1d: the hidden state at the last entry of each sample, before the final norm.
+        rng: for temperatures above 0.
+        sampling: how tokens are chosen.
+    """
+    b, _, d = hidden_b1d.shape
+    stop_tokens = jnp.array(sampling.stop_tokens, jnp.int32)
 
     def advance(state: _State) -> _State:
-        hidden_b1d, cache = extend(model, state.cache, model.embed(state.token_b[:, None]))
-        token_b = choose(hidden_b1d, state.step, state.finished_b)
-        tokens_bm = state.tokens_bm.at[:, state.step].set(token_b)
-        return _State(state.step + 1, token_b, state.finished_b | ends(token_b), tokens_bm, cache)
+        logits_bv = model.logits(model.text.norm(state.hidden_b1d))[:, 0]
+        token_b = choose_token(logits_bv, jax.random.fold_in(rng, state.step), sampling)
+        token_b = jnp.where(state.finished_b, sampling.pad_token, token_b)
+        # The token is read in the step that chose it, so that the last one has a hidden state, too.
+        hidden_b1d, cache = extend(model, state.cache, model.embed(token_b[:, None]))
+        kept_bd = jnp.where(state.finished_b[:, None], 0, hidden_b1d[:, 0])
+        return _State(
+            state.step + 1,
+            hidden_b1d,
+            state.finished_b | jnp.isin(token_b, stop_tokens),
+            cache,
+            state.tokens_bm.at[:, state.step].set(token_b),
+            state.hidden_bmd.at[:, state.step].set(kept_bd),
+        )
 
     def unfinished(state: _State) -> Array:
         return (state.step < sampling.max_new_tokens) & ~state.finished_b.all()
 
-    token_b = choose(hidden_b1d, jnp.int32(0), jnp.zeros(b, bool))
-    tokens_bm = jnp.full((b, sampling.max_new_tokens), sampling.pad_token, jnp.int32).at[:, 0].set(token_b)
-    cache = start_cache(output, layout, t + sampling.max_new_tokens - 1)
-    state = jax.lax.while_loop(unfinished, advance, _State(jnp.int32(1), token_b, ends(token_b), tokens_bm, cache))
-    is_end_bm = ends(state.tokens_bm)
+    tokens_bm = jnp.full((b, sampling.max_new_tokens), sampling.pad_token, jnp.int32)
+    hidden_bmd = jnp.zeros((b, sampling.max_new_tokens, d), hidden_b1d.dtype)
+    state = _State(jnp.int32(0), hidden_b1d, jnp.zeros(b, bool), cache, tokens_bm, hidden_bmd)
+    state = jax.lax.while_loop(unfinished, advance, state)
+    is_end_bm = jnp.isin(state.tokens_bm, stop_tokens)
     length_b = jnp.where(is_end_bm.any(1), is_end_bm.argmax(1) + 1, state.step)
-    return Generated(state.tokens_bm, length_b)
+    return Generated(state.tokens_bm, length_b, state.hidden_bmd)
 
 
 def choose_token(logits_bv: Float[Array, "b v"], rng: Key[Array, ""], sampling: Sampling) -> Int[Array, " b"]:
@@ -136,8 +160,8 @@ def choose_token(logits_bv: Float[Array, "b v"], rng: Key[Array, ""], sampling: 
     return jax.random.categorical(rng, logits_bv, axis=-1)
 
 
-def _cast_matrices(params: Params, dtype: jnp.dtype) -> Params:
-    """Without this, each step would read float32 matrices to multiply in bfloat16."""
+def cast_matrices(params: Params, dtype: jnp.dtype) -> Params:
+    """Kernels and embeddings in the compute dtype; without it, each step of a loop would read them in float32."""
 
     def cast(path: tuple, leaf: Array) -> Array:
         name = jax.tree_util.keystr(path[-1:], simple=True)

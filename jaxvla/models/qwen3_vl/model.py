@@ -3,7 +3,7 @@
 graphdef = graph_of(lambda rngs: Qwen3VL(config, rngs))
 model = bind(graphdef, params)                       # inside jit or grad
 hidden_btd = model.forward(tokens_bt, patches_bpf=patches_bpf, grids=((16, 16),))
-losses_bt = model.token_losses(hidden_btd, labels_bt)
+losses_bt, hits_bt = model.token_losses(hidden_btd, labels_bt)
 """
 
 import jax
@@ -132,6 +132,6 @@ class Qwen3VL(nnx.Module):
 
     def token_losses(
         self, hidden_btd: Float[Array, "b t d"], labels_bt: Int[Array, "b t"], chunk: int = 128
-    ) -> Float[Array, "b t"]:
-        """Cross entropy of each position, see `TextDecoder.token_losses`."""
+    ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+        """Cross entropy of each position, and 1 where its label is the likeliest, see `TextDecoder.token_losses`."""
         return self.text.token_losses(hidden_btd, labels_bt, chunk)

@@ -187,8 +187,8 @@ class TextDecoder(nnx.Module):
 
     def token_losses(
         self, hidden_btd: Float[Array, "b t d"], labels_bt: Int[Array, "b t"], chunk: int = 128
-    ) -> Float[Array, "b t"]:
-        """Cross entropy of each position without the logits of all, see `jaxvla.ops.losses.chunked_cross_entropy`.
+    ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+        """Cross entropy and hit of each position without the logits of all, see `ops.losses.chunked_cross_entropy`.
 
         Args:
             hidden_btd: after the final norm.

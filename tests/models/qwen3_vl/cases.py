@@ -183,7 +183,7 @@ def _compiled(case, gradients):
             result["features"] = images.features_bid
             if images.deepstack_nbid is not None:
                 result["deepstack"] = images.deepstack_nbid
-        losses = model.token_losses(hidden, batch["labels"], chunk=5)
+        losses, _ = model.token_losses(hidden, batch["labels"], chunk=5)
         return masked_mean(losses, batch["labels"] != IGNORE), result
 
     def run(params, batch):

@@ -2,9 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.qwen3_vl import cases
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.module import bind, graph_of
 from jaxvla.models.qwen3_vl.generate import Sampling, choose_token
+from jaxvla.models.qwen3_vl.model import Qwen3VL
 
 LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.05, 0.1, 0.25, 0.6]], np.float32))
 
@@ -44,3 +47,22 @@ def test_temperature_zero_takes_the_likeliest():
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match="sampling needs"):
         Sampling(**{"max_new_tokens": 1} | options)
+
+
+def test_hidden_states_equal_those_of_one_pass_over_prompt_and_words():
+    case, batch = cases.PROMPTS, cases.make_batch(cases.PROMPTS)
+    found = cases.jax_generate(case)
+    tokens = jnp.concatenate([batch["tokens"], found.tokens_bm], axis=1)
+    graph = graph_of(lambda rngs: Qwen3VL(case.config, rngs))
+    start_b, patches = jnp.asarray(batch["start"]), jnp.asarray(batch["patches"])
+
+    @cases.quick_jit
+    def forward(params):
+        model = bind(graph, params)
+        return model.forward(tokens, start_b=start_b, patches_bpf=patches, grids=case.grids, final_norm=False)
+
+    expected = np.asarray(forward(cases.seeded_params(case.config)))[:, -cases.NEW_TOKENS :]
+    generated = np.arange(cases.NEW_TOKENS) < np.asarray(found.length_b)[:, None]
+    assert not generated.all(), "some end early, at a stop token whose hidden state counts"
+    assert cases.relative(np.asarray(found.hidden_bmd)[generated], expected[generated]) < 1e-5
+    np.testing.assert_array_equal(np.asarray(found.hidden_bmd)[~generated], 0)

@@ -1,0 +1,206 @@
+"""Latent thinking: a few of the model's own hidden states are read again before it says words.
+
+After Coconut (Hao et al., 2024). The columns of a batch are static, the same for all samples:
+
+    [ prefix, padded on the left ][ k slots, of which a sample uses the first n ][ suffix, padded on the right ]
+
+The prefix is read once. Slot 0 is fed the hidden state of the prefix's last column in place of an embedding, slot i
+that of slot i - 1; then one pass reads the suffix. Gradients flow through all slots. The loop over the slots carries a
+hidden state and the slots' own keys and values; those of the prefix stay outside. The backward pass computes each slot
+again.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxvla.errors import ConfigError
+from jaxvla.models.qwen3_vl.cache import Cache, append, start_cache
+from jaxvla.models.qwen3_vl.model import Qwen3VL
+from jaxvla.models.qwen3_vl.positions import Grids, TokenLayout
+from jaxvla.models.qwen3_vl.text import DecoderOutput
+from jaxvla.ops.attention import KeyValues
+from jaxvla.ops.masks import valid_range
+
+# What a slot is fed: a hidden state before the final norm, as LaRA-VLA does, or after it, as Coconut does.
+LATENT_HIDDEN = ("pre_norm", "post_norm")
+
+
+class Thought(NamedTuple):
+    """What reading, thinking and reading on gives.
+
+    Attributes:
+        hidden_btd: prefix, slots and suffix, t = p + k + s, before the final norm. Entries that are not valid are
+            finite and otherwise unspecified.
+        valid_bt: False at padding and at slots that a sample does not use.
+        predictors_bsd: the hidden state that predicts each suffix token, after the final norm, for
+            `Qwen3VL.token_losses`: that of the entry before it.
+        last_b1d: of `hidden_btd`, the last valid entry of each sample, which predicts the token after the suffix.
+    """
+
+    hidden_btd: Float[Array, "b t d"]
+    valid_bt: Bool[Array, "b t"]
+    predictors_bsd: Float[Array, "b s d"]
+    last_b1d: Float[Array, "b 1 d"]
+
+
+class _Slots(NamedTuple):
+    """The slots of a batch: hidden states, keys and values, and what each sample's last entry up to here is."""
+
+    hidden_bkd: Array
+    keys: KeyValues
+    last_b1d: Array
+
+
+def check_latent_hidden(name: str) -> None:
+    """Raises ConfigError unless `name` says what a slot is fed; for configurations that hold one."""
+    if name not in LATENT_HIDDEN:
+        raise ConfigError(f"no latent_hidden named {name!r}; there are: {', '.join(LATENT_HIDDEN)}")
+
+
+def think(
+    model: Qwen3VL,
+    text: Mapping[str, Array],
+    patches_bpf: Float[Array, "b p f"] | None = None,
+    grids: Grids = (),
+    *,
+    latent_hidden: str = "pre_norm",
+    remat: bool = True,
+) -> Thought:
+    """Hidden states of prefix, slots and suffix, for training and wherever all words are given.
+
+    Args:
+        model: bound to its parameters.
+        text: `prefix` int32 [b, p], `prefix_start` int32 [b], `slots` bool [b, k], `suffix` int32 [b, s] and
+            `suffix_stop` int32 [b], see `jaxvla.data.schema`; other keys are not read. k and s may be 0.
+        patches_bpf, grids: images, as in `Qwen3VL.forward`.
+        latent_hidden: one of `LATENT_HIDDEN`.
+        remat: compute each slot again in the backward pass, so that memory hardly grows with k.
+
+    Raises:
+        ConfigError: an unknown `latent_hidden`, or images and grids that do not fit.
+    """
+    return _think(model, text, patches_bpf, grids, latent_hidden, remat)[0]
+
+
+def prefill(
+    model: Qwen3VL,
+    text: Mapping[str, Array],
+    patches_bpf: Float[Array, "b p f"] | None = None,
+    grids: Grids = (),
+    *,
+    room: int,
+    latent_hidden: str = "pre_norm",
+) -> tuple[Thought, Cache]:
+    """`think`, and a cache of all that it read, behind which words can be generated.
+
+    The suffix is what the model is made to say, possibly nothing; it goes on behind that:
+
+        thought, cache = prefill(model, text, patches_bpf, grids, room=sampling.max_new_tokens)
+        generated = continue_text(model, cache, thought.last_b1d, rng, sampling=sampling)
+
+    Args:
+        model, text, patches_bpf, grids, latent_hidden: as in `think`.
+        room: how many tokens the cache can take besides.
+    """
+    thought, prefix, later = _think(model, text, patches_bpf, grids, latent_hidden, remat=False)
+    keys, next_position_b = start_cache(*prefix, capacity=thought.hidden_btd.shape[1] + room)
+    for run in later:
+        keys, next_position_b = append(keys, run, run.stop_b), next_position_b + run.stop_b
+    return thought, Cache(keys, next_position_b)
+
+
+def _think(
+    model: Qwen3VL,
+    text: Mapping[str, Array],
+    patches_bpf: Array | None,
+    grids: Grids,
+    latent_hidden: str,
+    remat: bool,
+) -> tuple[Thought, tuple[DecoderOutput, TokenLayout], tuple[KeyValues, ...]]:
+    """The thought, the pass over the prefix, and the keys and values of slots and suffix, as many as are valid."""
+    check_latent_hidden(latent_hidden)
+    used_bk, stop_b = text["slots"], text["suffix_stop"]
+    images = None if patches_bpf is None else model.encode_images(patches_bpf, grids)
+    prefix, layout = model.decode_tokens(
+        text["prefix"], start_b=text["prefix_start"], images=images, grids=grids, keep_keys=True
+    )
+    slots = _run_slots(model, prefix, layout.next_position_b, used_bk, latent_hidden, remat)
+    suffix_bsd, suffix_keys = _read_suffix(model, (prefix.keys, slots.keys), layout.next_position_b, text)
+    before_bsd = jnp.concatenate([slots.last_b1d, suffix_bsd], axis=1)
+    valid = (
+        valid_range(text["prefix"].shape[1], text["prefix_start"], None),
+        used_bk,
+        valid_range(suffix_bsd.shape[1], None, stop_b),
+    )
+    thought = Thought(
+        hidden_btd=jnp.concatenate([prefix.hidden_btd, slots.hidden_bkd, suffix_bsd], axis=1),
+        valid_bt=jnp.concatenate(valid, axis=1),
+        predictors_bsd=model.text.norm(before_bsd[:, :-1]),
+        last_b1d=jnp.take_along_axis(before_bsd, stop_b[:, None, None], axis=1),
+    )
+    return thought, (prefix, layout), (slots.keys, suffix_keys)
+
+
+def _run_slots(
+    model: Qwen3VL,
+    prefix: DecoderOutput,
+    position_b: Int[Array, " b"],
+    used_bk: Bool[Array, "b k"],
+    latent_hidden: str,
+    remat: bool,
+) -> _Slots:
+    """Feeds each slot the hidden state before it. A slot that is not used hands on what it was fed."""
+    b, k = used_bk.shape
+    start_b1d, empty = prefix.hidden_btd[:, -1:], _empty(prefix.keys, k)
+    if k == 0:
+        return _Slots(start_b1d[:, :0], empty, start_b1d)
+
+    def step(carry: tuple[Array, Array, Array], x: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], Array]:
+        hidden_b1d, *buffers = carry
+        slot, used_b = x
+        fed_b1d = model.text.norm(hidden_b1d) if latent_hidden == "post_norm" else hidden_b1d
+        positions_3b1 = jnp.broadcast_to((position_b + slot)[:, None], (3, b, 1))
+        past = (prefix.keys, KeyValues(*buffers, stop_b=jnp.full(b, slot)))
+        output = model.text(fed_b1d, positions_3b1, past=past, keep_keys=True)
+        hidden_b1d = jnp.where(used_b[:, None, None], output.hidden_btd, hidden_b1d)
+        buffers = [
+            jax.lax.dynamic_update_slice_in_dim(buffer, own, slot, axis=2)
+            for buffer, own in zip(buffers, output.keys[:2])
+        ]
+        return (hidden_b1d, *buffers), hidden_b1d[:, 0]
+
+    if remat:
+        step = jax.checkpoint(step, prevent_cse=False)
+    carry = (start_b1d, empty.k_bskh, empty.v_bskh)
+    (last_b1d, *buffers), hidden_kbd = jax.lax.scan(step, carry, (jnp.arange(k), used_bk.T))
+    return _Slots(jnp.moveaxis(hidden_kbd, 0, 1), KeyValues(*buffers, stop_b=used_bk.sum(1)), last_b1d)
+
+
+def _read_suffix(
+    model: Qwen3VL, past: tuple[KeyValues, KeyValues], position_b: Int[Array, " b"], text: Mapping[str, Array]
+) -> tuple[Float[Array, "b s d"], KeyValues]:
+    """One pass over the suffix behind the prefix, which ends at `position_b`, and the slots."""
+    prefix, slots = past
+    x_bsd = model.embed(text["suffix"])
+    if x_bsd.shape[1] == 0:
+        return x_bsd, _empty(prefix, 0)
+    positions_bs = (position_b + slots.stop_b)[:, None] + jnp.arange(x_bsd.shape[1])
+    output = model.text(
+        x_bsd,
+        jnp.broadcast_to(positions_bs, (3, *positions_bs.shape)),
+        stop_b=text["suffix_stop"],
+        past=past if slots.k_bskh.shape[2] else (prefix,),
+        keep_keys=True,
+    )
+    return output.hidden_btd, output.keys
+
+
+def _empty(like: KeyValues, length: int) -> KeyValues:
+    """A buffer of so many entries, none of them valid."""
+    num_layers, b, _, *heads = like.k_bskh.shape
+    zeros = jnp.zeros((num_layers, b, length, *heads), like.k_bskh.dtype)
+    return KeyValues(zeros, zeros, stop_b=jnp.zeros(b, jnp.int32))
