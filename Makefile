@@ -26,17 +26,22 @@ SAMPLE := data/sample
 
 .PHONY: train test parity lint sample clean
 
+# A shorter run than the preset's own, through all of its stages.
 train: $(TRAIN_MARK) sample
-	$(BIN)/python experiments/train.py --config train_config.py:gc_bc_tiny --bridgedata_config data_config.py:sample
+	$(BIN)/python experiments/train.py --config train_config.py:ecot_tiny --bridgedata_config data_config.py:sample \
+		--config.num_steps 600 --config.optimizer.decay_steps 600 --config.curriculum.schedule '((0,0),(250,2),(350,4))'
 
 sample: $(SAMPLE)/tfrecord/.complete
 
 $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
-	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw --overwrite
+	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw \
+		--annotations_path $(SAMPLE)/annotations.json --overwrite
 	$(BIN)/python data_processing/bridgedata_raw_to_numpy.py --depth 2 --input_path $(SAMPLE)/raw \
 		--output_path $(SAMPLE)/numpy --im_size 64 --overwrite
 	$(BIN)/python data_processing/bridgedata_numpy_to_tfrecord.py --depth 2 --input_path $(SAMPLE)/numpy \
 		--output_path $(SAMPLE)/tfrecord --overwrite
+	$(BIN)/python data_processing/reasoning_to_store.py --input_path $(SAMPLE)/annotations.json \
+		--output_path $(SAMPLE)/tfrecord/reasoning.sqlite --overwrite
 	touch $@
 
 test: $(TEST_MARK)

@@ -3,7 +3,8 @@
 `include` is a tuple of groups, each a tuple of glob patterns below `data_path` that name task folders holding
 `(train|val)/out.tfrecord`; `sample_weights` gives each group its share of the batches, empty for equal
 shares. `cameras` maps a batch's camera names to the stored ones; `image_size` (height, width) is empty to keep the
-stored size.
+stored size. `reasoning_path` is the store of annotations that reasoning policies learn from, below `data_path` unless
+it is absolute; empty for none.
 """
 
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ def _base() -> dict:
         "cameras": {"images0": "images0"},
         "image_size": (),
         "action_mask": (),
+        "reasoning_path": "reasoning.sqlite",
     }
 
 

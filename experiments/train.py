@@ -19,7 +19,7 @@ from jaxvla.errors import ConfigError
 
 # jax, flax, grain and orbax take seconds to import: main does it, so that --help and mistakes answer at once.
 if TYPE_CHECKING:
-    from jaxvla.data.dataset import Dataset
+    from jaxvla.training.job import Job
     from jaxvla.training.loop import Summary
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -57,79 +57,62 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
     """One run from plain settings; see the modules that it wires together."""
     import jax
 
-    from jaxvla.agents import make_agent
-    from jaxvla.checkpoint import Assets
-    from jaxvla.config import from_mapping
-    from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-    from jaxvla.data.loader import training_batches, validation_batches
     from jaxvla.parallel import distributed
     from jaxvla.parallel.feed import process_rows
     from jaxvla.parallel.mesh import make_mesh
-    from jaxvla.parallel.sharding import batch_sharding, check_batch_size
+    from jaxvla.parallel.sharding import batch_sharding
     from jaxvla.training import loop
-    from jaxvla.training.config import TrainConfig
+    from jaxvla.training.job import open_job
 
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     jax.config.update("jax_debug_nans", FLAGS.debug)
-    own = {key: value for key, value in settings.items() if key not in ("data", "data_path")}
-    config = from_mapping(TrainConfig, own, "config")
-    data_config = from_mapping(DataConfig, settings["data"], "config.data")
-    source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
-
-    mesh = make_mesh(config.mesh)
-    check_batch_size(config.batch_size, mesh)
-    training = open_dataset(source_config, data_config, "train")
-    validation = open_dataset(source_config, data_config, "val", training.statistics)
-    agent = make_agent(config.agent, config.agent_kwargs, training.spec)
-    assets = Assets(
-        agent=config.agent,
-        agent_kwargs=config.agent_kwargs,
-        spec=training.spec,
-        statistics=training.statistics,
-        action_normalization=data_config.normalization,
-        proprio_normalization=data_config.normalization,
-        action_mask=source_config.action_mask,
-        train_config=settings,
-        data_config=source_settings,
-    )
-    run = loop.run_folder(config, FLAGS.name)
+    job = open_job(settings, source_settings)
+    mesh = make_mesh(job.config.mesh)
+    rows = process_rows(batch_sharding(mesh), job.config.batch_size)
+    run = loop.run_folder(job.config, FLAGS.name)
     if jax.process_index() == 0:
-        introduce(run, assets.to_json(), training, validation, mesh)
-
-    rows = process_rows(batch_sharding(mesh), config.batch_size)
-    batches = training_batches(training, config.batch_size, config.seed, agent.batch_keys, rows)
+        introduce(run, job, mesh)
+    batches = job.training_batches(rows)
     summary = loop.train(
-        config,
-        agent,
+        job.config,
+        job.agent,
         mesh,
         batches,
-        lambda _: validation_batches(validation, config.batch_size, agent.batch_keys, rows, config.eval_batches),
-        assets,
+        lambda step: job.validation_batches(step, rows),
+        job.assets,
         run,
+        pretrained=job.pretrained,
     )
     batches.close()
     if jax.process_index() == 0:
-        conclude(summary, run, validation)
+        conclude(summary, run, job)
 
 
-def introduce(run: pathlib.Path, assets: dict[str, Any], training: "Dataset", validation: "Dataset", mesh: Any) -> None:
+def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     """Says what is about to happen, and writes config.json and dataset_statistics.json to a new run folder."""
+    assets = job.assets.to_json()
     configs = {"config": assets["train_config"], "bridgedata_config": assets["data_config"]}
     if not (run / "config.json").exists():
         (run / "config.json").write_text(json.dumps(configs, indent=1))
         (run / "dataset_statistics.json").write_text(json.dumps(assets["statistics"], indent=1))
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"run folder   {run}")
-    for name, dataset in (("training", training), ("validation", validation)):
+    for name, dataset in (("training", job.training), ("validation", job.validation)):
         counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
+    if job.texts is not None:
+        print("\n".join(job.texts.report))
+        for first, stage in job.texts.wording.curriculum.config.schedule:
+            spec = job.texts.wording.specs[stage]
+            columns = f"{spec.prefix_length} + {spec.num_slots} slots + {spec.suffix_length}"
+            print(f"stage {stage:<6} from step {first}: {columns} columns")
     print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)
 
 
-def conclude(summary: "Summary", run: pathlib.Path, validation: "Dataset") -> None:
+def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:
     """Draws the actions of the saved policy on a validation trajectory and prints where everything is."""
     actions_plot = run / "actions.png"
-    draw_actions(summary.checkpoint, validation, actions_plot)
+    draw_actions(summary.checkpoint, job, actions_plot)
     print(f"\nstep         {summary.step}{' (interrupted)' if summary.interrupted else ''}")
     print(f"train loss   {summary.train_loss:.4f}")
     for name, value in summary.validation.items():
@@ -142,20 +125,25 @@ def conclude(summary: "Summary", run: pathlib.Path, validation: "Dataset") -> No
         print(f"resume with  --config.resume_path={run}")
 
 
-def draw_actions(checkpoint: pathlib.Path, dataset: "Dataset", path: pathlib.Path) -> None:
-    """Predicted against demonstrated actions along the first trajectory, in robot units; its last frame is the goal."""
+def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> None:
+    """Predicted against demonstrated actions along a validation trajectory, in robot units; its last frame is the goal.
+
+    A policy that reasons acts in latent slots, or without any reasoning where it has not come to slots yet.
+    """
     import numpy as np
 
     from jaxvla.serving.policy import load_policy
+    from jaxvla.training.job import demonstration
     from jaxvla.training.plots import plot_actions
 
-    policy = load_policy(checkpoint)
-    table, start = dataset.source.table(0), int(dataset.source.action_starts[0])
-    steps = range(table.num_transitions + 1)
-    frames = {camera: dataset.source.frames(0, steps, camera) for camera, _ in dataset.source.cameras}
-    views = [{camera: images[t] for camera, images in frames.items()} | {"proprio": table.proprio[t]} for t in steps]
-    predicted = np.stack([policy.act(view, views[-1])[0] for view in views[:-1]])
-    true = dataset.action_normalizer.inverse(dataset.actions[start : start + table.num_transitions])
+    views, true = demonstration(job.validation, 0)
+    inference, task = None, {"goals": views[-1]}
+    if job.texts is not None:
+        stage = job.texts.wording.curriculum.stage_at(int(checkpoint.name) - 1)
+        inference = "implicit" if stage else "none"
+        task = {"language": job.validation.source.table(0).language[0]}
+    policy = load_policy(checkpoint, inference=inference)
+    predicted = np.stack([policy.act(view, task)[0] for view in views[:-1]])
     names = ACTION_NAMES if true.shape[1] == len(ACTION_NAMES) else [f"action {d}" for d in range(true.shape[1])]
     plot_actions(predicted, true, names, path)
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxvla.agents.agent import Agent
+from jaxvla.agents.ecot import make_ecot
 from jaxvla.agents.gc_bc import make_gc_bc
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
 
 __all__ = ["Agent", "agents", "make_agent"]
 
-agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {"gc_bc": make_gc_bc}
+agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {"gc_bc": make_gc_bc, "ecot": make_ecot}
 
 
 def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> Agent:

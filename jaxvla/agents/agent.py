@@ -24,6 +24,10 @@ class Agent(Protocol):
     def batch_keys(self) -> tuple[str, ...]:
         """The top-level keys of a batch that it needs; the loader makes no others."""
 
+    @property
+    def frozen_modules(self) -> tuple[str, ...]:
+        """The top-level modules of its parameters that training leaves as they are."""
+
     def init(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters: a nested dict with str keys and float32 leaves. Works under jit and eval_shape."""
 

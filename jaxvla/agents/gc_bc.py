@@ -93,6 +93,7 @@ class GCBC:
     """The agent, see `jaxvla.agents.agent.Agent`; made by `make_gc_bc`."""
 
     batch_keys: ClassVar[tuple[str, ...]] = ("observations", "goals", "actions", "action_pad_mask")
+    frozen_modules: ClassVar[tuple[str, ...]] = ()
 
     config: GCBCConfig
     spec: BatchSpec

@@ -35,6 +35,7 @@ class SourceConfig:
     cameras: dict[str, str] = dataclasses.field(default_factory=lambda: {"images0": "images0"})
     image_size: tuple[int, ...] = ()
     action_mask: tuple[bool, ...] = ()
+    reasoning_path: str = "reasoning.sqlite"
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"

@@ -7,6 +7,7 @@ import operator
 import os
 import pathlib
 import reprlib
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -131,15 +132,21 @@ class Tokenizer:
             CheckpointError: the folder cannot be written.
         """
         path = pathlib.Path(folder)
-        decoder = {str(i): _fields(token) for i, token in sorted(self.backend.get_added_tokens_decoder().items())}
-        config = {**self.config, "added_tokens_decoder": decoder}
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
-            (path / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-            (path / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            for name, content in self.files().items():
+                (path / name).write_text(content, encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"cannot write the tokenizer to {path}: {error.strerror}") from error
+
+    def files(self) -> dict[str, str]:
+        """The files that `save` writes, name to content."""
+        decoder = {str(i): _fields(token) for i, token in sorted(self.backend.get_added_tokens_decoder().items())}
+        return {
+            "tokenizer.json": self.backend.to_str(),
+            "tokenizer_config.json": json.dumps({**self.config, "added_tokens_decoder": decoder}, indent=1) + "\n",
+            "chat_template.jinja": self.chat_template,
+        }
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -165,6 +172,18 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     _add_tokens(backend, entries, path)
     _check_tokens(backend, config, path)
     return Tokenizer(backend, config, template)
+
+
+def tokenizer_from_files(files: Mapping[str, str]) -> Tokenizer:
+    """The inverse of `Tokenizer.files`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (pathlib.Path(folder) / pathlib.Path(name).name).write_text(content, encoding="utf-8")
+        return load_tokenizer(folder)
 
 
 def byte_level_bpe(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":

@@ -1,9 +1,10 @@
 """A trained agent as a robot sees it: raw observation in, action in robot units out."""
 
 import collections
+import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,27 +17,32 @@ from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
 from jaxvla.data.images import resize
 from jaxvla.errors import PolicyError
 from jaxvla.models.module import Params
+from jaxvla.serving.prompts import BLANK_INSTRUCTION, Prompts
 
 _PROPRIO = "proprio"
 
 
-def load_policy(folder: str | pathlib.Path, step: int | None = None) -> "Policy":
+def load_policy(folder: str | pathlib.Path, step: int | None = None, inference: str | None = None) -> "Policy":
     """Loads a policy from a run folder or the folder of one checkpoint; nothing else is needed.
 
     Args:
         folder: what training wrote.
         step: which checkpoint of a run folder; None for the latest.
+        inference: for policies that reason: "implicit" (in latent slots), "explicit" (in words) or "none"; None for
+            what the configuration says.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: the policy does not reason in that way.
     """
     path = find_checkpoint(folder, step, items=("params", "assets"))
     assets = read_assets(path)
-    agent = make_agent(assets.agent, assets.agent_kwargs, assets.spec)
+    own = {} if inference is None else {"inference": inference}
+    agent = make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(agent.init, jax.random.key(0))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    return Policy(agent, restore(path, {"params": abstract})["params"], assets)
+    return Policy(agent, restore(path, {"params": abstract})["params"], assets, int(path.name))
 
 
 class Policy:
@@ -46,15 +52,18 @@ class Policy:
         agent: what was trained.
         params: its parameters, on the device that is to compute.
         assets: of its checkpoint.
+        step: of its checkpoint, which says at what stage of a curriculum it is.
 
     Attributes:
         spec: cameras, image size (height, width), horizons and dimensions.
         needed: the names that an observation and a goal must hold, by "observation" and "goals": those that the agent's
             computation reads.
+        words: what the policy said before its last action; empty where it said nothing.
     """
 
-    def __init__(self, agent: Agent, params: Params, assets: Assets) -> None:
+    def __init__(self, agent: Agent, params: Params, assets: Assets, step: int = 0) -> None:
         self.spec = assets.spec
+        self.words = ""
         self._params = params
         self._actions = assets.action_normalizer()
         self._proprio = assets.proprio_normalizer()
@@ -63,8 +72,9 @@ class Policy:
         self._blank = {"observation": {k: x[0, 0] for k, x in blank["observations"].items()}}
         if "goals" in agent.batch_keys:
             self._blank["goals"] = {k: x[0] for k, x in blank["goals"].items()}
-        self.needed = _inputs_read(agent, params, blank)
-        self._act = jax.jit(lambda params, inputs: agent.act(params, *inputs))
+        self._prompts = Prompts.of(agent, assets, step)
+        self.needed = _inputs_read(agent, params, (blank["observations"], self._blank_task()))
+        self._act = jax.jit(functools.partial(_act, agent))
 
     def reset(self) -> None:
         """Forgets the observations so far."""
@@ -79,33 +89,51 @@ class Policy:
         self._history.append(self._prepare("observation", observation))
 
     def act(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> Float32[np.ndarray, "a d"]:
-        """The most likely action chunk, soonest first, in robot units.
+        """The most likely action chunk, soonest first, in robot units; what was said before it is in `words`.
 
         Args:
             observation: {camera: uint8 [H, W, 3] of any size, "proprio": [p] in robot units}, at least those that are
                 `needed`; others are not looked at.
-            task: {"goals": {camera: uint8 [H, W, 3], ...}}, or that inner mapping itself.
+            task: {"language": an instruction}, or {"goals": {camera: uint8 [H, W, 3], ...}} or that inner mapping
+                itself, whichever the agent is conditioned on.
 
         Raises:
             PolicyError: a value is missing, or not of the dtype or shape expected.
+            DataError: an instruction is empty, too long, or holds a control sign.
         """
-        goals = self._prepare("goals", task.get("goals", task)) if "goals" in self._blank else None
+        prepared = self._task(task)
         self.observe(observation)
-        normalized = self._act(self._params, self._inputs(list(self._history), goals))
-        return self._actions.inverse(np.asarray(normalized)[0])
+        normalized, tokens = jax.device_get(self._act(self._params, (self._observations(self._history), prepared)))
+        if self._prompts is not None:
+            self.words = self._prompts.words(None if tokens is None else tokens[0])
+        return self._actions.inverse(normalized[0])
 
     def warm_up(self) -> float:
         """Compiles, so that the first `act` is as fast as the others; returns the seconds that it took."""
         start = time.perf_counter()
-        inputs = self._inputs([self._blank["observation"]], self._blank.get("goals"))
+        inputs = self._observations([self._blank["observation"]]), self._blank_task()
         jax.block_until_ready(self._act(self._params, inputs))
         return time.perf_counter() - start
 
-    def _inputs(self, history: list[dict[str, np.ndarray]], goals: dict[str, np.ndarray] | None) -> tuple[Any, Any]:
-        """Batches of one; the oldest observation is repeated where the history is short, as in training."""
+    def _observations(self, history: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """A batch of one; the oldest observation is repeated where the history is short, as in training."""
+        history = list(history)
         history = history[:1] * (self.spec.obs_horizon - len(history)) + history
-        observations = {name: np.stack([step[name] for step in history])[None] for name in history[0]}
-        return observations, {} if goals is None else {"goals": {name: x[None] for name, x in goals.items()}}
+        return {name: np.stack([step[name] for step in history])[None] for name in history[0]}
+
+    def _task(self, task: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of one task, under the batch key that the agent reads."""
+        if self._prompts is not None:
+            return self._prompts.task(self._prompts.instruction(task))
+        if "goals" not in self._blank:
+            return {}
+        goals = self._prepare("goals", task.get("goals", task))
+        return {"goals": {name: x[None] for name, x in goals.items()}}
+
+    def _blank_task(self) -> dict[str, Any]:
+        if self._prompts is not None:
+            return self._prompts.task(BLANK_INSTRUCTION)
+        return {"goals": {name: x[None] for name, x in self._blank["goals"].items()}} if "goals" in self._blank else {}
 
     def _prepare(self, what: str, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Resizes images and normalizes proprio; what the agent does not read and nobody gives is blank."""
@@ -137,20 +165,21 @@ class Policy:
         return f"float32[{self.spec.proprio_dim}] in robot units" if name == _PROPRIO else "uint8[height, width, 3]"
 
 
-def _inputs_read(agent: Agent, params: Params, blank: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _act(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Normalized actions, and the tokens that were said before them, or None."""
+    if "text" in agent.batch_keys:
+        return tuple(agent.sample_actions(params, *inputs))
+    return agent.act(params, *inputs), None
+
+
+def _inputs_read(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> dict[str, tuple[str, ...]]:
     """Which observations and goals the computation of an action reads, by name."""
-    task = {"goals": blank["goals"]} if "goals" in agent.batch_keys else {}
-
-    def act(inputs: tuple[Any, Any]) -> Any:
-        return agent.act(params, *inputs)
-
-    inputs = (blank["observations"], task)
-    jaxpr = jax.make_jaxpr(act)(inputs).jaxpr
+    jaxpr = jax.make_jaxpr(functools.partial(_act, agent, params))(inputs).jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
     used = [path for path, variable in zip(paths, jaxpr.invars) if id(variable) in read]
     observations = tuple(path[-1].key for path in used if len(path) == 2)
-    return {"observation": observations, "goals": tuple(path[-1].key for path in used if len(path) == 3)}
+    return {"observation": observations, "goals": tuple(path[-1].key for path in used if path[1].key == "goals")}
 
 
 def _is_image(value: np.ndarray) -> bool:

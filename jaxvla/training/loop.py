@@ -136,25 +136,8 @@ def train(
         CheckpointError: a checkpoint cannot be read or written.
         TrainingError: the loss is not finite, or the data ended.
     """
-    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
     sharding = batch_sharding(mesh)
-    optimizer, ema = make_optimizer(config.optimizer), config.ema_decay > 0
-    abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
-    check_learning_rates(config.optimizer, abstract.params)
-    _check_best_metric(config, agent, abstract.params)
-    if config.resume_path:
-        state = _resume(config, batches, assets, abstract)
-    else:
-        state = create_state(agent, optimizer, config.seed, mesh, rules, ema=ema, pretrained=pretrained)
-    train_step = make_train_step(
-        agent,
-        optimizer,
-        functools.partial(augment_batch, config=config.augment),
-        state_shardings(abstract),
-        sharding,
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-    )
+    state, train_step = _prepare(config, agent, mesh, batches, assets, rules, pretrained)
     start = int(state.step)
     with contextlib.ExitStack() as stack:
         loop = _Loop(
@@ -171,6 +154,37 @@ def train(
         )
         interrupted = loop.run(start)
     return _summary(run, loop, interrupted)
+
+
+def _prepare(
+    config: TrainConfig,
+    agent: Agent,
+    mesh: Mesh,
+    batches: BatchIterator,
+    assets: Assets,
+    rules: Rules,
+    pretrained: Pretrained | None,
+) -> tuple[TrainState, TrainStep]:
+    """The state to go on from, and the step; `batches` are at their place."""
+    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
+    optimizer, ema = make_optimizer(config.optimizer, agent.frozen_modules), config.ema_decay > 0
+    abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
+    check_learning_rates(config.optimizer, abstract.params)
+    _check_best_metric(config, agent, abstract.params)
+    if config.resume_path:
+        state = _resume(config, batches, assets, abstract)
+    else:
+        state = create_state(agent, optimizer, config.seed, mesh, rules, ema=ema, pretrained=pretrained)
+    train_step = make_train_step(
+        agent,
+        optimizer,
+        functools.partial(augment_batch, config=config.augment),
+        state_shardings(abstract),
+        batch_sharding(mesh),
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
+    return state, train_step
 
 
 def _resume(config: TrainConfig, batches: BatchIterator, assets: Assets, abstract: TrainState) -> TrainState:
@@ -263,10 +277,9 @@ class _Loop:
             ) from None
         shapes = jax.tree.map(lambda x: x.shape, batch)
         compiles = shapes != self.shapes
-        if compiles and self.shapes is not None:
+        if compiles and not self.interval.empty:
             # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old one.
-            if not self.interval.empty:
-                self._log(step - 1)
+            self._log(step - 1)
         self.shapes = shapes
         started = time.perf_counter()
         with jax.transfer_guard("disallow"):

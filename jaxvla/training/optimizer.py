@@ -1,7 +1,7 @@
 """The optimizer, its learning-rate schedule, and which parameters it trains at what rate."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,11 +42,16 @@ class Optimizer:
         return traverse_util.unflatten_dict(trained, sep="/"), traverse_util.unflatten_dict(frozen, sep="/")
 
 
-def make_optimizer(config: OptimizerConfig) -> Optimizer:
+def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optimizer:
     """Adam, or AdamW where there is weight decay, after clipping by global norm where that is on.
 
     bridge_data_v2 trains with plain Adam, 2000 warmup steps and a cosine to 0; Octo decays kernels only, as here.
+
+    Args:
+        config: see `OptimizerConfig`.
+        frozen: path prefixes that are frozen besides.
     """
+    rates = {**config.learning_rates, **dict.fromkeys(frozen, 0.0)}
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.decay_steps:
         share = config.final_learning_rate / peak
@@ -62,13 +67,13 @@ def make_optimizer(config: OptimizerConfig) -> Optimizer:
         transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
 
     def rate_of(path: str) -> float:
-        prefixes = [prefix for prefix in config.learning_rates if f"{path}/".startswith(f"{prefix}/")]
-        return config.learning_rates[max(prefixes, key=len)] if prefixes else peak
+        prefixes = [prefix for prefix in rates if f"{path}/".startswith(f"{prefix}/")]
+        return rates[max(prefixes, key=len)] if prefixes else peak
 
     def to_own_rate(updates: Any, _: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, x: x * (rate_of(path_string(path)) / peak), updates)
 
-    if config.learning_rates:
+    if rates:
         transform = optax.chain(transform, optax.stateless(to_own_rate))
     return Optimizer(transform, schedule, rate_of)
 

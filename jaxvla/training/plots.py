@@ -1,5 +1,6 @@
 """Pictures of a run: loss curves, and predicted against true actions. Matplotlib loads only when one is drawn."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TRAINING, _VALIDATION, _BASELINE = "#4477aa", "#cc3311", "#777777"
+# Parts of the loss that agents report beside it.
+_PARTS = {"action_loss": "#228833", "lm_loss": "#aa3377"}
 
 
 def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") -> None:
-    """Draws the training loss, and beside it a validation metric with its training value and mean-action baseline.
+    """Draws the training loss with its parts, and beside it a validation metric with its mean-action baseline.
+
+    Where the run went through stages, their beginnings are marked.
 
     Args:
         metrics: a metrics.jsonl.
@@ -27,12 +32,15 @@ def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _curve(left, rows, "training/loss", color=_TRAINING, label="training, mean over the log interval")
+    for name, color in _PARTS.items():
+        _curve(left, rows, f"training/{name}", color=color, label=name)
     _curve(right, rows, f"training/{metric}", color=_TRAINING, label="training (augmented, with dropout)")
     _curve(right, rows, f"validation/{metric}", color=_VALIDATION, label="validation", marker="o", markersize=4)
     _curve(right, rows, "validation/mse_mean_action", color=_BASELINE, label="validation, mean action", linestyle="--")
     for axes, title in ((left, "loss"), (right, metric)):
         axes.set(title=title, xlabel="step")
         _tidy(axes)
+        _mark_stages(axes, rows)
         if axes.lines:
             axes.legend(frameon=False)
     right.set_ylabel("of normalized actions")
@@ -75,6 +83,15 @@ def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str, **style: 
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axes.plot(*zip(*points), linewidth=1.4, **style)
+
+
+def _mark_stages(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line where each stage begins: after the last log of the stage before."""
+    logs = [(row["step"], round(row["training/stage"])) for row in rows if "training/stage" in row]
+    for (step, before), (_, stage) in itertools.pairwise(logs):
+        if stage != before:
+            axes.axvline(step, color=_BASELINE, linewidth=0.8, linestyle=":")
+            axes.annotate(f"stage {stage}", (step, 1), xycoords=("data", "axes fraction"), fontsize=8, color=_BASELINE)
 
 
 def _tidy(axes: "Axes") -> None:

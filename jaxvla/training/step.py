@@ -49,23 +49,7 @@ def make_train_step(
         A function whose metrics are the agent's, and loss, grad_norm, grad_norm/MODULE for each top-level module that
         is trained, param_norm, update_norm and learning_rate; float32 scalars on device.
     """
-    by_parts = NamedSharding(batch_sharding.mesh, PartitionSpec(None, *batch_sharding.spec))
-
-    def gradients(params: Params, batch: Batch, rng: Key[Array, ""]) -> tuple[tuple, Params]:
-        trained, frozen = optimizer.split(params)
-        differentiate = jax.value_and_grad(lambda part, *args: agent.loss(combine(part, frozen), *args), has_aux=True)
-        if accumulate_steps == 1:
-            return differentiate(trained, batch, rng)
-        parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(_cut(x, accumulate_steps), by_parts), batch)
-        keys = jax.random.split(rng, accumulate_steps)
-        shapes = jax.eval_shape(differentiate, trained, jax.tree.map(lambda x: x[0], parts), rng)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def add(total: Any, part: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
-            values = differentiate(trained, *part)
-            return jax.tree.map(lambda x, y: x + y / accumulate_steps, total, values), None
-
-        return jax.lax.scan(add, zeros, (parts, keys))[0]
+    gradients = _make_gradients(agent, optimizer, batch_sharding, accumulate_steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -95,6 +79,31 @@ def make_train_step(
         out_shardings=(state_shardings, scalar),
         donate_argnums=0,
     )
+
+
+def _make_gradients(
+    agent: Agent, optimizer: Optimizer, batch_sharding: NamedSharding, accumulate_steps: int
+) -> Callable[[Params, Batch, Key[Array, ""]], tuple[tuple, Params]]:
+    """(params, batch, rng) -> ((loss, metrics), gradients of the trained parameters), averaged over parts."""
+    by_parts = NamedSharding(batch_sharding.mesh, PartitionSpec(None, *batch_sharding.spec))
+
+    def gradients(params: Params, batch: Batch, rng: Key[Array, ""]) -> tuple[tuple, Params]:
+        trained, frozen = optimizer.split(params)
+        differentiate = jax.value_and_grad(lambda part, *args: agent.loss(combine(part, frozen), *args), has_aux=True)
+        if accumulate_steps == 1:
+            return differentiate(trained, batch, rng)
+        parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(_cut(x, accumulate_steps), by_parts), batch)
+        keys = jax.random.split(rng, accumulate_steps)
+        shapes = jax.eval_shape(differentiate, trained, jax.tree.map(lambda x: x[0], parts), rng)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(total: Any, part: tuple[Batch, Key[Array, ""]]) -> tuple[Any, None]:
+            values = differentiate(trained, *part)
+            return jax.tree.map(lambda x, y: x + y / accumulate_steps, total, values), None
+
+        return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+    return gradients
 
 
 def _cut(x: Array, parts: int) -> Array:

@@ -26,6 +26,7 @@ class Echo:
 
     spec: BatchSpec
     batch_keys: tuple[str, ...] = ("observations", "goals", "actions")
+    frozen_modules: tuple[str, ...] = ()
 
     def init(self, rng):
         return {"scale": jnp.ones(())}

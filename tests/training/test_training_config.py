@@ -3,10 +3,14 @@ import pathlib
 
 import pytest
 
+from jaxvla.agents.backbone import BackboneConfig
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
+from jaxvla.reasoning.curriculum import CurriculumConfig
+from jaxvla.reasoning.prompt import PromptConfig
 from jaxvla.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 
+REASONING = {"backbone": BackboneConfig, "prompt": PromptConfig, "curriculum": CurriculumConfig}
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"
 
 
@@ -36,6 +40,12 @@ def small(**changes):
 def test_presets_have_every_key_and_no_other(name, values):
     data = values.pop("data"), values.pop("data_path")
     assert None not in data
+    reasoning = {key: values.pop(key) for key in REASONING if key in values}
+    assert set(reasoning) == (set(REASONING) if name.startswith("ecot") else set())
+    for key, given in reasoning.items():
+        given = given | ({"path": "somewhere", "preset": ""} if key == "backbone" else {})
+        from_mapping(REASONING[key], given, key)
+        assert set(given) == set(REASONING[key].__dataclass_fields__)
     config = from_mapping(TrainConfig, values)
     assert config.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert set(values) == set(TrainConfig.__dataclass_fields__)

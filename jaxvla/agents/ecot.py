@@ -1,0 +1,316 @@
+"""Embodied chain of thought: a vision-language model reasons, in words or in latent slots, and a head acts on it.
+
+Reasoning in words is that of ECoT (Zawalski et al., 2024); slots that take their place, and a flow-matching head behind
+them, are LaRA-VLA's. The layout of the texts is in `jaxvla.data.schema` under `text`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxvla.config import from_mapping
+from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.errors import ConfigError
+from jaxvla.models.action_head.config import ActionHeadConfig
+from jaxvla.models.action_head.head import ActionHead
+from jaxvla.models.latent_thinking import Thought, check_latent_hidden, prefill, think
+from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
+from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
+from jaxvla.models.qwen3_vl.generate import Sampling, cast_matrices, continue_text
+from jaxvla.models.qwen3_vl.model import Qwen3VL
+from jaxvla.models.qwen3_vl.positions import Grids
+from jaxvla.ops.losses import IGNORE, masked_mean
+from jaxvla.ops.patches import patchify
+
+# What a training mode leaves as it is.
+FROZEN = {"full": (), "reasoning_only": ("action_head",), "action_only": ("backbone",)}
+INFERENCE_MODES = ("implicit", "explicit", "none")
+CONTEXTS = ("pre_norm", "post_norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class ECoTConfig:
+    """The `agent_kwargs` of ecot.
+
+    Attributes:
+        backbone: sizes and options of the vision-language model.
+        action_head: of the head.
+        stop_token, pad_token: ids that end a text and that fill up short ones.
+        training_mode: "full"; "reasoning_only", the language loss alone, with the head frozen; or "action_only", the
+            action loss alone, with the backbone frozen.
+        language_loss_weight: of the language loss beside the action loss; 0 does not compute it.
+        latent_hidden: what a slot is fed, see `jaxvla.models.latent_thinking`.
+        context_hidden: what the head looks at: hidden states before the final norm, "pre_norm", or after it.
+        hide_words: share of the training samples whose head does not see the words, only what comes before them and the
+            end of thinking. A policy that is to act without generating words needs some.
+        inference: "implicit", with latent slots; "explicit", generating the words first; or "none".
+        max_new_tokens: when to stop generating words.
+
+    Raises:
+        ConfigError: an unknown option, or a value out of range.
+    """
+
+    backbone: Qwen3VLConfig
+    action_head: ActionHeadConfig
+    stop_token: int
+    pad_token: int
+    training_mode: str = "full"
+    language_loss_weight: float = 0.1
+    latent_hidden: str = "pre_norm"
+    context_hidden: str = "pre_norm"
+    hide_words: float = 0.0
+    inference: str = "implicit"
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        check_latent_hidden(self.latent_hidden)
+        choices = (
+            ("training_mode", tuple(FROZEN)),
+            ("context_hidden", CONTEXTS),
+            ("inference", INFERENCE_MODES),
+        )
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if self.language_loss_weight < 0:
+            raise ConfigError(f"language_loss_weight must be 0 or more, not {self.language_loss_weight}")
+        if not 0 <= self.hide_words <= 1:
+            raise ConfigError(f"hide_words must lie in [0, 1], not {self.hide_words}")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+
+    @property
+    def learns_language(self) -> bool:
+        """Whether the language loss is computed."""
+        return self.training_mode != "action_only" and self.language_loss_weight > 0
+
+
+class Sampled(NamedTuple):
+    """What a policy decides.
+
+    Attributes:
+        actions_bad: normalized.
+        tokens_bm: the words that were generated in mode "explicit", padded; None in the others.
+    """
+
+    actions_bad: Float[Array, "b a d"]
+    tokens_bm: Int[Array, "b m"] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ECoT:
+    """The agent, see `jaxvla.agents.agent.Agent`; made by `make_ecot`. Its parameters: backbone and action_head."""
+
+    batch_keys: ClassVar[tuple[str, ...]] = ("observations", "actions", "action_pad_mask", "text")
+
+    config: ECoTConfig
+    spec: BatchSpec
+    backbone: nnx.GraphDef
+    action_head: nnx.GraphDef
+
+    @property
+    def frozen_modules(self) -> tuple[str, ...]:
+        """The modules that the training mode does not train."""
+        return FROZEN[self.config.training_mode]
+
+    @property
+    def grids(self) -> Grids:
+        """Rows and columns of patches of the image of each camera."""
+        patch = self.config.backbone.vision.patch_size
+        height, width = self.spec.image_size
+        return ((height // patch, width // patch),) * len(self.spec.cameras)
+
+    def init(self, rng: Key[Array, ""]) -> Params:
+        """Draws the parameters of both modules."""
+        backbone_key, head_key = jax.random.split(rng)
+        return {
+            "backbone": init_params(lambda rngs: Qwen3VL(self.config.backbone, rngs), backbone_key),
+            "action_head": init_params(lambda rngs: _make_head(self.config, self.spec, rngs), head_key),
+        }
+
+    def loss(
+        self, params: Params, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Action loss and weighted language loss, as far as the training mode has them.
+
+        The action loss is a mean over samples, the language loss one over the target tokens of the batch.
+        """
+        config, text = self.config, batch["text"]
+        hide_key, head_key = jax.random.split(rng)
+        model: Qwen3VL = bind(self.backbone, params["backbone"])
+        thought = self._think(model, batch)
+        total = jnp.zeros((), jnp.float32)
+        metrics = {
+            "n_latents": text["slots"].sum(1).astype(jnp.float32).mean(),
+            "stage": text["stage"].max().astype(jnp.float32),
+            "without_reasoning": (text["stage"] < 0).astype(jnp.float32).mean(),
+            "truncated": text["truncated"].astype(jnp.float32).mean(),
+        }
+        if config.learns_language:
+            losses_bs, hits_bs = _language(model, thought, text)
+            metrics["lm_loss"] = masked_mean(losses_bs, text["labels"])
+            metrics["token_accuracy"] = masked_mean(hits_bs, text["labels"])
+            weight = 1.0 if config.training_mode == "reasoning_only" else config.language_loss_weight
+            total += weight * metrics["lm_loss"]
+        if config.training_mode != "reasoning_only":
+            hidden_b = jax.random.bernoulli(hide_key, config.hide_words, thought.valid_bt.shape[:1])
+            losses_b = self._head(params).losses(
+                *self._context(model, thought, text, hidden_b),
+                batch["actions"],
+                batch["action_pad_mask"],
+                head_key,
+                self._state(batch["observations"]),
+            )
+            metrics["action_loss"] = losses_b.mean()
+            total += metrics["action_loss"]
+        return total, metrics | {"total_loss": total}
+
+    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+        """Errors of sampled actions, and of the words where there are any; noise from `rng`.
+
+        "mse" is that of acting without the demonstrated words, which a policy does not have; "mse_with_words" that of
+        acting on them. "lm_loss" and "token_accuracy" are means over the words of an example, 0 where it has none.
+        """
+        text = batch["text"]
+        model: Qwen3VL = bind(self.backbone, params["backbone"])
+        thought = self._think(model, batch)
+        noise_bad = jax.random.normal(rng, batch["actions"].shape, jnp.float32)
+        head, state_bp = self._head(params), self._state(batch["observations"])
+
+        def error(hidden: bool) -> Float[Array, " b"]:
+            hidden_b = jnp.full(len(noise_bad), hidden)
+            actions_bad = head.sample(*self._context(model, thought, text, hidden_b), noise_bad, state_bp)
+            return masked_mean(jnp.sum((actions_bad - batch["actions"]) ** 2, -1), batch["action_pad_mask"], 1)
+
+        losses_bs, hits_bs = _language(model, thought, text)
+        return {
+            "mse": error(True),
+            "mse_with_words": error(False),
+            "lm_loss": masked_mean(losses_bs, text["labels"], 1),
+            "token_accuracy": masked_mean(hits_bs, text["labels"], 1),
+        }
+
+    def act(
+        self,
+        params: Params,
+        observations: Mapping[str, Any],
+        task: Mapping[str, Any],
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "b a d"]:
+        """Normalized action chunks for task["text"], see `sample_actions`."""
+        return self.sample_actions(params, observations, task, rng, temperature).actions_bad
+
+    def sample_actions(
+        self,
+        params: Params,
+        observations: Mapping[str, Any],
+        task: Mapping[str, Any],
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Sampled:
+        """Thinks as `config.inference` says, then samples actions.
+
+        Args:
+            params: from `init` or training.
+            observations: as in a batch.
+            task: {"text": ...} as `jaxvla.reasoning.prompt` makes it for the inference mode; labels are not needed.
+            rng: of the noise that actions are made of; None for always the same noise.
+            temperature: multiplies that noise.
+        """
+        config, text = self.config, task["text"]
+        cast = cast_matrices(params["backbone"], compute_dtype(config.backbone.dtype))
+        model: Qwen3VL = bind(self.backbone, cast)
+        rng = jax.random.key(0) if rng is None else rng
+        patches_bpf, tokens_bm = self._patches(observations), None
+        options = {"latent_hidden": config.latent_hidden}
+        if config.inference == "explicit":
+            sampling = Sampling(config.max_new_tokens, stop_tokens=(config.stop_token,), pad_token=config.pad_token)
+            thought, cache = prefill(model, text, patches_bpf, self.grids, room=config.max_new_tokens, **options)
+            words = continue_text(model, cache, thought.last_b1d, rng, sampling=sampling)
+            tokens_bm = words.tokens_bm
+            is_word_bm = jnp.arange(config.max_new_tokens) < words.length_b[:, None]
+            thought = thought._replace(
+                hidden_btd=jnp.concatenate([thought.hidden_btd, words.hidden_bmd], axis=1),
+                valid_bt=jnp.concatenate([thought.valid_bt, is_word_bm], axis=1),
+            )
+        else:
+            thought = think(model, text, patches_bpf, self.grids, remat=False, **options)
+        without_words = config.inference != "explicit" and config.hide_words > 0
+        batch_size = len(thought.valid_bt)
+        context = self._context(model, thought, text, jnp.full(batch_size, without_words))
+        shape = (batch_size, self.spec.action_horizon, self.spec.action_dim)
+        noise_bad = temperature * jax.random.normal(rng, shape, jnp.float32)
+        return Sampled(self._head(params).sample(*context, noise_bad, self._state(observations)), tokens_bm)
+
+    def _head(self, params: Params) -> ActionHead:
+        return bind(self.action_head, params["action_head"])
+
+    def _think(self, model: Qwen3VL, batch: Batch) -> Thought:
+        patches_bpf = self._patches(batch["observations"])
+        return think(model, batch["text"], patches_bpf, self.grids, latent_hidden=self.config.latent_hidden)
+
+    def _patches(self, observations: Mapping[str, Any]) -> Float[Array, "b p f"]:
+        """The patches of the newest images of all cameras, one after the other."""
+        vision = self.config.backbone.vision
+        sizes = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        images = [patchify(observations[camera][:, -1], *sizes) for camera in self.spec.cameras]
+        return jnp.concatenate(images, axis=1)
+
+    def _state(self, observations: Mapping[str, Any]) -> Float[Array, "b p"] | None:
+        return observations["proprio"][:, -1] if self.config.action_head.use_state else None
+
+    def _context(
+        self, model: Qwen3VL, thought: Thought, text: Mapping[str, Any], hidden_b: Bool[Array, " b"]
+    ) -> tuple[Float[Array, "b t d"], Bool[Array, "b t"]]:
+        """What the head looks at, and which of it; where hidden, of the suffix only the end of thinking."""
+        states_btd = thought.hidden_btd
+        if self.config.context_hidden == "post_norm":
+            states_btd = model.text.norm(states_btd)
+        before = text["prefix"].shape[1] + text["slots"].shape[1]
+        columns_t = jnp.arange(states_btd.shape[1])
+        kept_bt = (columns_t < before) | ((columns_t == before) & text["slots"].any(1)[:, None])
+        return states_btd, thought.valid_bt & (kept_bt | ~hidden_b[:, None])
+
+
+def make_ecot(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ECoT:
+    """The agent of a configuration's `agent_kwargs`.
+
+    Raises:
+        ConfigError: see `ECoTConfig` and the models that it configures; images that do not divide into patches, or a
+            history of observations.
+    """
+    config = from_mapping(ECoTConfig, agent_kwargs, "config.agent_kwargs")
+    unit = config.backbone.vision.patch_size * config.backbone.vision.spatial_merge_size
+    if any(side % unit for side in spec.image_size):
+        raise ConfigError(
+            f"ecot needs images whose sides are multiples of {unit} pixels, not {spec.image_size[0]} x "
+            f"{spec.image_size[1]}: set config.data.image_size, such as (224,224)"
+        )
+    if spec.obs_horizon != 1:
+        raise ConfigError(f"ecot looks at one time step: set config.data.obs_horizon to 1, not {spec.obs_horizon}")
+    return ECoT(
+        config,
+        spec,
+        graph_of(lambda rngs: Qwen3VL(config.backbone, rngs)),
+        graph_of(lambda rngs: _make_head(config, spec, rngs)),
+    )
+
+
+def _make_head(config: ECoTConfig, spec: BatchSpec, rngs: nnx.Rngs) -> ActionHead:
+    state_dim = spec.proprio_dim if config.action_head.use_state else 0
+    width = config.backbone.text.hidden_size
+    return ActionHead(config.action_head, width, spec.action_horizon, spec.action_dim, state_dim, rngs)
+
+
+def _language(
+    model: Qwen3VL, thought: Thought, text: Mapping[str, Any]
+) -> tuple[Float[Array, "b s"], Float[Array, "b s"]]:
+    """Cross entropy, and 1 at a hit, of each target token."""
+    labels_bs = jnp.where(text["labels"], text["suffix"], IGNORE)
+    return model.token_losses(thought.predictors_bsd, labels_bs)

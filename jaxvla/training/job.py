@@ -1,0 +1,160 @@
+"""From plain settings to everything that a training run is made of: data, texts, agent, and what goes with them."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxvla.agents import Agent, make_agent
+from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
+from jaxvla.checkpoint import Assets
+from jaxvla.config import from_mapping
+from jaxvla.data.chat import num_image_tokens
+from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
+from jaxvla.data.images import patch_grid
+from jaxvla.data.loader import training_batches, validation_batches
+from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.data.tokenizer import IM_END
+from jaxvla.errors import ConfigError
+from jaxvla.parallel.feed import BatchIterator
+from jaxvla.reasoning.curriculum import CurriculumConfig
+from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
+from jaxvla.reasoning.texts import Texts, open_texts
+from jaxvla.training.config import TrainConfig
+from jaxvla.training.state import Pretrained
+
+# Keys of configs/train_config.py beside those of `TrainConfig`: for the loader, and for agents that read text.
+_DATA_KEYS = ("data", "data_path")
+_TEXT_KEYS = ("backbone", "curriculum", "prompt")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """A run that can start.
+
+    Attributes:
+        config: see `TrainConfig`.
+        agent: what is trained.
+        training, validation: the splits.
+        texts: of both; None for an agent that reads none.
+        assets: for the checkpoints.
+        pretrained: reads the parameters that training starts from; None where all are drawn at random.
+    """
+
+    config: TrainConfig
+    agent: Agent
+    training: Dataset
+    validation: Dataset
+    texts: Texts | None
+    assets: Assets
+    pretrained: Pretrained | None
+
+    def training_batches(self, rows: slice = slice(None)) -> BatchIterator:
+        """The endless training stream; `rows` of each global batch."""
+        text = None if self.texts is None else self.texts.training
+        config = self.config
+        return training_batches(self.training, config.batch_size, config.seed, self.agent.batch_keys, rows, text)
+
+    def validation_batches(self, step: int, rows: slice = slice(None)) -> Iterator[Batch]:
+        """One pass over the validation data after `step` updates, with the texts of the stage of the last of them."""
+        text, config = None, self.config
+        if self.texts is not None:
+            stage = self.texts.wording.curriculum.stage_at(max(step - 1, 0))
+            text = self.texts.validation.at_stage(stage)
+        keys = self.agent.batch_keys
+        return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text)
+
+
+def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) -> Job:
+    """Opens data, backbone and texts, and makes the agent.
+
+    Args:
+        settings: as configs/train_config.py gives them.
+        source_settings: as configs/data_config.py gives them.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, WeightsError: a setting, the data or the backbone cannot be used.
+    """
+    own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, *_TEXT_KEYS)}
+    config = from_mapping(TrainConfig, own, "config")
+    data_config = from_mapping(DataConfig, settings["data"], "config.data")
+    source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
+    backbone = _open_backbone(settings)
+    training = open_dataset(source_config, data_config, "train")
+    validation = open_dataset(source_config, data_config, "val", training.statistics)
+    spec, kwargs, texts, pretrained = training.spec, dict(config.agent_kwargs), None, None
+    if backbone is not None:
+        kwargs |= {
+            "backbone": dataclasses.asdict(backbone.model),
+            "stop_token": backbone.tokenizer.id_of(IM_END),
+            "pad_token": backbone.tokenizer.pad_id,
+        }
+        make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are measured
+        texts = _open_texts(settings, source_config, backbone, training, validation)
+        spec = dataclasses.replace(spec, text=texts.wording.spec_at(0))
+        pretrained = _pretrained(backbone)
+    assets = Assets(
+        agent=config.agent,
+        agent_kwargs=kwargs,
+        spec=spec,
+        statistics=training.statistics,
+        action_normalization=data_config.normalization,
+        proprio_normalization=data_config.normalization,
+        action_mask=source_config.action_mask,
+        train_config=settings,
+        data_config=source_settings,
+        text=None if texts is None else texts.wording.to_json(),
+    )
+    return Job(config, make_agent(config.agent, kwargs, spec), training, validation, texts, assets, pretrained)
+
+
+def _open_backbone(settings: Mapping[str, Any]) -> Backbone | None:
+    given = [key for key in _TEXT_KEYS if key in settings]
+    if not given:
+        return None
+    if len(given) < len(_TEXT_KEYS):
+        missing = [key for key in _TEXT_KEYS if key not in given]
+        raise ConfigError(f"config has {', '.join(given)} but lacks {', '.join(missing)}; give all or none")
+    return open_backbone(from_mapping(BackboneConfig, settings["backbone"], "config.backbone"), THINKING_TOKENS)
+
+
+def _open_texts(
+    settings: Mapping[str, Any], source: SourceConfig, backbone: Backbone, training: Dataset, validation: Dataset
+) -> Texts:
+    store = pathlib.Path(source.data_path).expanduser() / source.reasoning_path if source.reasoning_path else ""
+    return open_texts(
+        backbone.tokenizer,
+        from_mapping(PromptConfig, settings["prompt"], "config.prompt"),
+        from_mapping(CurriculumConfig, settings["curriculum"], "config.curriculum"),
+        _image_tokens(training.spec),
+        training,
+        validation,
+        str(store),
+    )
+
+
+def _image_tokens(spec: BatchSpec) -> tuple[int, ...]:
+    return (num_image_tokens(patch_grid(*spec.image_size)),) * len(spec.cameras)
+
+
+def _pretrained(backbone: Backbone) -> Pretrained | None:
+    load = backbone.load
+    return None if load is None else lambda shardings: {"backbone": load(shardings["backbone"])}
+
+
+def demonstration(dataset: Dataset, trajectory: int) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
+    """One trajectory as a policy would see it.
+
+    Returns:
+        T + 1 observations {camera: uint8 [h, w, 3], "proprio": [p] in robot units}, and actions float32 [T, d] in
+        robot units, transformed as for training.
+    """
+    source = dataset.source
+    table, start = source.table(trajectory), int(source.action_starts[trajectory])
+    steps = range(table.num_transitions + 1)
+    frames = {camera: source.frames(trajectory, steps, camera) for camera, _ in source.cameras}
+    views = [{camera: images[t] for camera, images in frames.items()} | {"proprio": table.proprio[t]} for t in steps]
+    actions = dataset.actions[start : start + table.num_transitions]
+    return views, dataset.action_normalizer.inverse(actions)

@@ -1,0 +1,141 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agents.ecot_cases import BACKBONE, HEAD, PAD, SPEC, STOP, agent, batch, params, quick_jit, text
+
+from jaxvla.agents import make_agent
+from jaxvla.data.schema import TextSpec
+from jaxvla.errors import ConfigError
+from jaxvla.models.latent_thinking import think
+from jaxvla.models.module import bind
+
+KEY = jax.random.key(7)
+loss = quick_jit(lambda agent, params, batch, rng: agent.loss(params, batch, rng), static_argnums=0)
+evaluate = quick_jit(lambda agent, params, batch, rng: agent.evaluate(params, batch, rng), static_argnums=0)
+sample = quick_jit(
+    lambda agent, params, observations, task, rng: agent.sample_actions(params, observations, task, rng),
+    static_argnums=0,
+)
+
+
+def test_the_loss_is_the_weighted_sum():
+    total, metrics = loss(agent(language_loss_weight=0.25), params(), batch(), KEY)
+    assert float(total) == pytest.approx(float(metrics["action_loss"] + 0.25 * metrics["lm_loss"]), rel=1e-6)
+    assert metrics["total_loss"] == total
+    assert float(metrics["n_latents"]) == 5 / 4
+    assert float(metrics["stage"]) == 2
+    # Nothing is learned yet, so that every token is about as likely as any other.
+    assert float(metrics["lm_loss"]) == pytest.approx(np.log(BACKBONE.text.vocab_size), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks", "frozen"),
+    [
+        ({"training_mode": "reasoning_only"}, {"action_loss"}, ("action_head",)),
+        ({"training_mode": "action_only"}, {"lm_loss", "token_accuracy"}, ("backbone",)),
+        ({"language_loss_weight": 0.0}, {"lm_loss", "token_accuracy"}, ()),
+    ],
+)
+def test_what_is_not_trained_is_not_computed(changes, lacks, frozen):
+    _, every = jax.eval_shape(agent().loss, params(), batch(), KEY)
+    _, metrics = jax.eval_shape(agent(**changes).loss, params(), batch(), KEY)
+    assert every.keys() - metrics.keys() == lacks
+    assert agent(**changes).frozen_modules == frozen
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    """Beside other samples, and under other paddings: losses, hits and sampled actions are the same."""
+    made, others = batch(), batch(seed=1)
+    found = evaluate(agent(), params(), made, KEY)
+    for row in range(4):
+        mixed = jax.tree.map(
+            lambda x, y, row=row: np.concatenate([y[:row], x[row : row + 1], y[row + 1 :]]), made, others
+        )
+        among_others = evaluate(agent(), params(), mixed, KEY)
+        for name in found:
+            np.testing.assert_allclose(among_others[name][row], found[name][row], rtol=2e-5, atol=1e-6)
+    wider = batch(spec=TextSpec(14, 4, 9))
+    padded = evaluate(agent(), params(), wider, KEY)
+    for name in found:
+        np.testing.assert_allclose(padded[name], found[name], rtol=2e-5, atol=1e-6)
+
+
+def test_hidden_words_do_not_reach_the_head():
+    made, other = batch(), batch()
+    other["text"] = made["text"] | {"suffix": np.where(made["text"]["suffix"] == PAD, PAD, 7).astype(np.int32)}
+    # The first entry of a suffix behind slots is the end of thinking, which stays visible.
+    other["text"]["suffix"][:, 0] = made["text"]["suffix"][:, 0]
+    first, second = (evaluate(agent(), params(), x, KEY) for x in (made, other))
+    np.testing.assert_array_equal(first["mse"], second["mse"])
+    assert (first["mse_with_words"] != second["mse_with_words"])[:3].all()
+
+
+def test_implicit_inference_is_that_of_training():
+    made = batch()
+    made["text"] = text(np.random.default_rng(3), (10, 7, 8, 6), (2, 2, 2, 2), (3, 3, 3, 3))
+    sampled = sample(agent(), params(), made["observations"], {"text": made["text"]}, KEY)
+    error = ((np.asarray(sampled.actions_bad) - made["actions"]) ** 2).sum(-1)
+    inside = made["action_pad_mask"]
+    expected = evaluate(agent(), params(), made, KEY)["mse_with_words"]
+    np.testing.assert_allclose((error * inside).sum(1) / inside.sum(1), expected, rtol=1e-5)
+    assert sampled.tokens_bm is None
+
+
+def test_explicit_inference_says_words_and_acts_on_them():
+    chatty = agent(inference="explicit", max_new_tokens=5)
+    made = batch()
+    made["text"] = text(np.random.default_rng(3), (10, 7, 8, 6), (0,) * 4, (0,) * 4, TextSpec(10, 0, 0))
+    sampled = sample(chatty, params(), made["observations"], {"text": made["text"]}, KEY)
+    words = np.asarray(sampled.tokens_bm)
+    assert words.shape == (4, 5)
+    # The same words, given, lead to the same actions; and each is the likeliest after those before it.
+    stop = np.where((words == STOP).any(1), (words == STOP).argmax(1) + 1, 5).astype(np.int32)
+    given = made["text"] | {"suffix": words, "suffix_stop": stop, "labels": np.arange(5) < stop[:, None]}
+    forced = evaluate(chatty, params(), made | {"text": given}, KEY)
+    error = ((np.asarray(sampled.actions_bad) - made["actions"]) ** 2).sum(-1)
+    inside = made["action_pad_mask"]
+    np.testing.assert_allclose((error * inside).sum(1) / inside.sum(1), forced["mse_with_words"], rtol=1e-4)
+    np.testing.assert_array_equal(forced["token_accuracy"], 1)
+
+
+def test_the_context_may_be_normalized():
+    normed, made = agent(context_hidden="post_norm"), batch()
+
+    def contexts(params, made):
+        model = bind(normed.backbone, params["backbone"])
+        patches = normed._patches(made["observations"])
+        thought = think(model, made["text"], patches, normed.grids)
+        states, _ = normed._context(model, thought, made["text"], jnp.zeros(4, bool))
+        return states, thought.valid_bt
+
+    states, valid = quick_jit(contexts)(params(), made)
+    # A fresh norm has weights of one, so that the mean square of every state is one.
+    np.testing.assert_allclose(np.mean(np.asarray(states)[np.asarray(valid)] ** 2, -1), 1, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training_mode": "half"}, "training_mode must be one of full, reasoning_only, action_only"),
+        ({"inference": "loud"}, "inference must be one of implicit, explicit, none"),
+        ({"hide_words": 1.5}, "hide_words must lie in"),
+        ({"language_loss_weight": -1.0}, "language_loss_weight must be 0 or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"latent_hidden": "raw"}, "no latent_hidden named 'raw'"),
+        ({"langauge_loss_weight": 1.0}, "did you mean language_loss_weight"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        agent(**changes)
+
+
+def test_images_and_histories_that_do_not_fit():
+    kwargs = {"backbone": dataclasses.asdict(BACKBONE), "action_head": HEAD, "stop_token": STOP, "pad_token": PAD}
+    with pytest.raises(ConfigError, match="multiples of 32 pixels, not 48 x 32"):
+        make_agent("ecot", kwargs, dataclasses.replace(SPEC, image_size=(48, 32)))
+    with pytest.raises(ConfigError, match=r"config\.data\.obs_horizon to 1, not 2"):
+        make_agent("ecot", kwargs, dataclasses.replace(SPEC, obs_horizon=2))
