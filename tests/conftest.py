@@ -3,15 +3,12 @@
 import os
 import pathlib
 
+os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time would be compilation. What it compiles runs for milliseconds, so it is not optimised: the
 # gradient of a whole policy compiles in a quarter of the time.
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
 import jax
 import pytest
