@@ -1,5 +1,8 @@
 """Folders of weights exchanged with transformers in both directions."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from models.qwen3_vl import hf_files
 
 from jaxvla.models.lora import LoraConfig, init_lora, merge
 from jaxvla.models.module import bind, graph_of
-from jaxvla.models.qwen3_vl.config import from_hf
+from jaxvla.models.qwen3_vl.config import from_hf, to_hf
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.tokens import add_tokens
 from jaxvla.models.qwen3_vl.weights import load_hf, read_hf_config, save_hf
@@ -103,6 +106,18 @@ def test_configuration_survives(tmp_path, transformers):
     for section in ("text_config", "vision_config"):
         assert before[section] == after[section] | {"dtype": before[section].get("dtype")}
     assert before.keys() == after.keys()
+
+
+def test_values_that_are_no_default_reach_transformers(tmp_path, transformers):
+    config = from_hf(hf_files.config())
+    text = dataclasses.replace(config.text, rope_theta=1234.5, mrope_section=(1, 2, 1), max_position_embeddings=4096)
+    config = dataclasses.replace(config, text=text)
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(config)))
+    found = transformers.AutoConfig.from_pretrained(tmp_path)
+    rope = {"rope_type": "default", "rope_theta": 1234.5, "mrope_section": [1, 2, 1], "mrope_interleaved": True}
+    assert found.text_config.rope_parameters == rope
+    assert found.text_config.max_position_embeddings == 4096
+    assert from_hf(found.to_dict()) == config
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": 60_000}])

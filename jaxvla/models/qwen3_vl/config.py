@@ -29,6 +29,8 @@ class TextConfig:
         head_dim: width of a head; num_attention_heads * head_dim need not be hidden_size.
         rope_theta: base of the rotary frequencies.
         mrope_section: how many of the head_dim / 2 frequencies follow time, row and column.
+        max_position_embeddings: the longest sequence that the weights were made for; only told to those who read an
+            export, since rope has no table that could end.
 
     Raises:
         ConfigError: sizes that contradict each other.
@@ -44,6 +46,7 @@ class TextConfig:
     rope_theta: float = 5e6
     mrope_section: tuple[int, int, int] = (24, 20, 20)
     rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 262144
 
     def __post_init__(self) -> None:
         _check_positive("text", self)
@@ -250,10 +253,9 @@ def from_hf(values: Mapping[str, Any], where: str = "config.json") -> Qwen3VLCon
 
 
 def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
-    """The content of the config.json with which transformers builds the same model."""
+    """The content of the config.json with which transformers, 4.57 or 5, builds the same model."""
     text = dataclasses.asdict(config.text)
-    rope = {"rope_theta": text.pop("rope_theta"), "mrope_section": list(text.pop("mrope_section"))}
-    rope |= {"rope_type": "default", "mrope_interleaved": True}
+    rope = {"rope_type": "default", "mrope_section": list(text.pop("mrope_section")), "mrope_interleaved": True}
     vision = dataclasses.asdict(config.vision)
     vision["deepstack_visual_indexes"] = list(config.vision.deepstack_visual_indexes)
     return {
@@ -269,7 +271,9 @@ def to_hf(config: Qwen3VLConfig) -> dict[str, Any]:
             "hidden_act": "silu",
             "attention_bias": False,
             "tie_word_embeddings": config.tie_word_embeddings,
-            "rope_parameters": rope,
+            # rope_parameters for transformers 5; 4.57 knows only rope_scaling and the rope_theta beside it.
+            "rope_parameters": rope | {"rope_theta": text["rope_theta"]},
+            "rope_scaling": rope,
             **text,
         },
         "vision_config": {"model_type": "qwen3_vl_vision", "hidden_act": "gelu_pytorch_tanh", **vision},

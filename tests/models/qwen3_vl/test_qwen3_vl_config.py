@@ -40,11 +40,36 @@ def test_tiny_fits_the_tokenizer_that_ships():
     assert config.vision_end_token_id == tokenizer.id_of(VISION_END)
 
 
-def test_rope_of_transformers_4_57():
+UNUSUAL = dataclasses.replace(
+    CONFIG,
+    text=dataclasses.replace(TEXT, rope_theta=1234.5, mrope_section=(3, 2, 3), max_position_embeddings=4096),
+)
+
+
+@pytest.mark.parametrize("unread", [("rope_scaling", "rope_theta"), ("rope_parameters",)])
+def test_either_generation_of_transformers_finds_the_rope(unread):
+    values = json.loads(json.dumps(to_hf(UNUSUAL)))
+    for key in unread:
+        del values["text_config"][key]
+    assert from_hf(values) == UNUSUAL
+
+
+def test_rope_is_written_as_published(samples):
+    # transformers 4.57 checks the keys of rope_scaling, and takes its own default for what it does not find beside it.
+    published = json.loads((samples / "tok_qwen3_vl_4b_instruct" / "config.json").read_text())["text_config"]
+    written = to_hf(preset("qwen3_vl_4b"))["text_config"]
+    for key in ("rope_scaling", "rope_theta", "max_position_embeddings"):
+        assert written[key] == published[key]
+    assert written["rope_parameters"] == published["rope_scaling"] | {"rope_theta": published["rope_theta"]}
+
+
+def test_the_longest_sequence_is_kept():
     values = to_hf(CONFIG)
-    rope = values["text_config"].pop("rope_parameters")
-    values["text_config"] |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
-    assert from_hf(values) == CONFIG
+    values["text_config"]["max_position_embeddings"] = 128_000
+    assert to_hf(from_hf(values))["text_config"]["max_position_embeddings"] == 128_000
+    values["text_config"]["max_position_embeddings"] = "long"
+    with pytest.raises(ConfigError, match=r"text_config\.max_position_embeddings must be int, not str 'long'"):
+        from_hf(values)
 
 
 @pytest.mark.parametrize(
