@@ -40,9 +40,9 @@ def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") 
     for axes, title in ((left, "loss"), (right, metric)):
         axes.set(title=title, xlabel="step")
         _tidy(axes)
-        _mark_stages(axes, rows)
         if axes.lines:
             axes.legend(frameon=False)
+            _mark_stages(axes, rows)
     right.set_ylabel("of normalized actions")
     figure.savefig(path, dpi=130)
 
@@ -91,7 +91,8 @@ def _mark_stages(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     for (step, before), (_, stage) in itertools.pairwise(logs):
         if stage != before:
             axes.axvline(step, color=_BASELINE, linewidth=0.8, linestyle=":")
-            axes.annotate(f"stage {stage}", (step, 1), xycoords=("data", "axes fraction"), fontsize=8, color=_BASELINE)
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 3), "textcoords": "offset points"}
+            axes.annotate(f"stage {stage}", (step, 0), fontsize=8, color=_BASELINE, **place)
 
 
 def _tidy(axes: "Axes") -> None:

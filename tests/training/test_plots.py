@@ -32,6 +32,31 @@ def test_loss_curves_show_validation(tmp_path):
     assert red[1] == 0
 
 
+def test_stages_are_marked_where_they_begin(tmp_path):
+    """A dotted line in either panel at the only switch, and none in a run of one stage."""
+    found = []
+    for name, switch in (("one", 10**9), ("two", 1000)):
+        rows = [
+            {
+                "step": step,
+                "training/loss": 1.0,
+                "training/lm_loss": 2.0,
+                "training/stage": 0.0 if step <= switch else 3.0,
+            }
+            for step in range(50, 2001, 50)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        plot_losses(tmp_path / name, tmp_path / f"{name}.png")
+        found.append(pixels(tmp_path / f"{name}.png"))
+    changed = (found[0] != found[1]).any(-1)
+    columns = np.flatnonzero(changed.sum(0) > 50)
+    # One line in each panel, some pixels wide, in the middle of the curve that begins at step 50 and ends at 2000.
+    assert 2 <= len(columns) <= 12
+    purple = (found[1] == (0xAA, 0x33, 0x77)).all(-1)
+    curve = np.flatnonzero(purple.any(0))
+    assert curve.min() < columns.min() < curve.max()
+
+
 def test_an_empty_run_has_a_picture_too(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     plot_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
