@@ -100,6 +100,9 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     for name, dataset in (("training", job.training), ("validation", job.validation)):
         counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
+    if job.training.config.action_horizon > 1:
+        horizon, share = job.training.config.action_horizon, job.training.padded_share
+        print(f"actions      chunks of {horizon}; {share:.1%} of their slots lie behind an end, and carry no loss")
     if job.texts is not None:
         print("\n".join(job.texts.report))
         for first, stage in job.texts.wording.curriculum.config.schedule:

@@ -117,6 +117,15 @@ class Dataset:
             action_horizon=self.config.action_horizon,
         )
 
+    @property
+    def padded_share(self) -> float:
+        """The share of action slots, over all transitions that can be drawn, that lie behind a trajectory's end."""
+        behind = sum(
+            np.clip(ahead - (self.source.lengths - self.usable), 0, self.usable).sum()
+            for ahead in range(1, self.config.action_horizon)
+        )
+        return float(behind / (self.num_transitions * self.config.action_horizon))
+
     def annotations(self) -> tuple[str, ...]:
         """All annotations, trajectory after trajectory: the table that a batch's `language` points into."""
         return tuple(text for texts in self.source.language for text in texts)

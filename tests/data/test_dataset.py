@@ -147,6 +147,20 @@ def test_bad_settings_are_refused(changes, message):
         SourceConfig(**values)
 
 
+@pytest.mark.parametrize("strategy", ["uniform", "delta_goals"])
+def test_the_share_of_action_slots_behind_an_end(root, strategy):
+    goals = GoalConfig(strategy, delta=(2, 4))
+    dataset = open_dataset(source_config(root), DataConfig(goal_relabeling=goals, action_horizon=3), "train")
+    inside = [
+        step + ahead < length
+        for length, usable in zip(dataset.source.lengths, dataset.usable)
+        for step in range(usable)
+        for ahead in range(3)
+    ]
+    assert dataset.padded_share == pytest.approx(1 - np.mean(inside))
+    assert 0 < dataset.padded_share < 1 or strategy == "delta_goals"
+
+
 def test_images_take_the_size_that_the_training_asks_for(root):
     dataset = open_dataset(source_config(root), DataConfig(image_size=(16, 24)), "train")
     assert dataset.spec.image_size == (16, 24)
