@@ -207,17 +207,16 @@ def _ecot_lara() -> dict:
 def _ecot_tiny() -> dict:
     config = _ecot() | {
         "batch_size": 32,
-        "num_steps": 1500,
+        "num_steps": 1800,
         "log_interval": 50,
         "eval_interval": 200,
         "eval_batches": 8,
         "save_interval": 200,
-        "augment": {"order": ()},
     }
     config["backbone"] |= {"preset": "tiny", "dtype": "float32", "remat": "none"}
     config["curriculum"] |= {
         "component_order": ("SUBTASK REASONING", "SUBTASK", "MOVE", "GRIPPER POSITION"),
-        "schedule": ((0, 0), (400, 2), (600, 4)),
+        "schedule": ((0, 0), (300, 2), (400, 4)),
         "uniform_stage_probability": 0.0,
     }
     config["agent_kwargs"] |= {"context_hidden": "post_norm", "latent_hidden": "post_norm", "max_new_tokens": 128}
@@ -230,7 +229,7 @@ def _ecot_tiny() -> dict:
         "dtype": "float32",
     }
     config["data"] |= {"action_horizon": 4, "image_size": (128, 128)}
-    config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {}, "warmup_steps": 100, "decay_steps": 1500}
+    config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {}, "warmup_steps": 100, "decay_steps": 1800}
     return config
 
 

@@ -43,7 +43,7 @@ from jaxvla.errors import DataError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_path", None, "Folder to write.", required=True)
-flags.DEFINE_integer("num_trajectories", 200, "Successful demonstrations to write.", lower_bound=1)
+flags.DEFINE_integer("num_trajectories", 400, "Successful demonstrations to write.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
 flags.DEFINE_integer("image_size", 128, "Pixels a side of the square JPEGs.", lower_bound=16)
 flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)

@@ -171,7 +171,7 @@ class ECoT:
         return total, metrics | {"total_loss": total}
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
-        """Errors of sampled actions, and of the words where there are any; noise from `rng`.
+        """Errors of the actions of `act`, and of the words where there are any; `rng` is not needed.
 
         "mse" is that of acting without the demonstrated words, which a policy does not have; "mse_with_words" that of
         acting on them. "lm_loss" and "token_accuracy" are means over the words of an example, 0 where it has none.
@@ -179,7 +179,7 @@ class ECoT:
         text = batch["text"]
         model: Qwen3VL = bind(self.backbone, params["backbone"])
         thought = self._think(model, batch)
-        noise_bad = jax.random.normal(rng, batch["actions"].shape, jnp.float32)
+        noise_bad = jnp.zeros(batch["actions"].shape, jnp.float32)
         head, state_bp = self._head(params), self._state(batch["observations"])
 
         def error(hidden: bool) -> Float[Array, " b"]:
@@ -220,19 +220,19 @@ class ECoT:
             params: from `init` or training.
             observations: as in a batch.
             task: {"text": ...} as `jaxvla.reasoning.prompt` makes it for the inference mode; labels are not needed.
-            rng: of the noise that actions are made of; None for always the same noise.
-            temperature: multiplies that noise.
+            rng: of the noise that actions are made of; None for the likeliest noise, which is none. What flow matching
+                makes of that is near the mean of the actions that it would sample.
+            temperature: multiplies the noise.
         """
         config, text = self.config, task["text"]
         cast = cast_matrices(params["backbone"], compute_dtype(config.backbone.dtype))
         model: Qwen3VL = bind(self.backbone, cast)
-        rng = jax.random.key(0) if rng is None else rng
         patches_bpf, tokens_bm = self._patches(observations), None
         options = {"latent_hidden": config.latent_hidden}
         if config.inference == "explicit":
             sampling = Sampling(config.max_new_tokens, stop_tokens=(config.stop_token,), pad_token=config.pad_token)
             thought, cache = prefill(model, text, patches_bpf, self.grids, room=config.max_new_tokens, **options)
-            words = continue_text(model, cache, thought.last_b1d, rng, sampling=sampling)
+            words = continue_text(model, cache, thought.last_b1d, jax.random.key(0), sampling=sampling)
             tokens_bm = words.tokens_bm
             is_word_bm = jnp.arange(config.max_new_tokens) < words.length_b[:, None]
             thought = thought._replace(
@@ -245,8 +245,9 @@ class ECoT:
         batch_size = len(thought.valid_bt)
         context = self._context(model, thought, text, jnp.full(batch_size, without_words))
         shape = (batch_size, self.spec.action_horizon, self.spec.action_dim)
-        noise_bad = temperature * jax.random.normal(rng, shape, jnp.float32)
-        return Sampled(self._head(params).sample(*context, noise_bad, self._state(observations)), tokens_bm)
+        noise_bad = jnp.zeros(shape) if rng is None else temperature * jax.random.normal(rng, shape, jnp.float32)
+        actions_bad = self._head(params).sample(*context, noise_bad, self._state(observations), rng=rng)
+        return Sampled(actions_bad, tokens_bm)
 
     def _head(self, params: Params) -> ActionHead:
         return bind(self.action_head, params["action_head"])

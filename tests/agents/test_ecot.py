@@ -76,19 +76,22 @@ def test_hidden_words_do_not_reach_the_head():
 def test_implicit_inference_is_that_of_training():
     made = batch()
     made["text"] = text(np.random.default_rng(3), (10, 7, 8, 6), (2, 2, 2, 2), (3, 3, 3, 3))
-    sampled = sample(agent(), params(), made["observations"], {"text": made["text"]}, KEY)
+    sampled = sample(agent(), params(), made["observations"], {"text": made["text"]}, None)
     error = ((np.asarray(sampled.actions_bad) - made["actions"]) ** 2).sum(-1)
     inside = made["action_pad_mask"]
     expected = evaluate(agent(), params(), made, KEY)["mse_with_words"]
     np.testing.assert_allclose((error * inside).sum(1) / inside.sum(1), expected, rtol=1e-5)
     assert sampled.tokens_bm is None
+    drawn = [sample(agent(), params(), made["observations"], {"text": made["text"]}, KEY) for _ in range(2)]
+    np.testing.assert_array_equal(drawn[0].actions_bad, drawn[1].actions_bad)
+    assert (np.asarray(drawn[0].actions_bad) != sampled.actions_bad).all()
 
 
 def test_explicit_inference_says_words_and_acts_on_them():
     chatty = agent(inference="explicit", max_new_tokens=5)
     made = batch()
     made["text"] = text(np.random.default_rng(3), (10, 7, 8, 6), (0,) * 4, (0,) * 4, TextSpec(10, 0, 0))
-    sampled = sample(chatty, params(), made["observations"], {"text": made["text"]}, KEY)
+    sampled = sample(chatty, params(), made["observations"], {"text": made["text"]}, None)
     words = np.asarray(sampled.tokens_bm)
     assert words.shape == (4, 5)
     # The same words, given, lead to the same actions; and each is the likeliest after those before it.
