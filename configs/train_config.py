@@ -207,7 +207,7 @@ def _ecot_lara() -> dict:
 def _ecot_tiny() -> dict:
     config = _ecot() | {
         "batch_size": 32,
-        "num_steps": 1800,
+        "num_steps": 1600,
         "log_interval": 50,
         "eval_interval": 200,
         "eval_batches": 8,
@@ -229,7 +229,7 @@ def _ecot_tiny() -> dict:
         "dtype": "float32",
     }
     config["data"] |= {"action_horizon": 4, "image_size": (128, 128)}
-    config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {}, "warmup_steps": 100, "decay_steps": 1800}
+    config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {}, "warmup_steps": 100, "decay_steps": 1600}
     return config
 
 
