@@ -91,8 +91,8 @@ def _mark_stages(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
     for (step, before), (_, stage) in itertools.pairwise(logs):
         if stage != before:
             axes.axvline(step, color=_BASELINE, linewidth=0.8, linestyle=":")
-            place = {"xycoords": ("data", "axes fraction"), "xytext": (3, 3), "textcoords": "offset points"}
-            axes.annotate(f"stage {stage}", (step, 0), fontsize=8, color=_BASELINE, **place)
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (2, 4), "textcoords": "offset points"}
+            axes.annotate(f"stage {stage}", (step, 0), fontsize=8, rotation=90, color=_BASELINE, **place)
 
 
 def _tidy(axes: "Axes") -> None:
