@@ -1,7 +1,6 @@
 """The main job, from TFRecords to a policy, through experiments/train.py itself."""
 
 import functools
-import importlib.util
 import json
 import os
 import pathlib
@@ -11,8 +10,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from data.bridge_files import frame, trajectory, write
+from experiments.mains import load, train_main
 
 from jaxvla.checkpoint import saved_steps
 from jaxvla.errors import CheckpointError, ConfigError, DataError, JaxvlaError
@@ -23,16 +22,7 @@ from jaxvla.serving.policy import load_policy
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def load(path: pathlib.Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-main = load(ROOT / "experiments" / "train.py")
-if not flags.FLAGS.is_parsed():
-    flags.FLAGS(["pytest"])
+main = train_main()
 
 
 @pytest.fixture(scope="module")
