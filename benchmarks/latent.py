@@ -1,6 +1,10 @@
-"""What latent thinking costs in training: temporary memory and compile time by the number of slots.
+"""What latent thinking costs: in training, in the action head behind it, and in a policy's decisions.
 
     python benchmarks/latent.py
+    python benchmarks/latent.py --parts=slots --remat=block
+
+Part "slots" is training by the number of slots; "head" and "latency" run action_head.py and policy_latency.py as they
+are without flags.
 
 Compiles forward and backward pass of a text model with random parameters, under a loss on words and on all hidden
 states, and asks XLA what memory it needs beside parameters and gradients. Beside the loop of `latent_thinking.think`
@@ -8,6 +12,9 @@ stands the same computation written out slot by slot, whose backward pass keeps 
 measured, their losses must agree.
 """
 
+import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -33,6 +40,9 @@ flags.DEFINE_integer("batch_size", 4, "Samples.", lower_bound=1)
 flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype.")
 flags.DEFINE_enum("remat", "none", REMAT_POLICIES, "What a pass through the layers keeps for its backward pass.")
 
+flags.DEFINE_multi_enum("parts", ["slots", "head", "latency"], ["slots", "head", "latency"], "What to measure.")
+
+SCRIPTS = {"head": "action_head.py", "latency": "policy_latency.py"}
 LOOP = (1, 2, 4, 8, 16)
 WRITTEN_OUT = (1, 8)
 
@@ -111,6 +121,15 @@ def measure(thinking: Thinking, slots: int, params: Params) -> tuple[float, int,
 def main(_: list[str]) -> None:
     if FLAGS.width % 64:
         raise ConfigError(f"--width={FLAGS.width} is not a multiple of 64")
+    if "slots" in FLAGS.parts:
+        measure_slots()
+    for part in [part for part in SCRIPTS if part in FLAGS.parts]:
+        print(f"\n{SCRIPTS[part]}", flush=True)
+        subprocess.run([sys.executable, str(pathlib.Path(__file__).with_name(SCRIPTS[part]))], check=True)
+
+
+def measure_slots() -> None:
+    """Prints the table of part "slots"."""
     jax.config.update("jax_enable_compilation_cache", False)
     params = init_params(lambda rngs: Qwen3VL(model_config(), rngs), jax.random.key(0))
     print(

@@ -107,6 +107,7 @@ class ECoT:
     """The agent, see `jaxvla.agents.agent.Agent`; made by `make_ecot`. Its parameters: backbone and action_head."""
 
     batch_keys: ClassVar[tuple[str, ...]] = ("observations", "actions", "action_pad_mask", "text")
+    targets: ClassVar[None] = None
 
     config: ECoTConfig
     spec: BatchSpec
@@ -240,7 +241,7 @@ class ECoT:
                 valid_bt=jnp.concatenate([thought.valid_bt, is_word_bm], axis=1),
             )
         else:
-            thought = think(model, text, patches_bpf, self.grids, remat=False, **options)
+            thought = think(model, text, patches_bpf, self.grids, **options)
         without_words = config.inference != "explicit" and config.hide_words > 0
         batch_size = len(thought.valid_bt)
         context = self._context(model, thought, text, jnp.full(batch_size, without_words))

@@ -6,18 +6,23 @@ After Coconut (Hao et al., 2024). The columns of a batch are static, the same fo
 
 The prefix is read once. Slot 0 is fed the hidden state of the prefix's last column in place of an embedding, slot i
 that of slot i - 1; then one pass reads the suffix. Gradients flow through all slots. The loop over the slots carries a
-hidden state and the slots' own keys and values; those of the prefix stay outside. The backward pass computes each slot
-again.
+hidden state and the slots' own keys and values; those of the prefix stay outside. For the backward pass it keeps every
+slot's hidden state and one set of these keys and values, and computes each slot again: a slot sees no others than
+those before it, so the set that the last one left behind serves them all. Automatic differentiation of the loop would
+keep the whole set once per slot.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.module import Params, bind, params_of
 from jaxvla.models.qwen3_vl.cache import Cache, append, start_cache
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids, TokenLayout
@@ -68,7 +73,6 @@ def think(
     grids: Grids = (),
     *,
     latent_hidden: str = "pre_norm",
-    remat: bool = True,
 ) -> Thought:
     """Hidden states of prefix, slots and suffix, for training and wherever all words are given.
 
@@ -78,12 +82,11 @@ def think(
             `suffix_stop` int32 [b], see `jaxvla.data.schema`; other keys are not read. k and s may be 0.
         patches_bpf, grids: images, as in `Qwen3VL.forward`.
         latent_hidden: one of `LATENT_HIDDEN`.
-        remat: compute each slot again in the backward pass, so that memory hardly grows with k.
 
     Raises:
         ConfigError: an unknown `latent_hidden`, or images and grids that do not fit.
     """
-    return _think(model, text, patches_bpf, grids, latent_hidden, remat)[0]
+    return _think(model, text, patches_bpf, grids, latent_hidden)[0]
 
 
 def prefill(
@@ -106,7 +109,7 @@ def prefill(
         model, text, patches_bpf, grids, latent_hidden: as in `think`.
         room: how many tokens the cache can take besides.
     """
-    thought, prefix, later = _think(model, text, patches_bpf, grids, latent_hidden, remat=False)
+    thought, prefix, later = _think(model, text, patches_bpf, grids, latent_hidden)
     keys, next_position_b = start_cache(*prefix, capacity=thought.hidden_btd.shape[1] + room)
     for run in later:
         keys, next_position_b = append(keys, run, run.stop_b), next_position_b + run.stop_b
@@ -119,7 +122,6 @@ def _think(
     patches_bpf: Array | None,
     grids: Grids,
     latent_hidden: str,
-    remat: bool,
 ) -> tuple[Thought, tuple[DecoderOutput, TokenLayout], tuple[KeyValues, ...]]:
     """The thought, the pass over the prefix, and the keys and values of slots and suffix, as many as are valid."""
     check_latent_hidden(latent_hidden)
@@ -128,7 +130,7 @@ def _think(
     prefix, layout = model.decode_tokens(
         text["prefix"], start_b=text["prefix_start"], images=images, grids=grids, keep_keys=True
     )
-    slots = _run_slots(model, prefix, layout.next_position_b, used_bk, latent_hidden, remat)
+    slots = _run_slots(model, prefix, layout.next_position_b, used_bk, latent_hidden)
     suffix_bsd, suffix_keys = _read_suffix(model, (prefix.keys, slots.keys), layout.next_position_b, text)
     before_bsd = jnp.concatenate([slots.last_b1d, suffix_bsd], axis=1)
     valid = (
@@ -151,33 +153,106 @@ def _run_slots(
     position_b: Int[Array, " b"],
     used_bk: Bool[Array, "b k"],
     latent_hidden: str,
-    remat: bool,
 ) -> _Slots:
     """Feeds each slot the hidden state before it. A slot that is not used hands on what it was fed."""
-    b, k = used_bk.shape
-    start_b1d, empty = prefix.hidden_btd[:, -1:], _empty(prefix.keys, k)
-    if k == 0:
+    start_b1d, empty = prefix.hidden_btd[:, -1:], _empty(prefix.keys, used_bk.shape[1])
+    if used_bk.shape[1] == 0:
         return _Slots(start_b1d[:, :0], empty, start_b1d)
+    static = _Static(nnx.split(model.text, nnx.Param)[0], latent_hidden)
+    layout = _Layout(prefix.keys[2:], position_b, used_bk)
+    inputs = _Inputs(params_of(model.text), prefix.keys[:2], start_b1d)
+    hidden_kb1d, buffers = _loop(static, layout, inputs, empty[:2])
+    keys = KeyValues(*buffers, stop_b=used_bk.sum(1))
+    return _Slots(jnp.moveaxis(hidden_kb1d[:, :, 0], 0, 1), keys, hidden_kb1d[-1])
 
-    def step(carry: tuple[Array, Array, Array], x: tuple[Array, Array]) -> tuple[tuple[Array, Array, Array], Array]:
-        hidden_b1d, *buffers = carry
-        slot, used_b = x
-        fed_b1d = model.text.norm(hidden_b1d) if latent_hidden == "post_norm" else hidden_b1d
-        positions_3b1 = jnp.broadcast_to((position_b + slot)[:, None], (3, b, 1))
-        past = (prefix.keys, KeyValues(*buffers, stop_b=jnp.full(b, slot)))
-        output = model.text(fed_b1d, positions_3b1, past=past, keep_keys=True)
-        hidden_b1d = jnp.where(used_b[:, None, None], output.hidden_btd, hidden_b1d)
-        buffers = [
-            jax.lax.dynamic_update_slice_in_dim(buffer, own, slot, axis=2)
-            for buffer, own in zip(buffers, output.keys[:2])
-        ]
-        return (hidden_b1d, *buffers), hidden_b1d[:, 0]
 
-    if remat:
-        step = jax.checkpoint(step, prevent_cse=False)
-    carry = (start_b1d, empty.k_bskh, empty.v_bskh)
-    (last_b1d, *buffers), hidden_kbd = jax.lax.scan(step, carry, (jnp.arange(k), used_bk.T))
-    return _Slots(jnp.moveaxis(hidden_kbd, 0, 1), KeyValues(*buffers, stop_b=used_bk.sum(1)), last_b1d)
+class _Static(NamedTuple):
+    """The decoder without its parameters, and what a slot is fed."""
+
+    decoder: nnx.GraphDef
+    latent_hidden: str
+
+
+class _Layout(NamedTuple):
+    """Which columns of the prefix are valid (start and stop), which position follows it, which slots are used."""
+
+    prefix_range: tuple[Array | None, Array | None]
+    position_b: Array
+    used_bk: Array
+
+
+class _Inputs(NamedTuple):
+    """What gradients flow to: parameters of the decoder, keys and values of the prefix, what slot 0 is fed."""
+
+    params: Params
+    prefix: tuple[Array, Array]
+    start_b1d: Array
+
+
+# Keys and values of slots, [layers, b, k, heads, head_dim] each.
+_Buffers = tuple[Array, Array]
+
+
+def _slot(
+    static: _Static, layout: _Layout, slot: Array, inputs: _Inputs, buffers: _Buffers
+) -> tuple[Float[Array, "b 1 d"], _Buffers]:
+    """The hidden state after one slot, which is fed `inputs.start_b1d`, and its own keys and values."""
+    decoder, fed_b1d = bind(static.decoder, inputs.params), inputs.start_b1d
+    if static.latent_hidden == "post_norm":
+        fed_b1d = decoder.norm(fed_b1d)
+    b = len(layout.position_b)
+    positions_3b1 = jnp.broadcast_to((layout.position_b + slot)[:, None], (3, b, 1))
+    past = (KeyValues(*inputs.prefix, *layout.prefix_range), KeyValues(*buffers, stop_b=jnp.full(b, slot)))
+    output = decoder(fed_b1d, positions_3b1, past=past, keep_keys=True)
+    used_b11 = jnp.take(layout.used_bk, slot, axis=1)[:, None, None]
+    return jnp.where(used_b11, output.hidden_btd, inputs.start_b1d), output.keys[:2]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loop(
+    static: _Static, layout: _Layout, inputs: _Inputs, buffers: _Buffers
+) -> tuple[Float[Array, "k b 1 d"], _Buffers]:
+    """The hidden states after all slots, and the buffers, which were empty, with their keys and values."""
+
+    def step(carry: tuple[Array, _Buffers], slot: Array) -> tuple[tuple[Array, _Buffers], Array]:
+        hidden_b1d, buffers = carry
+        hidden_b1d, own = _slot(static, layout, slot, inputs._replace(start_b1d=hidden_b1d), buffers)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=2)
+        return (hidden_b1d, jax.tree.map(put, buffers, own)), hidden_b1d
+
+    (_, buffers), hidden_kb1d = jax.lax.scan(step, (inputs.start_b1d, buffers), jnp.arange(layout.used_bk.shape[1]))
+    return hidden_kb1d, buffers
+
+
+def _loop_forward(static: _Static, layout: _Layout, inputs: _Inputs, buffers: _Buffers) -> tuple:
+    outputs = _loop(static, layout, inputs, buffers)
+    return outputs, (layout, inputs, *outputs)
+
+
+def _loop_backward(static: _Static, kept: tuple, cotangents: tuple) -> tuple[None, _Inputs, None]:
+    """From the last slot to the first; each hands its share to what it was fed and to the keys that it saw."""
+    layout, inputs, hidden_kb1d, buffers = kept
+    from_outside_kb1d, to_buffers = cotangents
+    fed_kb1d = jnp.concatenate([inputs.start_b1d[None], hidden_kb1d[:-1]])
+
+    def step(carry: tuple[_Inputs, _Buffers], x: tuple[Array, Array, Array]) -> tuple[tuple[_Inputs, _Buffers], None]:
+        so_far, to_buffers = carry
+        slot, fed_b1d, from_outside_b1d = x
+        take = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=slot, slice_size=1, axis=2)
+        run = functools.partial(_slot, static, layout, slot)
+        _, pull_back = jax.vjp(run, inputs._replace(start_b1d=fed_b1d), buffers)
+        to_hidden_b1d = so_far.start_b1d + from_outside_b1d
+        to_inputs, to_seen = pull_back((to_hidden_b1d, jax.tree.map(take, to_buffers)))
+        added = jax.tree.map(jnp.add, so_far._replace(start_b1d=jnp.zeros_like(fed_b1d)), to_inputs)
+        return (added, jax.tree.map(jnp.add, to_buffers, to_seen)), None
+
+    slots = jnp.arange(len(hidden_kb1d))
+    carry = (jax.tree.map(jnp.zeros_like, inputs), to_buffers)
+    (to_inputs, _), _ = jax.lax.scan(step, carry, (slots, fed_kb1d, from_outside_kb1d), reverse=True)
+    return None, to_inputs, None
+
+
+_loop.defvjp(_loop_forward, _loop_backward)
 
 
 def _read_suffix(
