@@ -1,12 +1,38 @@
 """What every method offers. Training, evaluation and serving know agents by this alone."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array, Float, Key
 
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.models.module import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Modules that follow others slowly, such as the target networks that values are bootstrapped from.
+
+    Attributes:
+        following: pairs of top-level modules of the parameters, the follower and the one that it follows. Followers
+            are among the agent's `frozen_modules`: gradients do not move them.
+        rate: the share of the followed parameters that enters after each step, in (0, 1].
+    """
+
+    following: tuple[tuple[str, str], ...]
+    rate: float
+
+    def follow(self, params: Params) -> Params:
+        """The parameters with every follower moved: rate * followed + (1 - rate) * follower."""
+        moved = {
+            follower: jax.tree.map(
+                lambda new, old: self.rate * new + (1 - self.rate) * old, params[name], params[follower]
+            )
+            for follower, name in self.following
+        }
+        return params | moved
 
 
 @runtime_checkable
@@ -27,6 +53,10 @@ class Agent(Protocol):
     @property
     def frozen_modules(self) -> tuple[str, ...]:
         """The top-level modules of its parameters that training leaves as they are."""
+
+    @property
+    def targets(self) -> Targets | None:
+        """Which of the frozen modules follow others after each step; None where none do."""
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters: a nested dict with str keys and float32 leaves. Works under jit and eval_shape."""

@@ -206,7 +206,8 @@ def _validator(
     assets: Assets,
 ) -> Callable[[Any, int], dict[str, float]]:
     """Maps parameters and their step to validation metrics; the baseline is the mean action of the training data."""
-    eval_step = make_eval_step(agent, assets.action_normalizer().forward(assets.statistics.actions.mean))
+    mean_action = assets.action_normalizer().forward(assets.statistics.actions.mean)
+    eval_step = make_eval_step(agent, mean_action, sharding)
     size, seed = config.batch_size, config.seed
     return lambda params, step: evaluate(eval_step, params, validation(step), size, sharding, seed)
 

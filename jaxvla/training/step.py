@@ -14,6 +14,7 @@ from jaxvla.agents.agent import Agent
 from jaxvla.data.schema import Batch
 from jaxvla.models.module import Params
 from jaxvla.models.partition import combine
+from jaxvla.ops.placement import activations_at
 from jaxvla.training.optimizer import Optimizer
 from jaxvla.training.state import TrainState
 
@@ -60,6 +61,8 @@ def make_train_step(
         trained, frozen = optimizer.split(state.params)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, trained)
         params = combine(optax.apply_updates(trained, updates), frozen)
+        if agent.targets is not None:
+            params = agent.targets.follow(params)
         ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
         metrics = metrics | {
             "loss": loss,
@@ -89,7 +92,15 @@ def _make_gradients(
 
     def gradients(params: Params, batch: Batch, rng: Key[Array, ""]) -> tuple[tuple, Params]:
         trained, frozen = optimizer.split(params)
-        differentiate = jax.value_and_grad(lambda part, *args: agent.loss(combine(part, frozen), *args), has_aux=True)
+
+        def loss(part: Params, batch: Batch, rng: Key[Array, ""]) -> tuple:
+            return agent.loss(combine(part, frozen), batch, rng)
+
+        def differentiate(*args: Any) -> tuple[tuple, Params]:
+            # Around the gradient, not in the loss: backward passes of our own trace models, too.
+            with activations_at(batch_sharding):
+                return jax.value_and_grad(loss, has_aux=True)(*args)
+
         if accumulate_steps == 1:
             return differentiate(trained, batch, rng)
         parts = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(_cut(x, accumulate_steps), by_parts), batch)
@@ -111,13 +122,14 @@ def _cut(x: Array, parts: int) -> Array:
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
-def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"]) -> EvalStep:
+def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"], batch_sharding: NamedSharding) -> EvalStep:
     """Per-example metrics on one batch, jitted: (params, batch, valid, rng) -> {name: [b]}, 0 where not valid.
 
     Args:
         agent: its `evaluate` gives the metrics.
         mean_action: the normalized action of a policy that ignores what it sees. Its error joins the metrics as
             mse_mean_action: squared error summed over dimensions, averaged over the slots inside the trajectory.
+        batch_sharding: of every array of the batch.
     """
 
     def eval_step(
@@ -126,7 +138,8 @@ def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"]) -> EvalSt
         error = jnp.sum((batch["actions"] - mean_action) ** 2, axis=-1)
         inside = batch["action_pad_mask"]
         baseline = jnp.sum(error * inside, axis=-1) / jnp.maximum(jnp.sum(inside, axis=-1), 1)
-        metrics = agent.evaluate(params, batch, rng) | {"mse_mean_action": baseline}
+        with activations_at(batch_sharding):
+            metrics = agent.evaluate(params, batch, rng) | {"mse_mean_action": baseline}
         return {name: jnp.where(valid, value, 0) for name, value in metrics.items()}
 
     return jax.jit(eval_step)

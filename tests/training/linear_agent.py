@@ -15,6 +15,7 @@ class LinearAgent:
     spec: BatchSpec
     batch_keys: tuple[str, ...] = ("observations", "goals", "actions", "action_pad_mask")
     frozen_modules: tuple[str, ...] = ()
+    targets: None = None
 
     def init(self, rng):
         inputs = 2 * len(self.spec.cameras) * 3 * _CELLS**2 + self.spec.proprio_dim

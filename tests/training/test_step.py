@@ -7,7 +7,9 @@ from jax.sharding import PartitionSpec
 from training.linear_agent import LinearAgent
 from training.positional_batches import KEYS, SPEC, global_batch
 
+from jaxvla.agents.agent import Targets
 from jaxvla.errors import TrainingError
+from jaxvla.ops.placement import pin
 from jaxvla.parallel.feed import to_global
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.parallel.sharding import batch_sharding
@@ -31,7 +33,9 @@ def brighten(batch, rng):
 
 class Setup:
     def __init__(self, mesh, rules=(), augment=brighten, seed=3, agent=AGENT, rates=None, parts=1, ema_decay=0.0):
-        optimizer = make_optimizer(OptimizerConfig(1e-2, warmup_steps=5, clip_norm=1.0, learning_rates=rates or {}))
+        optimizer = make_optimizer(
+            OptimizerConfig(1e-2, warmup_steps=5, clip_norm=1.0, learning_rates=rates or {}), agent.frozen_modules
+        )
         ema = ema_decay > 0
         self.state = create_state(agent, optimizer, seed, mesh, rules, ema=ema)
         self.sharding = batch_sharding(mesh)
@@ -153,7 +157,9 @@ MEAN = np.array([0.25, -0.5], np.float32)
 def test_validation_averages_over_examples_exactly(mesh, sizes):
     params = Setup(mesh).state.params
     batches = [global_batch(i, size) for i, size in enumerate(sizes)]
-    found = evaluate(make_eval_step(AGENT, MEAN), params, iter(batches), 16, batch_sharding(mesh), seed=0)
+    found = evaluate(
+        make_eval_step(AGENT, MEAN, batch_sharding(mesh)), params, iter(batches), 16, batch_sharding(mesh), seed=0
+    )
     expected = [numpy_metrics(jax.device_get(params), batch) for batch in batches if len(batch["actions"])]
     assert found["mse"] == pytest.approx(np.concatenate([mse for mse, _ in expected]).mean(), rel=1e-5)
     assert found["mse_mean_action"] == pytest.approx(np.concatenate([mean for _, mean in expected]).mean(), rel=1e-5)
@@ -163,7 +169,7 @@ def test_eval_step_gives_metrics_per_example():
     params = Setup(ONE).state.params
     batch = global_batch(0)
     valid = np.arange(16) != 3
-    metrics = make_eval_step(AGENT, MEAN)(params, batch, valid, jax.random.key(0))
+    metrics = make_eval_step(AGENT, MEAN, batch_sharding(ONE))(params, batch, valid, jax.random.key(0))
     np.testing.assert_allclose(metrics["mse"], numpy_metrics(params, batch)[0] * valid, rtol=1e-4)
     assert set(batch) == set(KEYS)
 
@@ -172,7 +178,49 @@ def test_eval_step_gives_metrics_per_example():
 def test_validation_without_examples(sizes):
     batches = (global_batch(0, size) for size in sizes)
     with pytest.raises(TrainingError, match="gave no example"):
-        evaluate(make_eval_step(AGENT, MEAN), Setup(ONE).state.params, batches, 16, batch_sharding(ONE), seed=0)
+        evaluate(
+            make_eval_step(AGENT, MEAN, batch_sharding(ONE)),
+            Setup(ONE).state.params,
+            batches,
+            16,
+            batch_sharding(ONE),
+            seed=0,
+        )
+
+
+class Pinning(LinearAgent):
+    def _features(self, observations, goals):
+        return pin(super()._features(observations, goals))
+
+
+def test_losses_and_metrics_know_where_activations_live():
+    agent = Pinning(SPEC)
+    setup, batch = Setup(EIGHT, agent=agent), global_batch(0)
+    evaluate_step = make_eval_step(agent, MEAN, batch_sharding(EIGHT))
+    for traced in (
+        jax.make_jaxpr(setup.step)(setup.state, batch),
+        jax.make_jaxpr(evaluate_step)(setup.state.params, batch, np.ones(16, bool), jax.random.key(0)),
+    ):
+        assert "sharding_constraint" in str(traced)
+    alone = jax.make_jaxpr(agent.evaluate)(setup.state.params, batch, jax.random.key(0))
+    assert "sharding_constraint" not in str(alone)
+
+
+class WithFollower(LinearAgent):
+    def init(self, rng):
+        params = super().init(rng)
+        return params | {"slow": jax.tree.map(jnp.copy, params["head"])}
+
+
+def test_followers_move_after_each_step_and_by_nothing_else():
+    targets = Targets((("slow", "head"),), rate=0.25)
+    setup = Setup(ONE, agent=WithFollower(SPEC, frozen_modules=("slow",), targets=targets))
+    assert "slow" not in optax.tree.get(setup.state.opt_state, "mu")
+    expected = np.asarray(setup.state.params["slow"]["kernel"])
+    for position in range(3):
+        setup.state, _ = setup.step(setup.state, to_global(global_batch(position), setup.sharding))
+        expected = 0.25 * np.asarray(setup.state.params["head"]["kernel"]) + 0.75 * expected
+        np.testing.assert_allclose(setup.state.params["slow"]["kernel"], expected, rtol=1e-6)
 
 
 class WithoutDropout(LinearAgent):

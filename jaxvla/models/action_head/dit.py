@@ -14,11 +14,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.layers import Linear
 from jaxvla.models.module import compute_dtype
-from jaxvla.models.qwen3_vl.layers import pin
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.dropout import dropout
 from jaxvla.ops.masked_attention import Keys, attend_where
 from jaxvla.ops.modulation import modulated_norm
+from jaxvla.ops.placement import pin
 from jaxvla.ops.sinusoid import sinusoid_angles
 
 TIME_CHANNELS = 256
@@ -133,7 +133,6 @@ class DiT(nnx.Module):
     Args:
         config: sizes and options.
         context_dim: width of the context.
-        activations: where tokens and context live, split along their first axis; None leaves it to the compiler.
     """
 
     def __init__(
@@ -141,11 +140,9 @@ class DiT(nnx.Module):
         config: ActionHeadConfig,
         context_dim: int,
         rngs: nnx.Rngs,
-        activations: jax.sharding.Sharding | None = None,
     ) -> None:
         dim, dtype = config.dit.inner_dim, compute_dtype(config.dtype)
         self.config = config
-        self.activations = activations
         self.time = TimeEmbedding(dim, dtype=dtype, rngs=rngs)
         self.layers = stack_blocks(lambda rngs: BlockPair(config, context_dim, rngs), config.depth // 2, rngs)
         self.out_modulation = Linear(dim, 2 * dim, dtype=dtype, rngs=rngs)
@@ -159,11 +156,11 @@ class DiT(nnx.Module):
             valid_bt: any mask.
         """
         dtype = compute_dtype(self.config.dtype)
-        context_btc = pin(jnp.where(valid_bt[..., None], context_btc, 0).astype(dtype), self.activations)
+        context_btc = pin(jnp.where(valid_bt[..., None], context_btc, 0).astype(dtype))
 
         def step(pair: BlockPair, carry: None, _: None) -> tuple[None, Keys]:
             keys = pair.cross_block.attention.keys(context_btc)
-            return carry, Keys(*(pin(x_btnh, self.activations) for x_btnh in keys))
+            return carry, Keys(*(pin(x_btnh) for x_btnh in keys))
 
         return Context(scan_blocks(self.layers, step, None, unroll=not self.config.scan_layers)[1], valid_bt)
 
@@ -187,16 +184,16 @@ class DiT(nnx.Module):
             num_outputs: a.
             rng: of dropout; None for none.
         """
-        condition_m1d = pin(jax.nn.silu(self.time(bucket_m)), self.activations)
+        condition_m1d = pin(jax.nn.silu(self.time(bucket_m)))
         rngs = None if rng is None else jax.random.split(rng, (self.config.depth // 2, 2))
 
         def step(pair: BlockPair, x_msd: Array, xs: tuple) -> tuple[Array, None]:
             keys, pair_rngs = xs
             cross_rng, self_rng = (None, None) if pair_rngs is None else pair_rngs
-            x_msd = pin(x_msd, self.activations)
-            x_msd = pin(pair.cross_block(x_msd, condition_m1d, keys, context.valid_bt, cross_rng), self.activations)
+            x_msd = pin(x_msd)
+            x_msd = pin(pair.cross_block(x_msd, condition_m1d, keys, context.valid_bt, cross_rng))
             x_msd = pair.self_block(x_msd, condition_m1d, None, visible_ms, self_rng)
-            return pin(x_msd, self.activations), None
+            return pin(x_msd), None
 
         unroll = not self.config.scan_layers
         x_msd, _ = scan_blocks(self.layers, step, x_msd, (context.keys, rngs), remat=self.config.remat, unroll=unroll)

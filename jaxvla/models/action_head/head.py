@@ -31,7 +31,6 @@ class ActionHead(nnx.Module):
         action_horizon: a, actions per chunk.
         action_dim: d.
         state_dim: p, width of the robot's state; 0 without `config.use_state`.
-        activations: see `DiT`.
 
     Raises:
         ConfigError: a horizon that the table of positions does not hold, or a state that does not fit `use_state`.
@@ -45,7 +44,6 @@ class ActionHead(nnx.Module):
         action_dim: int,
         state_dim: int,
         rngs: nnx.Rngs,
-        activations: jax.sharding.Sharding | None = None,
     ) -> None:
         if action_horizon > config.max_seq_len:
             raise ConfigError(
@@ -56,7 +54,7 @@ class ActionHead(nnx.Module):
         dim, dtype = config.dit.inner_dim, compute_dtype(config.dtype)
         options = {"dtype": dtype, "rngs": rngs}
         self.config = config
-        self.dit = DiT(config, context_dim, rngs, activations)
+        self.dit = DiT(config, context_dim, rngs)
         self.action_encoder = ActionEncoder(action_dim, dim, config.max_seq_len, **options)
         self.action_decoder = ReluMLP(config.output_dim, config.hidden_size, action_dim, **options)
         self.future_tokens = nnx.Param(_NORMAL(rngs.params(), (config.num_future_tokens, dim)))

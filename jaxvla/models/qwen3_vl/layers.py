@@ -1,4 +1,4 @@
-"""What the vision tower and the text decoder share: linear layers, embedding tables, and where activations live."""
+"""What the vision tower and the text decoder share: linear layers and embedding tables."""
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +34,3 @@ class Embedding(nnx.Module):
     def __call__(self, rows_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """The rows in the compute dtype."""
         return self.embedding[rows_bt].astype(self.dtype)
-
-
-def pin(x: Float[Array, "b ..."], sharding: jax.sharding.Sharding | None) -> Float[Array, "b ..."]:
-    """`x`, placed by `sharding`. Left to itself, the partitioner moves activations to parameters that are sharded."""
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

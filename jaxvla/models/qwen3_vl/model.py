@@ -6,7 +6,6 @@ hidden_btd = model.forward(tokens_bt, patches_bpf=patches_bpf, grids=((16, 16),)
 losses_bt, hits_bt = model.token_losses(hidden_btd, labels_bt)
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -28,13 +27,12 @@ class Qwen3VL(nnx.Module):
     Args:
         config: sizes and options.
         rngs: for the first parameters.
-        activations: where the hidden states of a batch live, usually split along b; None leaves it to the compiler.
     """
 
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs, activations: jax.sharding.Sharding | None = None) -> None:
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.visual = VisionTower(config, rngs, activations)
-        self.text = TextDecoder(config, rngs, activations)
+        self.visual = VisionTower(config, rngs)
+        self.text = TextDecoder(config, rngs)
 
     def encode_images(self, patches_bpf: Float[Array, "b p f"], grids: Grids) -> ImageFeatures:
         """Image tokens and DeepStack features of all images of each sample, see `VisionTower`."""

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, Int
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import RMSNorm
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.layers import Embedding, Linear, pin
+from jaxvla.models.qwen3_vl.layers import Embedding, Linear
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.attention import KeyValues, attend
 from jaxvla.ops.losses import chunked_cross_entropy
+from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import Rotation, multimodal_rotation, rotate
 
 
@@ -119,10 +120,9 @@ class DecoderLayer(nnx.Module):
 class TextDecoder(nnx.Module):
     """Embeddings in, hidden states out; and the tables that turn tokens to embeddings and hidden states to logits."""
 
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs, activations: jax.sharding.Sharding | None = None) -> None:
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
         text, dtype = config.text, compute_dtype(config.dtype)
         self.config = config
-        self.activations = activations
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, dtype=dtype, rngs=rngs)
         self.layers = stack_blocks(lambda rngs: DecoderLayer(config, rngs), text.num_hidden_layers, rngs)
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
@@ -163,11 +163,11 @@ class TextDecoder(nnx.Module):
         def step(layer: DecoderLayer, x_btd: Array, xs: tuple) -> tuple[Array, tuple]:
             index, stored = xs
             seen = tuple(run._replace(k_bskh=k, v_bskh=v) for run, (k, v) in zip(past, stored))
-            x_btd, own = layer(pin(x_btd, self.activations), around, seen)
+            x_btd, own = layer(pin(x_btd), around, seen)
             if deepstack is not None:
                 features_bid = stack_nbid[jnp.minimum(index, len(stack_nbid) - 1)]
                 x_btd = x_btd + place(features_bid, deepstack.image_index_bt)
-            x_btd = pin(x_btd, self.activations)
+            x_btd = pin(x_btd)
             return x_btd, (own[:2] if keep_keys else None, x_btd if keep_layers else None)
 
         config = self.config

@@ -13,10 +13,11 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import LayerNorm
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.layers import Embedding, Linear, pin
+from jaxvla.models.qwen3_vl.layers import Embedding, Linear
 from jaxvla.models.qwen3_vl.positions import Grids, check_grids, interpolation, num_patches, patch_positions
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.attention import KeyValues, attend
+from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import Rotation, inverse_frequencies, rotate
 
 ROPE_THETA = 10000.0
@@ -117,11 +118,10 @@ class PatchMerger(nnx.Module):
 class VisionTower(nnx.Module):
     """Patch embedding, positions, blocks, mergers."""
 
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs, activations: jax.sharding.Sharding | None = None) -> None:
+    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
         vision, dtype = config.vision, compute_dtype(config.dtype)
         num_features = len(vision.deepstack_visual_indexes)
         self.config = config
-        self.activations = activations
         self.patch_embed = Linear(vision.patch_dim, vision.hidden_size, bias=True, dtype=dtype, rngs=rngs)
         self.pos_embed = Embedding(vision.num_position_embeddings, vision.hidden_size, dtype=dtype, rngs=rngs)
         self.blocks = stack_blocks(lambda rngs: VisionBlock(config, rngs), vision.depth, rngs)
@@ -159,7 +159,7 @@ class VisionTower(nnx.Module):
 
         def step(block: VisionBlock, carry: tuple[Array, Array], slot: Array) -> tuple[tuple[Array, Array], None]:
             x_bpd, buffer = carry
-            x_bpd = pin(block(pin(x_bpd, self.activations), rotation, grids), self.activations)
+            x_bpd = pin(block(pin(x_bpd), rotation, grids))
             return (x_bpd, buffer.at[slot].set(x_bpd)), None
 
         (x_bpd, buffer), _ = scan_blocks(

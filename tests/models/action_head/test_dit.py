@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import math
 
@@ -29,6 +30,7 @@ from jaxvla.models.action_head.encoders import ActionEncoder
 from jaxvla.models.action_head.head import ActionHead
 from jaxvla.models.module import bind, graph_of, init_params
 from jaxvla.ops.masked_attention import Keys
+from jaxvla.ops.placement import activations_at
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.parallel.sharding import batch_sharding, tree_shardings
 
@@ -165,17 +167,18 @@ def test_activations_stay_where_they_are_put():
     context, x = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, T, C), (16, A, 3)))
     shardings = tree_shardings(params, mesh, min_bytes=1024), split, split
 
-    def run(activations):
-        graph = graph_of(lambda rngs: ActionHead(config, C, A, 3, 0, rngs, activations))
+    def run(place):
+        graph = graph_of(lambda rngs: ActionHead(config, C, A, 3, 0, rngs))
 
         def predict(params, context, x):
             head = bind(graph, params)
             valid = jnp.asarray(np.resize(VALID, (8, T)))
-            return head.predict(x, jnp.arange(16), head.dit.context(context, valid))
+            with place:
+                return head.predict(x, jnp.arange(16), head.dit.context(context, valid))
 
         compiled = quick_jit(predict, in_shardings=shardings).lower(params, context, x).compile()
         return compiled(*jax.device_put((params, context, x), shardings)), compiled.as_text().count(" all-reduce(")
 
-    (pinned, sums), (free, sums_without) = run(split), run(None)
+    (pinned, sums), (free, sums_without) = run(activations_at(split)), run(contextlib.nullcontext())
     np.testing.assert_allclose(pinned, free, rtol=1e-4, atol=1e-5)
     assert sums < sums_without

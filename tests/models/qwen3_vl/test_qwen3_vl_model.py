@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import re
 
@@ -17,6 +18,7 @@ from jaxvla.models.qwen3_vl.positions import num_patches
 from jaxvla.models.qwen3_vl.text import TextDecoder
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.ops.attention import KeyValues
+from jaxvla.ops.placement import activations_at
 from jaxvla.parallel.sharding import batch_sharding, tree_shardings
 
 CONFIG = cases.CONFIG
@@ -104,12 +106,13 @@ def test_activations_stay_where_the_batch_is():
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 90, (8, 64)), jnp.int32)
     positions = jnp.broadcast_to(jnp.arange(64), (3, 8, 64))
 
-    def compiled(params, tokens, activations=None):
-        graph = graph_of(lambda rngs: TextDecoder(config, rngs, activations))
+    def compiled(params, tokens, place):
+        graph = graph_of(lambda rngs: TextDecoder(config, rngs))
 
         def decode(params, tokens):
             decoder = bind(graph, params)
-            return decoder(decoder.embed_tokens(tokens), positions).hidden_btd
+            with place:
+                return decoder(decoder.embed_tokens(tokens), positions).hidden_btd
 
         return jax.jit(decode).lower(params, tokens).compile(cases.QUICK)
 
@@ -119,10 +122,12 @@ def test_activations_stay_where_the_batch_is():
     )
     # Each device has one sample, so an activation of more than one has come from others.
     foreign = re.compile(r"f32\[[2-8],64,\d+\]\S* all-gather")
-    pinned = compiled(*arrays, batch_sharding(mesh))
-    assert foreign.search(compiled(*arrays).as_text())
+    pinned = compiled(*arrays, activations_at(batch_sharding(mesh)))
+    assert foreign.search(compiled(*arrays, contextlib.nullcontext()).as_text())
     assert not foreign.search(pinned.as_text())
-    np.testing.assert_allclose(pinned(*arrays), compiled(params, tokens)(params, tokens), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        pinned(*arrays), compiled(params, tokens, contextlib.nullcontext())(params, tokens), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(
