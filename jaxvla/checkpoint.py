@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 import jaxvla
 from jaxvla.data.normalization import Normalizer, Statistics
-from jaxvla.data.schema import BatchSpec, TextSpec
+from jaxvla.data.schema import BatchSpec, InstructionSpec, TextSpec
 from jaxvla.errors import CheckpointError
 from jaxvla.parallel.sharding import path_string
 
@@ -44,7 +44,8 @@ class Assets:
         action_mask: which action dimensions are normalized; empty for all.
         train_config: the whole training configuration, as plain values.
         data_config: the whole data configuration, as plain values.
-        text: how instructions become tokens (`reasoning.texts.Wording.to_json`); None where the agent reads none.
+        text: how prompts become tokens (`reasoning.texts.Wording.to_json`); None where the agent reads none.
+        language: how instructions are encoded (`agents.language.Language.to_json`); None where the agent follows none.
         version: of jaxvla.
     """
 
@@ -58,6 +59,7 @@ class Assets:
     train_config: Mapping[str, Any]
     data_config: Mapping[str, Any]
     text: Mapping[str, Any] | None = None
+    language: Mapping[str, Any] | None = None
     version: str = jaxvla.__version__
 
     def action_normalizer(self) -> Normalizer:
@@ -78,11 +80,15 @@ class Assets:
     def from_json(cls, values: Mapping[str, Any]) -> "Assets":
         """The inverse of `to_json`; lists inside the configurations stay lists."""
         spec = {key: tuple(value) if isinstance(value, list) else value for key, value in values["spec"].items()}
-        text = spec.pop("text", None)
+        text, instruction = spec.pop("text", None), spec.pop("instruction", None)
         return cls(
             **{
                 **values,
-                "spec": BatchSpec(**spec, text=None if text is None else TextSpec(**text)),
+                "spec": BatchSpec(
+                    **spec,
+                    text=None if text is None else TextSpec(**text),
+                    instruction=None if instruction is None else InstructionSpec(**instruction),
+                ),
                 "statistics": Statistics.from_json(values["statistics"]),
                 "action_mask": tuple(values["action_mask"]),
             }

@@ -4,19 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from jaxvla.agents.gaussian_actor import actor_loss, actor_metrics, check_actor, choose_actions
+from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import Batch, BatchSpec
-from jaxvla.errors import ConfigError
-from jaxvla.models.goal_encoder import EarlyFusion, LateFusion, ViewShape
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
-from jaxvla.ops import gaussian
-from jaxvla.ops.losses import masked_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +44,8 @@ class GCBCConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.early_goal_concat and not self.shared_goal_encoder:
-            raise ConfigError(
-                "shared_goal_encoder=False has no effect with early_goal_concat=True, which has one encoder; change one"
-            )
-        if not all(dim > 0 for dim in self.hidden_dims):
-            raise ConfigError(f"hidden_dims must be positive, not {self.hidden_dims}")
-        if not 0 <= self.dropout_rate < 1:
-            raise ConfigError(f"dropout_rate must lie in [0, 1), not {self.dropout_rate}")
-        compute_dtype(self.dtype)
+        check_fusion(self.early_goal_concat, self.shared_goal_encoder)
+        check_actor(self.hidden_dims, self.dropout_rate, self.dtype)
 
 
 class GoalConditionedPolicy(nnx.Module):
@@ -63,14 +53,7 @@ class GoalConditionedPolicy(nnx.Module):
 
     def __init__(self, config: GCBCConfig, spec: BatchSpec, rngs: nnx.Rngs) -> None:
         dtype = compute_dtype(config.dtype)
-        shape = ViewShape(
-            spec.cameras, spec.image_size, spec.obs_horizon, spec.proprio_dim if config.use_proprio else 0
-        )
-        if config.early_goal_concat:
-            self.encoder = EarlyFusion(config.encoder, shape, dtype=dtype, rngs=rngs)
-        else:
-            shared = config.shared_goal_encoder
-            self.encoder = LateFusion(config.encoder, shape, shared=shared, dtype=dtype, rngs=rngs)
+        self.encoder = make_fusion(config, spec, rngs)
         self.policy = GaussianPolicy(
             self.encoder.out_dim,
             (spec.action_horizon, spec.action_dim),
@@ -94,6 +77,7 @@ class GCBC:
 
     batch_keys: ClassVar[tuple[str, ...]] = ("observations", "goals", "actions", "action_pad_mask")
     frozen_modules: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[None] = None
 
     config: GCBCConfig
     spec: BatchSpec
@@ -108,26 +92,12 @@ class GCBC:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
         mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["goals"], rng)
-        tanh, mask = self.config.policy.tanh, batch["action_pad_mask"]
-        log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean, log_std, tanh), mask)
-        actions, std = gaussian.mode(mean, tanh), jnp.exp(log_std)
-        metrics = {
-            "actor_loss": -log_prob,
-            "log_probs": log_prob,
-            "mse": masked_mean(jnp.sum((actions - batch["actions"]) ** 2, -1), mask),
-            "pi_actions": masked_mean(actions.mean(-1), mask),
-            "mean_std": std.mean(),
-            "max_std": std.max(),
-        }
-        return -log_prob, metrics
+        return actor_loss(mean, log_std, batch, self.config.policy.tanh)
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Metrics "mse" and "log_probs" of each example; `rng` is not needed."""
         mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["goals"])
-        tanh, mask = self.config.policy.tanh, batch["action_pad_mask"]
-        squared_error = jnp.sum((gaussian.mode(mean, tanh) - batch["actions"]) ** 2, -1)
-        log_prob = gaussian.log_prob(batch["actions"], mean, log_std, tanh)
-        return {"mse": masked_mean(squared_error, mask, 1), "log_probs": masked_mean(log_prob, mask, 1)}
+        return actor_metrics(mean, log_std, batch, self.config.policy.tanh)
 
     def act(
         self,
@@ -139,8 +109,7 @@ class GCBC:
     ) -> Float[Array, "b a d"]:
         """Normalized action chunks towards task["goals"]: the mode, or with `rng` a draw."""
         mean, log_std = bind(self.graphdef, params)(observations, task["goals"])
-        tanh = self.config.policy.tanh
-        return gaussian.mode(mean, tanh) if rng is None else gaussian.sample(rng, mean, log_std, tanh, temperature)
+        return choose_actions(mean, log_std, self.config.policy.tanh, rng, temperature)
 
 
 def make_gc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> GCBC:

@@ -18,7 +18,8 @@ from jaxvla.errors import DataError
 
 # Goals lie ahead of a transition, so a trajectory of one transition shows a policy nothing but its own end.
 MIN_TRANSITIONS = 2
-_VERSION = 2
+_VERSION = 3
+_ARRAYS = ("lengths", "actions", "proprio", "vectors")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Index:
     actions   float32 [sum T, d]
     proprio   float32 [sum (T + 1), p]
     language  n tuples of annotations, empty strings left out
+    vectors   float32 [annotations, k] that the file holds for them, in their order; k is 0 where it holds none
     keys      n names, each unique in its file
     frames    by stored camera name; arrays of sum (T + 1) frames
     """
@@ -49,12 +51,13 @@ class Index:
     actions: np.ndarray
     proprio: np.ndarray
     language: tuple[tuple[str, ...], ...]
+    vectors: np.ndarray
     keys: tuple[str, ...]
     frames: dict[str, Frames]
 
     def dumps(self, stamp: str) -> bytes:
         """One JSON line (stamp, strings, array shapes) and the raw arrays."""
-        arrays = {"lengths": self.lengths, "actions": self.actions, "proprio": self.proprio}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         for camera, frames in self.frames.items():
             arrays |= {f"offsets/{camera}": frames.offsets, f"sizes/{camera}": frames.sizes}
         header = {
@@ -88,7 +91,9 @@ class Index:
             for camera, shape in header["frames"].items()
         }
         language = tuple(tuple(texts) for texts in header["language"])
-        return cls(arrays["lengths"], arrays["actions"], arrays["proprio"], language, tuple(header["keys"]), frames)
+        return cls(
+            language=language, keys=tuple(header["keys"]), frames=frames, **{name: arrays[name] for name in _ARRAYS}
+        )
 
 
 @dataclasses.dataclass
@@ -98,7 +103,7 @@ class IndexBuilder:
     path: str
 
     def __post_init__(self) -> None:
-        self._rows: list[tuple[np.ndarray, np.ndarray, tuple[str, ...], str]] = []
+        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...], str]] = []
         self._frames: dict[str, list[Frames]] = {}
 
     def add(
@@ -108,13 +113,17 @@ class IndexBuilder:
         language: tuple[str, ...],
         key: str,
         frames: dict[str, Frames],
+        vectors: np.ndarray | None = None,
     ) -> None:
         """Adds one trajectory: actions [T, d], proprio [T + 1, p], and T + 1 frames of each camera.
+
+        `vectors` are those of its annotations [len(language), k]; None where the data has none.
 
         Raises:
             DataError: too few transitions, lengths that disagree, other cameras or sizes than the trajectories before,
                 or a value that is not finite.
         """
+        vectors = np.empty((len(language), 0)) if vectors is None else vectors
         where = f"{self.path}: trajectory {key!r} (number {len(self._rows)})"
         if len(actions) < MIN_TRANSITIONS:
             raise DataError(
@@ -126,7 +135,7 @@ class IndexBuilder:
                 raise DataError(
                     f"{where} has {len(actions)} actions but {length} steps of {name}, not {len(actions) + 1}"
                 )
-        for name, values in {"actions": actions, "proprio": proprio}.items():
+        for name, values in {"actions": actions, "proprio": proprio, "language vectors": vectors}.items():
             if not np.isfinite(values).all():
                 step = int(np.argwhere(~np.isfinite(values))[0, 0])
                 raise DataError(f"{where} has {name} that are not finite at step {step}; leave it out or repair it")
@@ -137,7 +146,8 @@ class IndexBuilder:
             if before and before[0].shape != stored.shape:
                 raise DataError(f"{where} has {camera} of shape {stored.shape}, those before it {before[0].shape}")
             before.append(stored)
-        self._rows.append((actions.astype(np.float32), proprio.astype(np.float32), language, key))
+        tables = (values.astype(np.float32) for values in (actions, proprio, vectors))
+        self._rows.append((*tables, language, key))
 
     def build(self) -> Index:
         """The index of all trajectories added.
@@ -147,7 +157,7 @@ class IndexBuilder:
         """
         if not self._rows:
             raise DataError(f"{self.path}: holds no trajectories; convert the data again")
-        actions, proprio, language, keys = zip(*self._rows)
+        actions, proprio, vectors, language, keys = zip(*self._rows)
         frames = {
             camera: Frames(
                 np.concatenate([f.offsets for f in parts]), np.concatenate([f.sizes for f in parts]), parts[0].shape
@@ -155,7 +165,8 @@ class IndexBuilder:
             for camera, parts in self._frames.items()
         }
         lengths = np.array([len(a) for a in actions], np.int64)
-        return Index(lengths, np.concatenate(actions), np.concatenate(proprio), language, keys, frames)
+        actions, proprio, vectors = map(np.concatenate, (actions, proprio, vectors))
+        return Index(lengths, actions, proprio, language, vectors, keys, frames)
 
 
 def open_indices(paths: Sequence[str], build: Callable[[str], Index], options: str = "") -> list[Index]:

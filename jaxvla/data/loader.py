@@ -17,6 +17,7 @@ from absl import flags
 
 from jaxvla.data.actions import chunk_steps, history_steps
 from jaxvla.data.dataset import Dataset
+from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.order import Order, uniforms
 from jaxvla.data.schema import BATCH_KEYS, Batch
 from jaxvla.errors import ConfigError
@@ -62,6 +63,7 @@ class BatchSource:
         rows: which rows of each global batch to make, such as `parallel.feed.process_rows` says.
         length: how many transitions the stream has; the last batch may be short.
         text: makes the batch key `text`; None where it is not asked for.
+        instructions: has the batch key `instruction` of every annotation; None where it is not asked for.
     """
 
     dataset: Dataset
@@ -71,10 +73,13 @@ class BatchSource:
     rows: slice
     length: int
     text: TextSource | None = None
+    instructions: InstructionTable | None = None
 
     def __post_init__(self) -> None:
         if "text" in self.keys and self.text is None:
             raise ConfigError("batches with texts need a source of texts: pass `text`")
+        if "instruction" in self.keys and self.instructions is None:
+            raise ConfigError("batches with instructions need a table of them: pass `instructions`")
         unknown = set(self.keys) - set(BATCH_KEYS)
         if unknown:
             raise ConfigError(f"no batch keys {sorted(unknown)}; there are {', '.join(BATCH_KEYS)}")
@@ -135,7 +140,8 @@ class BatchSource:
             return np.ones(len(step), np.float32)
         if key == "goal_distances":
             return (goal - step).astype(np.int32)
-        return self._language(trajectory, u)
+        annotation = self._language(trajectory, u)
+        return annotation if key == "language" else self.instructions.take(annotation)
 
     def _language(self, trajectory: np.ndarray, u: np.ndarray) -> np.ndarray:
         count = self._annotation_counts[trajectory]
@@ -160,6 +166,7 @@ def training_batches(
     keys: Sequence[str],
     rows: slice = slice(None),
     text: TextSource | None = None,
+    instructions: InstructionTable | None = None,
 ) -> grain.DatasetIterator:
     """The endless training stream.
 
@@ -167,7 +174,7 @@ def training_batches(
     `config.num_threads` threads, at most `config.prefetch` batches.
     """
     order = Order(dataset.group_sizes, dataset.weights, seed)
-    source = BatchSource(dataset, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text)
+    source = BatchSource(dataset, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text, instructions)
     return _iterate(source, dataset.config.num_threads, dataset.config.prefetch)
 
 
@@ -178,6 +185,7 @@ def validation_batches(
     rows: slice = slice(None),
     max_batches: int = 0,
     text: TextSource | None = None,
+    instructions: InstructionTable | None = None,
 ) -> Iterator[Batch]:
     """One pass over the split, in a fixed random order with fixed goals; the last batch may be short.
 
@@ -187,13 +195,13 @@ def validation_batches(
         keys: as in `BatchSource`.
         rows: as in `BatchSource`.
         max_batches: stop after so many; 0 for the whole split.
-        text: as in `BatchSource`.
+        text, instructions: as in `BatchSource`.
     """
     order = Order((dataset.num_transitions,), (1.0,), _VALIDATION_SEED)
     length = min(dataset.num_transitions, max_batches * batch_size or dataset.num_transitions)
     # The order runs through all groups as one, so that every transition counts once whatever the weights.
     whole = dataclasses.replace(dataset, group_sizes=order.sizes, weights=order.weights)
-    source = BatchSource(whole, order, batch_size, tuple(keys), rows, length, text)
+    source = BatchSource(whole, order, batch_size, tuple(keys), rows, length, text, instructions)
     with contextlib.closing(_iterate(source, dataset.config.num_threads, dataset.config.prefetch)) as batches:
         yield from batches
 

@@ -20,11 +20,15 @@ from jaxvla.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class StepKeys:
-    """The names of a dataset's step features; image features are found by their type."""
+    """The names of a dataset's step features; image features are found by their type.
+
+    `vector` is that of the language, which not all datasets have.
+    """
 
     action: str = "action"
     proprio: str = "observation/state"
     language: str = "language_instruction"
+    vector: str = "language_embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +41,14 @@ class RLDSFormat:
 
     keys: StepKeys
     cameras: tuple[str, ...]
+    has_vectors: bool
 
     @classmethod
     def of(cls, folder: pathlib.Path, keys: StepKeys) -> "RLDSFormat":
         """Reads features.json of the dataset version `folder`.
 
         Raises:
-            DataError: no such file, or it names no steps, no images, or none of `keys`.
+            DataError: no such file, or it does not name steps with the features `keys`; only the vector may be missing.
         """
         path = folder / "features.json"
         try:
@@ -57,11 +62,11 @@ class RLDSFormat:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: does not describe an RLDS dataset with steps") from error
         kinds = _flatten(steps)
-        for name in dataclasses.asdict(keys).values():
+        for name in (keys.action, keys.proprio, keys.language):
             if name not in kinds:
                 raise DataError(f"{path}: steps have no feature {name!r}, they have {', '.join(sorted(kinds))}")
         images = (name.removeprefix("observation/") for name, kind in kinds.items() if kind == "image")
-        return cls(keys, tuple(sorted(images)))
+        return cls(keys, tuple(sorted(images)), keys.vector in kinds)
 
     def build_index(self, path: str) -> Index:
         """Indexes one shard.
@@ -76,12 +81,14 @@ class RLDSFormat:
                 episode = _Episode(read, tfrecord.parse_example(read, record, path), f"{path}: record {number}")
                 states = episode.floats(self.keys.proprio)
                 images = {camera: episode.values(f"steps/observation/{camera}", "bytes") for camera in self.cameras}
+                language = episode.language(self.keys.language)
                 builder.add(
                     episode.floats(self.keys.action, len(states))[:-1],
                     states,
-                    episode.language(self.keys.language),
+                    tuple(language),
                     episode.key(number),
                     {camera: _encoded(spans) for camera, spans in images.items()},
+                    episode.floats(self.keys.vector)[[*language.values()]] if self.has_vectors else None,
                 )
         return builder.build()
 
@@ -114,8 +121,10 @@ class _Episode:
         spans = self.values(key, "bytes")
         return [self._read(span.offset, span.length).decode(errors="replace").strip() for span in spans]
 
-    def language(self, key: str) -> tuple[str, ...]:
-        return tuple(text for text in dict.fromkeys(self.text(f"steps/{key}")) if text)
+    def language(self, key: str) -> dict[str, int]:
+        """The different annotations, and the first step that has each."""
+        texts = self.text(f"steps/{key}")
+        return {text: texts.index(text) for text in texts if text}
 
     def key(self, number: int) -> str:
         parts = []

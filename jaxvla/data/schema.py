@@ -2,7 +2,7 @@
 
 Axis letters: b batch, o observation horizon (history, oldest first), a action horizon (chunk, soonest first),
 t transition of a trajectory, h height, w width, p proprio dimension, d action dimension; in texts u prefix columns,
-k thinking slots, s suffix columns.
+k thinking slots, s suffix columns; l tokens of an instruction, or values of its vector.
 
 A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transition t goes from frame t to frame t + 1.
 
@@ -22,6 +22,9 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
         goal_distances     int32 [b]           frames from the observation to the goal
         language           int32 [b]           index of the drawn annotation in the dataset's table, -1 where unlabelled
+        instruction        what that annotation says, see `InstructionSpec`; made by jaxvla.agents.language:
+            int32 [b, l]       token ids, `NO_TOKEN` behind the last; `NO_TOKEN` throughout where unlabelled
+            float32 [b, l]     or a vector; zeros where unlabelled
         text               dict                what a language model reads and says, made by jaxvla.reasoning:
             prefix         int32 [b, u]        images and instruction, padded on the left
             prefix_start   int32 [b]           where the padding ends
@@ -54,8 +57,12 @@ BATCH_KEYS = (
     "masks",
     "goal_distances",
     "language",
+    "instruction",
     "text",
 )
+
+# Fills the columns behind the last token of an instruction.
+NO_TOKEN = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,28 @@ class TextSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class InstructionSpec:
+    """How the instructions of a batch are encoded.
+
+    Attributes:
+        length: columns: of token ids, or the values of a vector.
+        vocab_size: one above the highest token id; 0 where instructions are vectors.
+    """
+
+    length: int
+    vocab_size: int = 0
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int32 of token ids, float32 of vectors."""
+        return np.dtype(np.int32 if self.vocab_size else np.float32)
+
+    def unlabelled(self) -> np.ndarray:
+        """What stands where there is no annotation, [l]."""
+        return np.full(self.length, NO_TOKEN if self.vocab_size else 0, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchSpec:
     """The static sizes of a batch: what an agent must know of the data before it sees any."""
 
@@ -93,6 +122,7 @@ class BatchSpec:
     obs_horizon: int = 1
     action_horizon: int = 1
     text: TextSpec | None = None
+    instruction: InstructionSpec | None = None
 
     def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
         """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""
@@ -114,9 +144,19 @@ class BatchSpec:
             "masks": lambda: np.ones(batch_size, np.float32),
             "goal_distances": lambda: np.ones(batch_size, np.int32),
             "language": lambda: np.full(batch_size, -1, np.int32),
+            "instruction": lambda: _fake_instruction(self.instruction, batch_size, rng),
             "text": lambda: _fake_text(self.text, batch_size),
         }
         return {key: makers[key]() for key in keys}
+
+
+def _fake_instruction(spec: InstructionSpec | None, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+    if spec is None:
+        raise ValueError("a batch with instructions needs BatchSpec.instruction")
+    shape = (batch_size, spec.length)
+    if spec.vocab_size:
+        return rng.integers(0, spec.vocab_size, shape, dtype=spec.dtype)
+    return rng.standard_normal(shape, dtype=spec.dtype)
 
 
 def _fake_text(spec: TextSpec | None, batch_size: int) -> dict[str, np.ndarray]:

@@ -1,10 +1,12 @@
 """Derived files beside the data: built once, rebuilt when what they were made from changed."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
 
 
 def fingerprint(paths: Iterable[str | os.PathLike], *extra: object) -> str:
@@ -29,15 +31,25 @@ def place(beside: pathlib.Path) -> pathlib.Path:
     return cache / folder / beside.name
 
 
-def write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a whole file or none: aside in the same folder, then renamed. Processes may race; each writes the same."""
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file that is `path` when all of it is written, or nothing: written aside in the same folder, then renamed.
+
+    Processes may race; each writes the same.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "wb") as file:
-            file.write(content)
+            yield file
         os.chmod(temporary, 0o644)  # mkstemp makes it private, but others may read the data
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a whole file or none, see `writing`."""
+    with writing(path) as file:
+        file.write(content)

@@ -76,6 +76,7 @@ class TrajectorySource:
             "actions": np.concatenate([index.actions for index in indices]),
             "proprio": np.concatenate([index.proprio for index in indices]),
             "language": tuple(texts for index in indices for texts in index.language),
+            "vectors": np.concatenate([index.vectors for index in indices]),
             "keys": tuple(key for index in indices for key in index.keys),
             "file_of": np.repeat(np.arange(len(indices)), counts),
             "_offsets": {n: np.concatenate([i.frames[s].offsets for i in indices]) for n, s in self.cameras},
@@ -157,7 +158,7 @@ class TrajectorySource:
                     f"{path}: camera {stored!r} has no picture in {len(missing)} of {len(index.frames[stored].sizes)} "
                     f"frames: set bridgedata_config.cameras.{name} to another one"
                 )
-        for name in ("actions", "proprio"):
+        for name in ("actions", "proprio", "vectors"):
             dims, expected = getattr(index, name).shape[1], getattr(first, name).shape[1]
             if dims != expected:
                 raise DataError(f"{path}: {name} have {dims} dimensions, those of {self.paths[0]} have {expected}")

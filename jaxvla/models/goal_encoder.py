@@ -1,4 +1,4 @@
-"""From camera images, goal images and proprio to one vector: early or late fusion, any history, any cameras.
+"""From camera images, their goals and proprio to one vector: early or late fusion, any history, any cameras.
 
 Axis letters: b batch, o observation horizon, h height, w width, c channels, p proprio dimension, f features,
 k condition. A history is folded into the batch of the image encoder; its features come out oldest frame first.
@@ -113,6 +113,21 @@ class LateFusion(nnx.Module):
         """The part that knows the goal alone, [b, goal_dim]."""
         encoder = self.encoder if self.goal_encoder is None else self.goal_encoder
         return encoder({camera: goals[camera][:, None] for camera in self.shape.cameras})[:, 0]
+
+
+class ConditionedFrames(nnx.Module):
+    """Frames alone, encoded under a vector such as that of an instruction, by an architecture with FiLM."""
+
+    def __init__(
+        self, config: EncoderConfig, shape: ViewShape, *, cond_dim: int, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        self.shape = shape
+        self.encoder = CameraEncoder(config, shape, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
+        self.out_dim = shape.obs_horizon * (self.encoder.out_dim + shape.proprio_dim)
+
+    def __call__(self, observations: Views, cond_bk: Float[Array, "b k"]) -> Float[Array, "b f"]:
+        """Images uint8 [b, o, h, w, 3], proprio [b, o, p]; features [b, out_dim]."""
+        return _flatten(self.encoder(observations, cond_bk), observations, self.shape)
 
 
 def _flatten(features_bof: Array, observations: Views, shape: ViewShape) -> Array:

@@ -9,11 +9,13 @@ import numpy as np
 
 from jaxvla.agents import Agent, make_agent
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
+from jaxvla.agents.language import Language, LanguageConfig, open_language
 from jaxvla.checkpoint import Assets
 from jaxvla.config import from_mapping
 from jaxvla.data.chat import num_image_tokens
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.images import patch_grid
+from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.data.tokenizer import IM_END
@@ -25,8 +27,10 @@ from jaxvla.reasoning.texts import Texts, open_texts
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.state import Pretrained
 
-# Keys of configs/train_config.py beside those of `TrainConfig`: for the loader, and for agents that read text.
+# Keys of configs/train_config.py beside those of `TrainConfig`: for the loader, for agents that follow instructions,
+# and for agents that read and write text.
 _DATA_KEYS = ("data", "data_path")
+_LANGUAGE_KEY = "language"
 _TEXT_KEYS = ("backbone", "curriculum", "prompt")
 
 
@@ -39,6 +43,7 @@ class Job:
         agent: what is trained.
         training, validation: the splits.
         texts: of both; None for an agent that reads none.
+        instructions: the tables of training and validation; None for an agent that follows none.
         assets: for the checkpoints.
         pretrained: reads the parameters that training starts from; None where all are drawn at random.
     """
@@ -48,14 +53,16 @@ class Job:
     training: Dataset
     validation: Dataset
     texts: Texts | None
+    instructions: tuple[InstructionTable, InstructionTable] | None
     assets: Assets
     pretrained: Pretrained | None
 
     def training_batches(self, rows: slice = slice(None)) -> BatchIterator:
         """The endless training stream; `rows` of each global batch."""
         text = None if self.texts is None else self.texts.training
-        config = self.config
-        return training_batches(self.training, config.batch_size, config.seed, self.agent.batch_keys, rows, text)
+        table = None if self.instructions is None else self.instructions[0]
+        config, keys = self.config, self.agent.batch_keys
+        return training_batches(self.training, config.batch_size, config.seed, keys, rows, text, table)
 
     def validation_batches(self, step: int, rows: slice = slice(None)) -> Iterator[Batch]:
         """One pass over the validation data after `step` updates, with the texts of the stage of the last of them."""
@@ -63,12 +70,27 @@ class Job:
         if self.texts is not None:
             stage = self.texts.wording.curriculum.stage_at(max(step - 1, 0))
             text = self.texts.validation.at_stage(stage)
+        table = None if self.instructions is None else self.instructions[1]
         keys = self.agent.batch_keys
-        return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text)
+        return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text, table)
+
+    def example(self) -> tuple[int, str | np.ndarray | None]:
+        """A validation trajectory, labelled if any is, and what a policy is told on it.
+
+        That is its first annotation, or the vector of it where the agent reads vectors: no text is encoded again.
+        """
+        language, spec = self.validation.source.language, self.agent.spec.instruction
+        usable = np.flatnonzero(self.validation.usable).tolist()
+        trajectory = next((i for i in usable if language[i]), usable[0])
+        if not language[trajectory]:
+            return trajectory, None
+        if self.instructions is None or spec is None or spec.vocab_size:
+            return trajectory, language[trajectory][0]
+        return trajectory, self.instructions[1].take(np.array(sum(map(len, language[:trajectory]))))
 
 
 def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) -> Job:
-    """Opens data, backbone and texts, and makes the agent.
+    """Opens data, backbone, texts and instructions, and makes the agent.
 
     Args:
         settings: as configs/train_config.py gives them.
@@ -77,7 +99,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: a setting, the data or the backbone cannot be used.
     """
-    own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, *_TEXT_KEYS)}
+    own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS)}
     config = from_mapping(TrainConfig, own, "config")
     data_config = from_mapping(DataConfig, settings["data"], "config.data")
     source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
@@ -85,6 +107,9 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     training = open_dataset(source_config, data_config, "train")
     validation = open_dataset(source_config, data_config, "val", training.statistics)
     spec, kwargs, texts, pretrained = training.spec, dict(config.agent_kwargs), None, None
+    language = _open_language(settings, training, validation)
+    if language is not None:
+        spec = dataclasses.replace(spec, instruction=language.spec)
     if backbone is not None:
         kwargs |= {
             "backbone": dataclasses.asdict(backbone.model),
@@ -106,8 +131,18 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         train_config=settings,
         data_config=source_settings,
         text=None if texts is None else texts.wording.to_json(),
+        language=None if language is None else language.to_json(),
     )
-    return Job(config, make_agent(config.agent, kwargs, spec), training, validation, texts, assets, pretrained)
+    agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
+    tables = None if language is None else (language.table(training), language.table(validation))
+    return Job(config, agent, training, validation, texts, tables, assets, pretrained)
+
+
+def _open_language(settings: Mapping[str, Any], training: Dataset, validation: Dataset) -> Language | None:
+    if _LANGUAGE_KEY not in settings:
+        return None
+    config = from_mapping(LanguageConfig, settings[_LANGUAGE_KEY], f"config.{_LANGUAGE_KEY}")
+    return open_language(config, (training, validation))
 
 
 def _open_backbone(settings: Mapping[str, Any]) -> Backbone | None:

@@ -3,14 +3,15 @@ import threading
 
 import numpy as np
 import pytest
-from data.bridge_files import frame, write_dataset
+from data.bridge_files import frame, trajectory, write, write_dataset
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import BATCH_KEYS as ALL_KEYS
 from jaxvla.errors import ConfigError, DataError
 
-BATCH_KEYS = tuple(key for key in ALL_KEYS if key != "text")
+BATCH_KEYS = tuple(key for key in ALL_KEYS if key not in ("instruction", "text"))
 LENGTHS = {"a": [5, 3, 7], "b": [4, 6]}
 
 
@@ -186,6 +187,42 @@ def test_texts_are_of_the_same_samples(root):
         np.testing.assert_array_equal(batch["text"]["uniforms"][2:6], rows["text"]["uniforms"])
         seen.append(batch["text"]["uniforms"])
     assert len(np.unique(np.stack(seen))) == np.stack(seen).size
+
+
+def numbered(dataset):
+    """Instructions that say which annotation they are of, 100 more than its number."""
+    count = len(dataset.annotations())
+    values = np.repeat(np.arange(100, 101 + count)[:, None], 3, axis=1).astype(np.float32)
+    return InstructionTable(values, np.arange(count + 1, dtype=np.int32))
+
+
+def test_instructions_are_those_of_the_drawn_annotations(root):
+    dataset, keys = open_split(root), ("observations", "language", "instruction")
+    table = numbered(dataset)
+    stream = training_batches(dataset, 8, 3, keys, instructions=table)
+    part = training_batches(dataset, 8, 3, keys, slice(2, 6), instructions=table)
+    plain = training_batches(dataset, 8, 3, keys[:2])
+    for batch, rows, without in itertools.islice(zip(stream, part, plain), 3):
+        assert (batch["instruction"].shape, batch["instruction"].dtype) == ((8, 3), np.float32)
+        np.testing.assert_array_equal(batch["instruction"][:, 0], 100 + batch["language"])
+        np.testing.assert_array_equal(rows["instruction"], batch["instruction"][2:6])
+        assert equal({key: batch[key] for key in keys[:2]}, without)
+    batches = validation_batches(dataset, 5, keys, instructions=table)
+    assert all((batch["instruction"][:, 2] == 100 + batch["language"]).all() for batch in batches)
+
+
+def test_unlabelled_trajectories_have_the_last_instruction(tmp_path):
+    path = tmp_path / "a" / "train" / "out.tfrecord"
+    write(path, [trajectory(0, 4, ("do it",)), trajectory(1, 4, ())])
+    dataset = open_split(tmp_path)
+    batch = next(training_batches(dataset, 32, 0, ("observations", "instruction"), instructions=numbered(dataset)))
+    number = batch["observations"]["images0"][:, 0, 0, 0, 0]
+    np.testing.assert_array_equal(batch["instruction"][:, 0], np.where(number == 0, 100, 101))
+
+
+def test_instructions_need_a_table(root):
+    with pytest.raises(ConfigError, match="need a table of them"):
+        next(training_batches(open_split(root), 8, 3, ("instruction",)))
 
 
 def test_texts_need_a_source(root):

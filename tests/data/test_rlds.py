@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxvla.data import rlds
+from jaxvla.data import rlds, tfrecord
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.index import open_indices
 from jaxvla.data.loader import training_batches
@@ -50,6 +50,31 @@ def test_real_episodes_match_the_golden_file(samples, folder):
         frames = indices[0].frames["image_0"]
         jpegs = b"".join(content[o : o + n] for o, n in zip(frames.offsets[rows], frames.sizes[rows]))
         assert hashlib.md5(jpegs).hexdigest() == episode["image_0_jpeg_md5"]
+
+
+def test_vectors_are_those_of_the_first_step_of_each_annotation(folder):
+    reader = rlds.RLDSFormat.of(folder, rlds.StepKeys())
+    (path,) = rlds.find_files(folder, "train")
+    (index,) = open_indices([path], reader.build_index, repr(reader))
+    with open(path, "rb") as file:
+        read = tfrecord.file_reader(file.fileno())
+        records = [tfrecord.parse_example(read, span, path) for span in tfrecord.scan_records(file.fileno(), path)]
+    steps = [record["steps/language_embedding"].values.reshape(10, 512) for record in records]
+    assert [len(texts) for texts in index.language] == [1] * 25
+    np.testing.assert_array_equal(index.vectors, [vectors[0] for vectors in steps])
+    assert np.linalg.norm(index.vectors, axis=1).min() > 0.9
+    (again,) = open_indices([path], never, repr(reader))
+    np.testing.assert_array_equal(again.vectors, index.vectors)
+
+
+def never(_):
+    raise AssertionError("indexed again")
+
+
+def test_data_without_vectors_is_read_too(folder):
+    path = folder / "features.json"
+    path.write_text(path.read_text().replace("language_embedding", "something_else"))
+    assert open_split(folder).source.vectors.shape == (25, 0)
 
 
 def test_batches_of_real_frames(folder):

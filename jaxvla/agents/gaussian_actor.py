@@ -1,0 +1,67 @@
+"""What the methods that imitate with a Gaussian share: loss, validation metrics and actions from (mean, log_std).
+
+Axis letters as in `jaxvla.data.schema`. `tanh` says whether actions are squashed, see `jaxvla.ops.gaussian`.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxvla.data.schema import Batch
+from jaxvla.errors import ConfigError
+from jaxvla.models.module import compute_dtype
+from jaxvla.ops import gaussian
+from jaxvla.ops.losses import masked_mean
+
+
+def check_actor(hidden_dims: tuple[int, ...], dropout_rate: float, dtype: str) -> None:
+    """Raises ConfigError unless these can be the settings of an actor."""
+    if not all(dim > 0 for dim in hidden_dims):
+        raise ConfigError(f"hidden_dims must be positive, not {hidden_dims}")
+    if not 0 <= dropout_rate < 1:
+        raise ConfigError(f"dropout_rate must lie in [0, 1), not {dropout_rate}")
+    compute_dtype(dtype)
+
+
+def actor_loss(
+    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, tanh: bool
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories.
+
+    Returns:
+        The loss, and the metrics actor_loss, log_probs, mse, pi_actions, mean_std and max_std.
+    """
+    mask = batch["action_pad_mask"]
+    log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh), mask)
+    actions, std = gaussian.mode(mean_bad, tanh), jnp.exp(log_std_bad)
+    metrics = {
+        "actor_loss": -log_prob,
+        "log_probs": log_prob,
+        "mse": masked_mean(jnp.sum((actions - batch["actions"]) ** 2, -1), mask),
+        "pi_actions": masked_mean(actions.mean(-1), mask),
+        "mean_std": std.mean(),
+        "max_std": std.max(),
+    }
+    return -log_prob, metrics
+
+
+def actor_metrics(
+    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, tanh: bool
+) -> dict[str, Float[Array, " b"]]:
+    """Metrics "mse" of the mode and "log_probs" of each example."""
+    mask = batch["action_pad_mask"]
+    squared_error = jnp.sum((gaussian.mode(mean_bad, tanh) - batch["actions"]) ** 2, -1)
+    log_prob = gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh)
+    return {"mse": masked_mean(squared_error, mask, 1), "log_probs": masked_mean(log_prob, mask, 1)}
+
+
+def choose_actions(
+    mean_bad: Float[Array, "b a d"],
+    log_std_bad: Float[Array, "b a d"],
+    tanh: bool,
+    rng: Key[Array, ""] | None,
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "b a d"]:
+    """The mode, or with `rng` a draw whose deviation is multiplied by `temperature`."""
+    if rng is None:
+        return gaussian.mode(mean_bad, tanh)
+    return gaussian.sample(rng, mean_bad, log_std_bad, tanh, temperature)

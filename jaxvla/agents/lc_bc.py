@@ -1,0 +1,135 @@
+"""Language-conditioned behavioural cloning: the lc_bc of BridgeData V2 (Walke et al., 2023), for chunks of actions.
+
+The instruction reaches every residual block of the image encoder by FiLM. It comes as token ids, which an encoder of
+the agent reads and learns to read, or as a vector that was computed before, see `jaxvla.agents.language`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from flax import nnx
+from jaxtyping import Array, Float, Key, Num
+
+from jaxvla.agents.gaussian_actor import actor_loss, actor_metrics, check_actor, choose_actions
+from jaxvla.agents.goal_vision import view_shape
+from jaxvla.config import from_mapping
+from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.errors import ConfigError
+from jaxvla.models.goal_encoder import ConditionedFrames
+from jaxvla.models.instruction_encoder import InstructionEncoder, InstructionEncoderConfig
+from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
+from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
+from jaxvla.models.resnet import EncoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LCBCConfig:
+    """The `agent_kwargs` of lc_bc.
+
+    Attributes:
+        encoder: of the images, one with FiLM.
+        instruction_encoder: of token ids; instructions that come as vectors have none.
+        use_proprio: proprio of the observations joins the features.
+        hidden_dims: layers between features and actions.
+        dropout_rate: in these layers, in [0, 1).
+        policy: distribution of the actions.
+        dtype: in which the networks compute, "float32" or "bfloat16"; parameters and loss stay float32.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    encoder: EncoderConfig = dataclasses.field(default_factory=lambda: EncoderConfig("resnetv1-34-bridge-film"))
+    instruction_encoder: InstructionEncoderConfig = dataclasses.field(default_factory=InstructionEncoderConfig)
+    use_proprio: bool = False
+    hidden_dims: tuple[int, ...] = (256, 256, 256)
+    dropout_rate: float = 0.1
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_actor(self.hidden_dims, self.dropout_rate, self.dtype)
+
+
+class LanguageConditionedPolicy(nnx.Module):
+    """Instruction encoder where instructions are token ids, image encoder, and policy head."""
+
+    def __init__(self, config: LCBCConfig, spec: BatchSpec, rngs: nnx.Rngs) -> None:
+        dtype, instruction = compute_dtype(config.dtype), spec.instruction
+        sizes = (config.instruction_encoder, instruction.vocab_size, instruction.length)
+        self.instruction_encoder = (
+            InstructionEncoder(*sizes, dtype=dtype, rngs=rngs) if instruction.vocab_size else None
+        )
+        cond_dim = instruction.length if self.instruction_encoder is None else self.instruction_encoder.out_dim
+        shape = view_shape(spec, config.use_proprio)
+        self.encoder = ConditionedFrames(config.encoder, shape, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
+        self.policy = GaussianPolicy(
+            self.encoder.out_dim,
+            (spec.action_horizon, spec.action_dim),
+            hidden_dims=config.hidden_dims,
+            dropout_rate=config.dropout_rate,
+            config=config.policy,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, observations: Mapping[str, Any], instruction: Num[Array, "b l"], rng: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "b a d"], Float[Array, "b a d"]]:
+        """(mean, log_std) of the action chunk; without `rng`, dropout is off."""
+        cond_bk = instruction if self.instruction_encoder is None else self.instruction_encoder(instruction)
+        return self.policy(self.encoder(observations, cond_bk), rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class LCBC:
+    """The agent, see `jaxvla.agents.agent.Agent`; made by `make_lc_bc`."""
+
+    batch_keys: ClassVar[tuple[str, ...]] = ("observations", "instruction", "actions", "action_pad_mask")
+    frozen_modules: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[None] = None
+
+    config: LCBCConfig
+    spec: BatchSpec
+    graphdef: nnx.GraphDef
+
+    def init(self, rng: Key[Array, ""]) -> Params:
+        """Draws the parameters."""
+        return init_params(lambda rngs: LanguageConditionedPolicy(self.config, self.spec, rngs), rng)
+
+    def loss(
+        self, params: Params, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
+        mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["instruction"], rng)
+        return actor_loss(mean, log_std, batch, self.config.policy.tanh)
+
+    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+        """Metrics "mse" and "log_probs" of each example; `rng` is not needed."""
+        mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["instruction"])
+        return actor_metrics(mean, log_std, batch, self.config.policy.tanh)
+
+    def act(
+        self,
+        params: Params,
+        observations: Mapping[str, Any],
+        task: Mapping[str, Any],
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "b a d"]:
+        """Normalized action chunks that follow task["instruction"]: the mode, or with `rng` a draw."""
+        mean, log_std = bind(self.graphdef, params)(observations, task["instruction"])
+        return choose_actions(mean, log_std, self.config.policy.tanh, rng, temperature)
+
+
+def make_lc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> LCBC:
+    """The agent of a configuration's `agent_kwargs`.
+
+    Raises:
+        ConfigError: the batches have no instructions; or see `LCBCConfig` and the models that it configures.
+    """
+    if spec.instruction is None:
+        raise ConfigError("lc_bc follows instructions, but nothing says how they are encoded: give config.language")
+    config = from_mapping(LCBCConfig, agent_kwargs, "config.agent_kwargs")
+    return LCBC(config, spec, graph_of(lambda rngs: LanguageConditionedPolicy(config, spec, rngs)))

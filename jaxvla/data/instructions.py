@@ -1,0 +1,76 @@
+"""The annotations of a dataset as arrays, for batches: each different text is encoded once and kept beside the data.
+
+Axis letters: n annotations, m different texts among them, b batch, l columns of an `InstructionSpec`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxvla.data import sidecar
+from jaxvla.data.dataset import Dataset
+from jaxvla.data.schema import InstructionSpec
+
+_VERSION = 1
+# Texts whose encodings are in memory at a time.
+_CHUNK = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InstructionTable:
+    """What each annotation of a dataset says. Picklable.
+
+    Attributes:
+        values_ml: [m + 1, l], the encoded texts, and last what stands where there is none; may be a memory map.
+        row_of_n: int32 [n + 1], where the annotations of `Dataset.annotations()` are in it, and last where none is.
+    """
+
+    values_ml: np.ndarray
+    row_of_n: np.ndarray
+
+    def take(self, annotation_b: np.ndarray) -> np.ndarray:
+        """The batch key `instruction` [b, l] of the annotations int [b], -1 for none."""
+        return np.asarray(self.values_ml[self.row_of_n[annotation_b]])
+
+
+def open_table(
+    dataset: Dataset, spec: InstructionSpec, encode: Callable[[Sequence[str]], np.ndarray], stamp: object
+) -> InstructionTable:
+    """The table of a dataset: read from where it was kept, or encoded and kept.
+
+    Args:
+        dataset: whose annotations; the table lies beside its files, or in the user's cache where these are read-only.
+        spec: of the values.
+        encode: texts to rows [k, l]; called for many different ones at a time.
+        stamp: what the result of `encode` depends on.
+    """
+    annotations = dataset.annotations()
+    texts = list(dict.fromkeys(annotations))
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    name = sidecar.fingerprint((), _VERSION, spec, stamp, digest)
+    kept = sidecar.place(pathlib.Path(dataset.source.paths[0]).parent / f"instructions-{name}.npy")
+    if not kept.is_file():
+        _write(kept, texts, spec, encode)
+    return InstructionTable(np.load(kept, mmap_mode="r"), rows_of(annotations, texts))
+
+
+def rows_of(annotations: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+    """Where each annotation is among different texts, int32 [n + 1]; the last entry is the row behind all of them."""
+    number = {text: i for i, text in enumerate(texts)}
+    return np.array([*(number[text] for text in annotations), len(texts)], np.int32)
+
+
+def _write(
+    path: pathlib.Path, texts: Sequence[str], spec: InstructionSpec, encode: Callable[[Sequence[str]], np.ndarray]
+) -> None:
+    shape = (len(texts) + 1, spec.length)
+    header = {"descr": np.lib.format.dtype_to_descr(spec.dtype), "fortran_order": False, "shape": shape}
+    with sidecar.writing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, len(texts), _CHUNK):
+            file.write(encode(texts[start : start + _CHUNK]).astype(spec.dtype).tobytes())
+        file.write(spec.unlabelled().tobytes())
