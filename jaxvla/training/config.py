@@ -21,6 +21,7 @@ class OptimizerConfig:
         final_learning_rate: where the cosine ends.
         learning_rates: path prefix of parameters, such as "backbone" or "backbone/visual", to their own peak, which
             follows the same schedule; the longest prefix counts, and 0 freezes, without gradients or optimizer state.
+        undecayed: path prefixes of parameters whose rate stays at its peak after the warmup.
         b2: decay of the second moment.
         weight_decay: of kernels, decoupled (AdamW); 0 for plain Adam.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
@@ -31,6 +32,7 @@ class OptimizerConfig:
     decay_steps: int = 0
     final_learning_rate: float = 0.0
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    undecayed: tuple[str, ...] = ()
     b2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 0.0

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jaxtyping import Array, Float, Int
 
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params
@@ -20,7 +22,7 @@ class Optimizer:
 
     Attributes:
         transform: of the gradients of the trained parameters.
-        schedule: the learning rate after so many updates.
+        schedule: the learning rate after so many updates, of parameters without one of their own.
         rate_of: the peak learning rate of the parameter with this path; 0 for a frozen one.
     """
 
@@ -53,39 +55,65 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
     """
     rates = {**config.learning_rates, **dict.fromkeys(frozen, 0.0)}
     peak, warmup = config.learning_rate, config.warmup_steps
+    level = optax.constant_schedule(peak)
     if config.decay_steps:
         share = config.final_learning_rate / peak
-        after = optax.cosine_decay_schedule(peak, config.decay_steps - warmup, alpha=share)
+        cosine = optax.cosine_decay_schedule(peak, config.decay_steps - warmup, alpha=share)
     else:
-        after = optax.constant_schedule(peak)
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), after], [warmup])
-    if config.weight_decay:
-        transform = optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay, mask=_kernels)
-    else:
-        transform = optax.adam(schedule, b2=config.b2)
-    if config.clip_norm:
-        transform = optax.chain(optax.clip_by_global_norm(config.clip_norm), transform)
+        cosine = level
+    rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
+    decayed, undecayed = (optax.join_schedules([rise, after], [warmup]) for after in (cosine, level))
 
     def rate_of(path: str) -> float:
-        prefixes = [prefix for prefix in rates if f"{path}/".startswith(f"{prefix}/")]
+        prefixes = [prefix for prefix in rates if _is_within(path, prefix)]
         return rates[max(prefixes, key=len)] if prefixes else peak
 
-    def to_own_rate(updates: Any, _: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, x: x * (rate_of(path_string(path)) / peak), updates)
+    def rates_at(count: Int[Array, ""]) -> Callable[[str], Float[Array, ""]]:
+        now, kept = decayed(count), undecayed(count)
 
-    if rates:
-        transform = optax.chain(transform, optax.stateless(to_own_rate))
-    return Optimizer(transform, schedule, rate_of)
+        def rate(path: str) -> Float[Array, ""]:
+            stays = any(_is_within(path, prefix) for prefix in config.undecayed)
+            return (kept if stays else now) * (rate_of(path) / peak)
+
+        return rate
+
+    stages = [
+        *([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []),
+        optax.scale_by_adam(b2=config.b2),
+        *([optax.add_decayed_weights(config.weight_decay, mask=_kernels)] if config.weight_decay else []),
+        _descend(rates_at),
+    ]
+    return Optimizer(optax.chain(*stages), decayed, rate_of)
 
 
 def check_learning_rates(config: OptimizerConfig, params: Params) -> None:
-    """Raises ConfigError if a prefix of `config.learning_rates` names no parameter."""
+    """Raises ConfigError if a prefix of `config.learning_rates` or `config.undecayed` names no parameter."""
     paths = list(traverse_util.flatten_dict(params, sep="/"))
-    for prefix in config.learning_rates:
-        if not any(f"{path}/".startswith(f"{prefix}/") for path in paths):
-            raise ConfigError(
-                f"config.optimizer.learning_rates names {prefix!r}, but parameters begin with {', '.join(params)}"
-            )
+    for name in ("learning_rates", "undecayed"):
+        for prefix in getattr(config, name):
+            if not any(_is_within(path, prefix) for path in paths):
+                raise ConfigError(
+                    f"config.optimizer.{name} names {prefix!r}, but parameters begin with {', '.join(params)}"
+                )
+
+
+def _descend(rates_at: Callable[[Int[Array, ""]], Callable[[str], Float[Array, ""]]]) -> optax.GradientTransformation:
+    """Multiplies each update by its negative learning rate: `rates_at` maps updates so far to (path -> rate)."""
+
+    def init(_: Params) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: optax.ScaleByScheduleState, _: Any = None) -> tuple[Any, Any]:
+        rate = rates_at(state.count)
+        scaled = jax.tree_util.tree_map_with_path(lambda path, x: -rate(path_string(path)) * x, updates)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _is_within(path: str, prefix: str) -> bool:
+    """Whether a parameter's path is `prefix` or lies below it."""
+    return f"{path}/".startswith(f"{prefix}/")
 
 
 def _kernels(params: Any) -> Any:

@@ -69,6 +69,30 @@ def test_parts_have_their_own_learning_rates():
     np.testing.assert_allclose(own["bias"], 0.5 * adam(np.array([0.0, 4.0])), rtol=1e-5)
 
 
+def test_parts_keep_the_peak_where_others_decay():
+    rates = {"head/bias": 0.05, "body": 0.2}
+    config = OptimizerConfig(
+        0.1,
+        warmup_steps=2,
+        decay_steps=6,
+        final_learning_rate=0.02,
+        learning_rates=rates,
+        undecayed=("head/bias", "tail"),
+    )
+    optimizer = make_optimizer(config)
+    params = PARAMS | {name: {"kernel": jnp.ones(1)} for name in ("body", "tail", "tails")}
+    parts = [("head", "kernel"), ("head", "bias"), ("body", "kernel"), ("tail", "kernel"), ("tails", "kernel")]
+    update, state = jax.jit(optimizer.transform.update), optimizer.transform.init(params)
+    found = []
+    for _ in range(8):
+        # A gradient that stays the same makes each step of Adam as long as the learning rate.
+        updates, state = update(params, state, params)
+        found.append([float(-updates[name][kind].ravel()[0]) for name, kind in parts])
+    cosine = [0.02 + 0.08 * 0.5 * (1 + math.cos(math.pi * t / 4)) for t in range(4)]
+    decayed, kept = np.array([0, 0.05, *cosine, 0.02, 0.02]), np.array([0, 0.05, *[0.1] * 6])
+    np.testing.assert_allclose(np.array(found).T, [decayed, 0.5 * kept, 2 * decayed, kept, decayed], atol=1e-5)
+
+
 def test_a_rate_of_zero_freezes():
     optimizer = make_optimizer(OptimizerConfig(0.1, learning_rates={"head/kernel": 0.0}))
     trained, frozen = optimizer.split(PARAMS)
@@ -78,10 +102,11 @@ def test_a_rate_of_zero_freezes():
 
 
 def test_a_rate_for_no_parameter_is_refused():
-    check_learning_rates(OptimizerConfig(0.1, learning_rates={"head": 0.5}), PARAMS)
+    check_learning_rates(OptimizerConfig(0.1, learning_rates={"head": 0.5}, undecayed=("head/kernel",)), PARAMS)
     for prefix in ("hea", "body", "head/kern"):
-        with pytest.raises(ConfigError, match=f"{prefix}.*begin with head"):
-            check_learning_rates(OptimizerConfig(0.1, learning_rates={prefix: 0.5}), PARAMS)
+        for config in ({"learning_rates": {prefix: 0.5}}, {"undecayed": (prefix,)}):
+            with pytest.raises(ConfigError, match=f"{next(iter(config))} names '{prefix}'.*begin with head"):
+                check_learning_rates(OptimizerConfig(0.1, **config), PARAMS)
 
 
 def test_the_cosine_ends_at_the_final_rate():
