@@ -9,15 +9,12 @@ likely cause. The same seed prints the same report, but for the lines that begin
 import pathlib
 import sys
 
-from absl import flags
 from ml_collections import config_flags
 
 from jaxvla import cli
-from jaxvla.errors import ConfigError
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
-FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "How to train: FILE:PRESET, such as train_config.py:ecot_tiny.")
 config_flags.DEFINE_config_file(
     "bridgedata_config", None, "What to train on: FILE:PRESET, such as data_config.py:sample."
@@ -25,13 +22,7 @@ config_flags.DEFINE_config_file(
 
 
 def main(_: list[str]) -> None:
-    if FLAGS.config is None or FLAGS.bridgedata_config is None:
-        raise ConfigError(
-            "give both configs: --config train_config.py:ecot_tiny --bridgedata_config data_config.py:sample"
-        )
-    settings, source_settings = FLAGS.config.to_dict(), FLAGS.bridgedata_config.to_dict()
-    if settings["data_path"]:
-        source_settings["data_path"] = settings["data_path"]
+    settings, source_settings = cli.read_configs("ecot_tiny", "sample")
     from jaxvla.parallel.mesh import MeshConfig, make_mesh
     from jaxvla.training.doctor import CHECKS, examine
     from jaxvla.training.job import open_job

@@ -36,13 +36,7 @@ flags.DEFINE_string("output_path", None, "The PNG to write.", required=True)
 
 
 def main(_: list[str]) -> None:
-    if FLAGS.config is None or FLAGS.bridgedata_config is None:
-        raise ConfigError(
-            "give both configs: --config train_config.py:ecot_tiny --bridgedata_config data_config.py:sample"
-        )
-    settings, source_settings = FLAGS.config.to_dict(), FLAGS.bridgedata_config.to_dict()
-    if settings["data_path"]:
-        source_settings["data_path"] = settings["data_path"]
+    settings, source_settings = cli.read_configs("ecot_tiny", "sample")
     from jaxvla.training.job import open_job
 
     job = open_job(settings, source_settings)

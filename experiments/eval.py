@@ -1,17 +1,20 @@
-"""Runs a trained policy in closed loop in the embedded tabletop, and counts successes.
+"""Runs a trained policy in closed loop in an embedded world, and counts successes.
 
     python experiments/eval.py --checkpoint runs/ecot_20260101_120000 --modes implicit,explicit,none
+    python experiments/eval.py --checkpoint runs/gc_bc_20260101_120000 --output_path report.json --videos 4
 
 A policy that is conditioned on language gets the instruction; one conditioned on goals gets the last frame of the
-scripted expert's demonstration of the same episode. The episodes depend on --seed alone, so that policies can be
-compared on the same ones.
+scripted expert's demonstration of the same episode. The episodes depend on --seed and --task alone, so that policies
+can be compared on the same ones; --parallel of them are played side by side, which changes the time that it takes and
+nothing else. With --parallel=1, ms/decision is the time that one robot waits.
 """
 
+import collections
+import dataclasses
 import json
 import math
 import pathlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,88 +22,159 @@ import tqdm
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.envs.expert import demonstrate
+from jaxvla.envs.film import Frame, save_film
+from jaxvla.envs.goals import last_frame
+from jaxvla.envs.rollout import Episode, Observation, Result, World, rollouts
 from jaxvla.envs.tabletop import TabletopEnv
-from jaxvla.envs.tasks import TASKS
 from jaxvla.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxvla.serving.policy import Policy
 
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A family of worlds.
+
+    Attributes:
+        make: (pixels a side of the images, steps after which an episode has failed) to a world.
+        goals: (pixels a side, seed, task or None) to the views of the world of this seed as it is to become.
+    """
+
+    make: Callable[[int, int], World]
+    goals: Callable[[int, int, str | None], Observation]
+
+
+WORLDS = {"tabletop": Kind(lambda image_size, steps: TabletopEnv(image_size, max_steps=steps), last_frame)}
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one of its checkpoints.", required=True)
 flags.DEFINE_integer("step", None, "Which checkpoint of a run folder; the latest where it is not given.")
 flags.DEFINE_list("modes", [], "How to reason: implicit, explicit, none; the configuration's where it is not given.")
-flags.DEFINE_integer("episodes", 50, "Episodes for each mode.", lower_bound=1)
+flags.DEFINE_enum("env", "tabletop", list(WORLDS), "The world.")
+flags.DEFINE_string("task", "", "A task of the world; drawn for each episode where it is not given.")
+flags.DEFINE_integer("episodes", 100, "Episodes for each mode.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the episodes are drawn from; other numbers than those of demonstrations.")
+flags.DEFINE_integer("parallel", 8, "Episodes that are played side by side.", lower_bound=1)
 flags.DEFINE_integer("execute_steps", 0, "Actions of a chunk to play before the next decision; 0 for all.")
 flags.DEFINE_integer("image_size", 128, "Pixels a side of what the cameras see.", lower_bound=16)
 flags.DEFINE_integer("max_steps", 60, "Steps after which an episode has failed.", lower_bound=1)
-flags.DEFINE_string("output_path", "", "A JSON file for the results of every episode.")
+flags.DEFINE_string("output_path", "", "A JSON file for the report.")
+flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
 
 # Keeps these episodes apart from those of make_sample_bridgedata.py, whose seeds have three parts, too.
 _STREAM = 1 << 31
 _Z = 1.96
+_SETTINGS = ("env", "task", "episodes", "seed", "parallel", "execute_steps", "image_size", "max_steps")
 
 
 def main(_: list[str]) -> None:
+    if FLAGS.videos and not FLAGS.output_path:
+        raise ConfigError("--videos needs --output_path: films are written beside the report")
+    if FLAGS.output_path:
+        pathlib.Path(FLAGS.output_path).parent.mkdir(parents=True, exist_ok=True)
+    WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps).reset(seed=0, task=FLAGS.task or None)
+    from jaxvla.checkpoint import find_checkpoint
     from jaxvla.serving.policy import load_policy
 
+    checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
     results = {}
     for mode in FLAGS.modes or [None]:
-        policy = load_policy(FLAGS.checkpoint, FLAGS.step, mode)
+        policy = load_policy(checkpoint, inference=mode, robots=min(FLAGS.parallel, FLAGS.episodes))
         if not 0 <= FLAGS.execute_steps <= policy.spec.action_horizon:
             raise ConfigError(f"--execute_steps must be 0 to {policy.spec.action_horizon}, not {FLAGS.execute_steps}")
-        print(f"{mode or 'policy'}: compiled in {policy.warm_up():.1f} s", flush=True)
-        numbers = tqdm.trange(FLAGS.episodes, desc=mode or "policy", unit="episode", leave=False)
-        results[mode or "policy"] = [run_episode(policy, episode_seed(FLAGS.seed, i)) for i in numbers]
+        name = mode or "policy"
+        print(f"{name}: compiled in {policy.warm_up():.1f} s", flush=True)
+        results[name] = evaluate(policy, name)
     print(table(results))
     if FLAGS.output_path:
-        report = {"checkpoint": str(FLAGS.checkpoint), "seed": FLAGS.seed, "episodes": results}
-        pathlib.Path(FLAGS.output_path).write_text(json.dumps(report, indent=1))
+        pathlib.Path(FLAGS.output_path).write_text(json.dumps(report(checkpoint, results), indent=1))
+        print(f"report       {FLAGS.output_path}")
+
+
+def evaluate(policy: "Policy", mode: str) -> list[Result]:
+    """Plays all episodes in one mode and films the first ones; results by number."""
+    worlds = [WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps) for _ in range(policy.robots)]
+    films = Films(policy.needed, FLAGS.videos)
+    watch = films.watch if FLAGS.videos else None
+    results, successes = [], 0
+    played = rollouts(policy, worlds, episodes(bool(policy.needed["goals"])), FLAGS.execute_steps or None, watch)
+    with tqdm.tqdm(played, mode, FLAGS.episodes, leave=False, unit="episode") as progress:
+        for result in progress:
+            results.append(result)
+            successes += result.success
+            progress.set_postfix_str(f"{successes}/{len(results)} successes")
+            films.save(result, video_folder(), mode)
+    return sorted(results, key=lambda result: result.number)
+
+
+def episodes(with_goals: bool) -> Iterator[Episode]:
+    """The episodes that --seed and --task say, one after the other."""
+    task = FLAGS.task or None
+    for number in range(FLAGS.episodes):
+        seed = episode_seed(FLAGS.seed, number)
+        goals = WORLDS[FLAGS.env].goals(FLAGS.image_size, seed, task) if with_goals else None
+        yield Episode(number, seed, task, goals)
 
 
 def episode_seed(seed: int, number: int) -> int:
-    """The tabletop's seed of one episode."""
+    """The world's seed of one episode."""
     return int(np.random.SeedSequence([seed, number, _STREAM]).generate_state(1)[0])
 
 
-def run_episode(policy: "Policy", seed: int) -> dict[str, Any]:
-    """Acts until the task is done or time is up; gives task, success, steps, milliseconds per decision, and words."""
-    env = TabletopEnv(FLAGS.image_size, max_steps=FLAGS.max_steps)
-    goal = _last_frame(seed) if policy.needed.get("goals") else {}
-    observation, info = env.reset(seed=seed)
-    task = {"goals": goal, "language": info["instruction"]}
-    policy.reset()
-    milliseconds, words, done = [], "", False
-    while not done:
-        start = time.perf_counter()
-        chunk = policy.act(observation, task)[: FLAGS.execute_steps or None]
-        milliseconds.append(1000 * (time.perf_counter() - start))
-        words = words or policy.words
-        for i, action in enumerate(chunk):
-            if i:
-                policy.observe(observation)
-            # BridgeData's robots open and close the gripper all the way.
-            observation, _, success, truncated, info = env.step(np.append(action[:-1], action[-1] > 0.5))
-            done = success or truncated
-            if done:
-                break
+class Films:
+    """Collects the frames of the first `count` episodes: what the policy sees, and what it is told and says."""
+
+    def __init__(self, needed: Mapping[str, tuple[str, ...]], count: int) -> None:
+        self._needed, self._count = needed, count
+        self._frames: dict[int, list[Frame]] = collections.defaultdict(list)
+
+    def watch(self, episode: Episode, instruction: str, observation: Observation, said: str) -> None:
+        """Keeps one frame; see `rollout.Watch`."""
+        if episode.number < self._count:
+            views = {name: observation[name] for name in self._needed["observation"]}
+            views |= {f"goal {name}": episode.goals[name] for name in self._needed["goals"]}
+            images = {title: view for title, view in views.items() if view.ndim == 3}
+            number = len(self._frames[episode.number])
+            self._frames[episode.number].append(Frame(images, (f"{number}: {instruction}", said)))
+
+    def save(self, result: Result, folder: pathlib.Path, mode: str) -> None:
+        """Writes the film of an episode that has ended, if it was filmed."""
+        if result.number < self._count:
+            ending = "success" if result.success else "failure"
+            path = folder / f"{mode}_{result.number:03d}_{ending}.gif"
+            save_film(path, self._frames.pop(result.number), result.success)
+
+
+def video_folder() -> pathlib.Path:
+    """Where films go: report.json has report_videos beside it."""
+    path = pathlib.Path(FLAGS.output_path)
+    return path.with_name(f"{path.stem}_videos")
+
+
+def report(checkpoint: pathlib.Path, results: Mapping[str, list[Result]]) -> dict[str, Any]:
+    """What was run and how it went, as JSON values."""
     return {
-        "seed": seed,
-        "task": info["task"],
-        "instruction": info["instruction"],
-        "success": bool(info["success"]),
-        "decisions": len(milliseconds),
-        "milliseconds": float(np.median(milliseconds)),
-        "first_words": words,
+        "checkpoint": str(checkpoint),
+        "settings": {name: FLAGS[name].value for name in _SETTINGS},
+        "summary": {mode: summary(own) for mode, own in results.items()},
+        "episodes": {mode: [dataclasses.asdict(result) for result in own] for mode, own in results.items()},
     }
 
 
-def _last_frame(seed: int) -> Mapping[str, np.ndarray]:
-    env = TabletopEnv(FLAGS.image_size, max_steps=FLAGS.max_steps)
-    *_, (observation, _) = demonstrate(env, seed)
-    return observation
+def summary(results: list[Result]) -> dict[str, Any]:
+    """Successes with their 95 % interval, over all tasks and in each, and the time of a decision."""
+    wins, by_task = sum(result.success for result in results), collections.defaultdict(list)
+    for result in results:
+        by_task[result.task].append(result.success)
+    return {
+        "episodes": len(results),
+        "successes": wins,
+        "success_rate": wins / len(results),
+        "interval_95": wilson(wins, len(results)),
+        "milliseconds": float(np.median([result.milliseconds for result in results])),
+        "tasks": {task: {"episodes": len(own), "successes": sum(own)} for task, own in sorted(by_task.items())},
+    }
 
 
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
@@ -111,25 +185,17 @@ def wilson(successes: int, episodes: int) -> tuple[float, float]:
     return (centre - spread) / (1 + _Z**2 / n), (centre + spread) / (1 + _Z**2 / n)
 
 
-def table(results: Mapping[str, list[dict[str, Any]]]) -> str:
-    """One row per mode: success with its interval, over all tasks and each, and the time of a decision."""
-    lines = [f"{'mode':<10}{'success':>9}{'95 % interval':>17}{'ms/decision':>13}" + _columns(str, TASKS)]
-    for mode, episodes in results.items():
-        wins = sum(episode["success"] for episode in episodes)
-        low, high = wilson(wins, len(episodes))
-        speed = np.median([episode["milliseconds"] for episode in episodes])
-        row = f"{mode:<10}{wins:>5}/{len(episodes):<3}{f'{low:.0%} to {high:.0%}':>17}{speed:>13.1f}"
-        lines.append(row + _columns(lambda task, own=episodes: _share(own, task), TASKS))
+def table(results: Mapping[str, list[Result]]) -> str:
+    """One row per mode: success with its interval, the time of a decision, and successes in each task."""
+    summaries = {mode: summary(own) for mode, own in results.items()}
+    tasks = sorted({task for found in summaries.values() for task in found["tasks"]})
+    lines = [f"{'mode':<10}{'success':>9}{'95 % interval':>17}{'ms/decision':>13}" + "".join(f"{t:>18}" for t in tasks)]
+    for mode, found in summaries.items():
+        low, high = found["interval_95"]
+        row = f"{mode:<10}{found['successes']:>5}/{found['episodes']:<3}{f'{low:.0%} to {high:.0%}':>17}"
+        shares = [f"{found['tasks'][task]['successes']}/{found['tasks'][task]['episodes']}" for task in tasks]
+        lines.append(row + f"{found['milliseconds']:>13.1f}" + "".join(f"{share:>18}" for share in shares))
     return "\n".join(lines)
-
-
-def _columns(show: Callable[[str], str], names: tuple[str, ...]) -> str:
-    return "".join(f"{show(name):>18}" for name in names)
-
-
-def _share(episodes: list[dict[str, Any]], task: str) -> str:
-    own = [episode["success"] for episode in episodes if episode["task"] == task]
-    return f"{sum(own)}/{len(own)}"
 
 
 if __name__ == "__main__":

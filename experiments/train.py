@@ -15,7 +15,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxvla import cli
-from jaxvla.errors import ConfigError
 
 # jax, flax, grain and orbax take seconds to import: main does it, so that --help and mistakes answer at once.
 if TYPE_CHECKING:
@@ -41,15 +40,9 @@ flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --
 
 
 def main(_: list[str]) -> None:
-    if FLAGS.config is None or FLAGS.bridgedata_config is None:
-        raise ConfigError(
-            "give both configs: --config train_config.py:gc_bc --bridgedata_config data_config.py:bdv2_local"
-        )
-    settings, source_settings = FLAGS.config.to_dict(), FLAGS.bridgedata_config.to_dict()
+    settings, source_settings = cli.read_configs("gc_bc", "bdv2_local")
     if FLAGS.debug:
         settings |= DEBUG | {"wandb": {**settings["wandb"], "enabled": False}}
-    if settings["data_path"]:
-        source_settings["data_path"] = settings["data_path"]
     train(settings, source_settings)
 
 
@@ -139,12 +132,12 @@ def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> No
     from jaxvla.training.job import demonstration
     from jaxvla.training.plots import plot_actions
 
-    views, true = demonstration(job.validation, 0)
-    inference, task = None, {"goals": views[-1]}
+    trajectory, instruction = job.example()
+    views, true = demonstration(job.validation, trajectory)
+    inference, task = None, {"goals": views[-1], "language": instruction}
     if job.texts is not None:
         stage = job.texts.wording.curriculum.stage_at(int(checkpoint.name) - 1)
         inference = "implicit" if stage else "none"
-        task = {"language": job.validation.source.table(0).language[0]}
     policy = load_policy(checkpoint, inference=inference)
     predicted = np.stack([policy.act(view, task)[0] for view in views[:-1]])
     names = ACTION_NAMES if true.shape[1] == len(ACTION_NAMES) else [f"action {d}" for d in range(true.shape[1])]

@@ -35,6 +35,27 @@ def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (),
     app.run(guarded, flags_parser=parse)
 
 
+def read_configs(preset: str, data_preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The plain values of the flags --config and --bridgedata_config, of mains that train or show what training sees.
+
+    A `data_path` in the first takes the place of that in the second.
+
+    Args:
+        preset, data_preset: examples of both, for who gives only one.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    given = [flags.FLAGS[name].value for name in ("config", "bridgedata_config")]
+    if None in given:
+        example = f"--config train_config.py:{preset} --bridgedata_config data_config.py:{data_preset}"
+        raise ConfigError(f"give both configs: {example}")
+    settings, source_settings = (config.to_dict() for config in given)
+    if settings["data_path"]:
+        source_settings["data_path"] = settings["data_path"]
+    return settings, source_settings
+
+
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:

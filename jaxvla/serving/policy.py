@@ -1,11 +1,14 @@
-"""A trained agent as a robot sees it: raw observation in, action in robot units out."""
+"""A trained agent as robots see it: raw observations in, actions in robot units out.
+
+Axis letters as in `jaxvla.data.schema`, and n for the robots of a call, in the order in which they are given.
+"""
 
 import collections
 import functools
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,15 +17,34 @@ from jaxtyping import Float32
 from jaxvla.agents import make_agent
 from jaxvla.agents.agent import Agent
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
-from jaxvla.data.images import resize
 from jaxvla.errors import PolicyError
 from jaxvla.models.module import Params
-from jaxvla.serving.prompts import BLANK_INSTRUCTION, Prompts
+from jaxvla.serving.instructions import Instructions
+from jaxvla.serving.prompts import Prompts
+from jaxvla.serving.views import Views
 
-_PROPRIO = "proprio"
+# What agents that are told something in words read. Each has
+#   of(agent, assets, step)   itself for a checkpoint, or None where the agent reads no such thing
+#   task(tasks)               the tasks of n robots to the batch keys [n, ...] that the agent reads
+#   blank(count)              the same shapes, where it does not matter what they say
+LANGUAGE_INPUTS = (Prompts, Instructions)
 
 
-def load_policy(folder: str | pathlib.Path, step: int | None = None, inference: str | None = None) -> "Policy":
+class Decisions(NamedTuple):
+    """What n robots do next.
+
+    Attributes:
+        actions_nad: in robot units, soonest first.
+        words: what the policy said before the actions of each robot; empty where it said nothing.
+    """
+
+    actions_nad: Float32[np.ndarray, "n a d"]
+    words: tuple[str, ...]
+
+
+def load_policy(
+    folder: str | pathlib.Path, step: int | None = None, inference: str | None = None, robots: int = 1
+) -> "Policy":
     """Loads a policy from a run folder or the folder of one checkpoint; nothing else is needed.
 
     Args:
@@ -30,10 +52,12 @@ def load_policy(folder: str | pathlib.Path, step: int | None = None, inference: 
         step: which checkpoint of a run folder; None for the latest.
         inference: for policies that reason: "implicit" (in latent slots), "explicit" (in words) or "none"; None for
             what the configuration says.
+        robots: how many it drives.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         ConfigError: the policy does not reason in that way.
+        PolicyError: no robots.
     """
     path = find_checkpoint(folder, step, items=("params", "assets"))
     assets = read_assets(path)
@@ -42,51 +66,45 @@ def load_policy(folder: str | pathlib.Path, step: int | None = None, inference: 
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(agent.init, jax.random.key(0))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    return Policy(agent, restore(path, {"params": abstract})["params"], assets, int(path.name))
+    return Policy(agent, restore(path, {"params": abstract})["params"], assets, int(path.name), robots)
 
 
 class Policy:
-    """Acts for one robot. Holds the last `spec.obs_horizon` observations; call `reset` between episodes.
+    """Acts for one robot, or for several at once. Holds the last `spec.obs_horizon` observations of each.
+
+    One robot: `reset` between episodes, then `act` again and again. Several: `act_batch` for all that wait for a
+    decision, in one computation on `robots` rows; it is compiled once, and rows that nobody needs are filled.
 
     Args:
         agent: what was trained.
         params: its parameters, on the device that is to compute.
         assets: of its checkpoint.
         step: of its checkpoint, which says at what stage of a curriculum it is.
+        robots: how many it drives; they are numbered from 0.
 
     Attributes:
         spec: cameras, image size (height, width), horizons and dimensions.
+        robots: as given.
         needed: the names that an observation and a goal must hold, by "observation" and "goals": those that the agent's
             computation reads.
-        words: what the policy said before its last action; empty where it said nothing.
+        words: what the policy said before the last action of `act`; empty where it said nothing.
+
+    Raises:
+        PolicyError: no robots.
     """
 
-    def __init__(self, agent: Agent, params: Params, assets: Assets, step: int = 0) -> None:
-        self.spec = assets.spec
-        self.words = ""
-        self._params = params
-        self._actions = assets.action_normalizer()
-        self._proprio = assets.proprio_normalizer()
-        self._history: collections.deque[dict[str, np.ndarray]] = collections.deque(maxlen=self.spec.obs_horizon)
-        blank = self.spec.fake_batch(1, ("observations", "goals"), np.random.default_rng(0))
-        self._blank = {"observation": {k: x[0, 0] for k, x in blank["observations"].items()}}
-        if "goals" in agent.batch_keys:
-            self._blank["goals"] = {k: x[0] for k, x in blank["goals"].items()}
-        self._prompts = Prompts.of(agent, assets, step)
-        self.needed = _inputs_read(agent, params, (blank["observations"], self._blank_task()))
+    def __init__(self, agent: Agent, params: Params, assets: Assets, step: int = 0, robots: int = 1) -> None:
+        if robots < 1:
+            raise PolicyError(f"a policy drives at least 1 robot, not {robots}")
+        self.spec, self.robots, self.words = assets.spec, robots, ""
+        self._agent, self._params = agent, params
+        self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
+        self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]
+        found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
+        self._language = next((language for language in found if language is not None), None)
+        self.needed = _inputs_read(agent, params, self._blank(1))
+        self._views = {what: Views(self.spec, proprio, names) for what, names in self.needed.items()}
         self._act = jax.jit(functools.partial(_act, agent))
-
-    def reset(self) -> None:
-        """Forgets the observations so far."""
-        self._history.clear()
-
-    def observe(self, observation: Mapping[str, Any]) -> None:
-        """Adds one time step to the history, without acting: for the steps that play a chunk of earlier actions.
-
-        Args:
-            observation: as for `act`.
-        """
-        self._history.append(self._prepare("observation", observation))
 
     def act(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> Float32[np.ndarray, "a d"]:
         """The most likely action chunk, soonest first, in robot units; what was said before it is in `words`.
@@ -101,68 +119,102 @@ class Policy:
             PolicyError: a value is missing, or not of the dtype or shape expected.
             DataError: an instruction is empty, too long, or holds a control sign.
         """
-        prepared = self._task(task)
-        self.observe(observation)
-        normalized, tokens = jax.device_get(self._act(self._params, (self._observations(self._history), prepared)))
-        if self._prompts is not None:
-            self.words = self._prompts.words(None if tokens is None else tokens[0])
-        return self._actions.inverse(normalized[0])
+        decisions = self.act_batch([observation], [task])
+        self.words = decisions.words[0]
+        return decisions.actions_nad[0]
+
+    def observe(self, observation: Mapping[str, Any]) -> None:
+        """Adds one time step to the history, without acting: for the steps that play a chunk of earlier actions.
+
+        Args:
+            observation: as for `act`.
+        """
+        self.observe_batch([observation])
+
+    def act_batch(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        tasks: Sequence[Mapping[str, Any]],
+        robots: Sequence[int] | None = None,
+    ) -> Decisions:
+        """`act` for n robots at once. What one does depends on nothing that is given for the others.
+
+        Args:
+            observations: of each, as for `act`.
+            tasks: of each, as for `act`.
+            robots: which robots these are, n different numbers below `self.robots`; None for 0 to n - 1.
+
+        Raises:
+            PolicyError: as `act` does; or the numbers of observations, tasks and robots do not agree.
+            DataError: as `act` does.
+        """
+        numbers = self._numbers(len(observations), robots)
+        if len(tasks) != len(numbers):
+            raise PolicyError(f"{len(numbers)} observations came with {len(tasks)} tasks; give one for each robot")
+        prepared = self._task(tasks)
+        histories = self._observed(observations, numbers)
+        inputs = _fill((_stack([self._whole(history) for history in histories]), prepared), self.robots)
+        normalized_nad, tokens_nm = jax.device_get(self._act(self._params, inputs))
+        count = len(numbers)
+        words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
+        return Decisions(self._actions.inverse(normalized_nad[:count]), words)
+
+    def observe_batch(self, observations: Sequence[Mapping[str, Any]], robots: Sequence[int] | None = None) -> None:
+        """`observe` for n robots; arguments and errors as of `act_batch`."""
+        self._observed(observations, self._numbers(len(observations), robots))
+
+    def reset(self, robots: Sequence[int] | None = None) -> None:
+        """Forgets the observations so far, of `robots` or of all."""
+        for robot in range(self.robots) if robots is None else robots:
+            self._histories[robot].clear()
 
     def warm_up(self) -> float:
-        """Compiles, so that the first `act` is as fast as the others; returns the seconds that it took."""
+        """Compiles, so that the first decision is as fast as the others; returns the seconds that it took."""
         start = time.perf_counter()
-        inputs = self._observations([self._blank["observation"]]), self._blank_task()
-        jax.block_until_ready(self._act(self._params, inputs))
+        jax.block_until_ready(self._act(self._params, self._blank(self.robots)))
         return time.perf_counter() - start
 
-    def _observations(self, history: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """A batch of one; the oldest observation is repeated where the history is short, as in training."""
-        history = list(history)
-        history = history[:1] * (self.spec.obs_horizon - len(history)) + history
-        return {name: np.stack([step[name] for step in history])[None] for name in history[0]}
-
-    def _task(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of one task, under the batch key that the agent reads."""
-        if self._prompts is not None:
-            return self._prompts.task(self._prompts.instruction(task))
-        if "goals" not in self._blank:
-            return {}
-        goals = self._prepare("goals", task.get("goals", task))
-        return {"goals": {name: x[None] for name, x in goals.items()}}
-
-    def _blank_task(self) -> dict[str, Any]:
-        if self._prompts is not None:
-            return self._prompts.task(BLANK_INSTRUCTION)
-        return {"goals": {name: x[None] for name, x in self._blank["goals"].items()}} if "goals" in self._blank else {}
-
-    def _prepare(self, what: str, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Resizes images and normalizes proprio; what the agent does not read and nobody gives is blank."""
-        missing = [name for name in self.needed[what] if name not in given]
-        if missing:
-            held = ", ".join(map(repr, given)) or "nothing"
-            raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {self._expected(what)}")
-        prepared = {name: np.zeros_like(blank) for name, blank in self._blank[what].items()}
-        for name in [name for name in prepared if name in given]:
-            value = np.asarray(given[name])
-            fits = self._is_proprio(value) if name == _PROPRIO else _is_image(value)
-            if not fits:
-                found = f"{value.dtype}{list(value.shape)}"
-                raise PolicyError(f"{what}[{name!r}] is {found}; expected {self._kind(name)}")
-            if name == _PROPRIO and not np.isfinite(value).all():
-                raise PolicyError(f"{what}[{name!r}] holds a value that is not finite: {value.tolist()}")
-            prepared[name] = (
-                self._proprio.forward(value) if name == _PROPRIO else resize(value[None], self.spec.image_size)[0]
+    def _numbers(self, count: int, robots: Sequence[int] | None) -> list[int]:
+        """The numbers of the robots that `count` observations came for."""
+        numbers = list(range(count) if robots is None else robots)
+        if not count or len(numbers) != count or len(set(numbers)) < count:
+            raise PolicyError(f"{count} observations came for robots {numbers}; give one for each robot")
+        if min(numbers) < 0 or max(numbers) >= self.robots:
+            raise PolicyError(
+                f"observations came for robots {numbers}, but this policy drives robots 0 to {self.robots - 1}: "
+                "load it for more, load_policy(folder, robots=...)"
             )
-        return prepared
+        return numbers
 
-    def _is_proprio(self, value: np.ndarray) -> bool:
-        return value.shape == (self.spec.proprio_dim,) and np.issubdtype(value.dtype, np.number)
+    def _observed(
+        self, observations: Sequence[Mapping[str, Any]], numbers: Sequence[int]
+    ) -> list[Sequence[dict[str, np.ndarray]]]:
+        """The histories of these robots, with what they observe now; where one is refused, none is added."""
+        prepared = [self._prepare("observation", given, i) for i, given in enumerate(observations)]
+        for robot, views in zip(numbers, prepared):
+            self._histories[robot].append(views)
+        return [self._histories[robot] for robot in numbers]
 
-    def _expected(self, what: str) -> str:
-        return ", ".join(f"{name} {self._kind(name)}" for name in self.needed[what])
+    def _task(self, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of n tasks, under the batch keys that the agent reads."""
+        batch = {} if self._language is None else self._language.task(tasks)
+        if "goals" in self._agent.batch_keys:
+            goals = [self._prepare("goals", task.get("goals", task), i) for i, task in enumerate(tasks)]
+            batch["goals"] = _stack(goals)
+        return batch
 
-    def _kind(self, name: str) -> str:
-        return f"float32[{self.spec.proprio_dim}] in robot units" if name == _PROPRIO else "uint8[height, width, 3]"
+    def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """[o, ...]; the oldest observation is repeated where the history is short, as in training."""
+        return _stack([history[0]] * (self.spec.obs_horizon - len(history)) + list(history))
+
+    def _prepare(self, what: str, given: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
+        return self._views[what].prepare(given, what if self.robots == 1 else f"{what} {i}")
+
+    def _blank(self, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Observations and tasks that stand for any others of their shapes."""
+        keys = tuple(key for key in ("observations", "goals") if key in self._agent.batch_keys)
+        blank = self.spec.fake_batch(count, keys, np.random.default_rng(0))
+        return blank.pop("observations"), blank | ({} if self._language is None else self._language.blank(count))
 
 
 def _act(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -178,9 +230,16 @@ def _inputs_read(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> dict[
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
     used = [path for path, variable in zip(paths, jaxpr.invars) if id(variable) in read]
-    observations = tuple(path[-1].key for path in used if len(path) == 2)
-    return {"observation": observations, "goals": tuple(path[-1].key for path in used if path[1].key == "goals")}
+    return {
+        "observation": tuple(name.key for part, name, *_ in used if part.idx == 0),
+        "goals": tuple(path[-1].key for path in used if path[1].key == "goals"),
+    }
 
 
-def _is_image(value: np.ndarray) -> bool:
-    return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] == 3 and value.size > 0
+def _stack(steps: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+
+
+def _fill(batch: Any, rows: int) -> Any:
+    """A batch of as many rows; its first one fills it up."""
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], rows - len(x), axis=0)]), batch)

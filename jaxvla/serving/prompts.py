@@ -1,7 +1,7 @@
-"""What a policy that reads text is told: an instruction as tokens, and what it answers as words."""
+"""What a policy that reads text is told: instructions as tokens, and what it answers as words."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from jaxvla.errors import PolicyError
 from jaxvla.reasoning.texts import Wording
 
 # Stands for an instruction where only shapes count.
-BLANK_INSTRUCTION = "move"
+_BLANK_INSTRUCTION = "move"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
-    """Instructions to the texts of a task.
+    """Tasks of n robots to the batch key `text`.
 
     Attributes:
         wording: that of training.
@@ -37,28 +37,28 @@ class Prompts:
         wording = Wording.from_json(assets.text)
         return cls(wording, agent.config.inference, wording.curriculum.stage_at(max(step - 1, 0)))
 
-    def task(self, instruction: str) -> dict[str, Any]:
-        """A batch of one text, under the batch key `text`.
+    def task(self, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """A batch of n texts, one for each task {"language": str}.
 
         Raises:
-            DataError: the instruction is empty, too long, or holds a control sign.
+            PolicyError: a task without an instruction.
+            DataError: an instruction is empty, too long, or holds a control sign.
             ConfigError: "implicit" at the stage without slots.
         """
-        return {"text": self.wording.inference([instruction], self.mode, self.stage)}
+        return {"text": self.wording.inference([_instruction(task) for task in tasks], self.mode, self.stage)}
 
-    def instruction(self, task: Mapping[str, Any]) -> str:
-        """The instruction of a task as a robot gives it, {"language": str}.
+    def blank(self, count: int) -> dict[str, Any]:
+        """A batch of `count` texts that stands for any other of its shapes."""
+        return self.task([{"language": _BLANK_INSTRUCTION}] * count)
 
-        Raises:
-            PolicyError: there is none.
-        """
-        if not isinstance(task.get("language"), str):
-            held = ", ".join(f"{name!r} ({type(value).__name__})" for name, value in task.items()) or "nothing"
-            raise PolicyError(f"the task holds {held}; expected 'language', an instruction such as 'pick up the cup'")
-        return task["language"]
+    def words(self, tokens_nm: np.ndarray) -> tuple[str, ...]:
+        """Generated tokens int [n, m] as words, without control signs."""
+        decode = self.wording.builder.tokenizer.decode
+        return tuple(decode(tokens_m, skip_special_tokens=True).strip() for tokens_m in tokens_nm)
 
-    def words(self, tokens_m: np.ndarray | None) -> str:
-        """Generated tokens as words, without control signs; empty where nothing was generated."""
-        if tokens_m is None:
-            return ""
-        return self.wording.builder.tokenizer.decode(tokens_m, skip_special_tokens=True).strip()
+
+def _instruction(task: Mapping[str, Any]) -> str:
+    if not isinstance(task.get("language"), str):
+        held = ", ".join(f"{name!r} ({type(value).__name__})" for name, value in task.items()) or "nothing"
+        raise PolicyError(f"the task holds {held}; expected 'language', an instruction such as 'pick up the cup'")
+    return task["language"]

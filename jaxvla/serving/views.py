@@ -1,0 +1,71 @@
+"""One time step as cameras and a robot give it, made into the images and the proprio of a batch."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxvla.data.images import resize
+from jaxvla.data.normalization import Normalizer
+from jaxvla.data.schema import BatchSpec
+from jaxvla.errors import PolicyError
+
+_PROPRIO = "proprio"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Views:
+    """Checks, resizes and normalizes; what the agent does not read and nobody gives is blank.
+
+    Attributes:
+        spec: of the batches of training.
+        normalizer: of the proprio.
+        needed: the names that must be given.
+    """
+
+    spec: BatchSpec
+    normalizer: Normalizer
+    needed: tuple[str, ...]
+
+    def prepare(self, given: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
+        """{camera: uint8 [h, w, 3], ..., "proprio": float32 [p]} of the sizes of training.
+
+        Args:
+            given: {camera: uint8 [H, W, 3] of any size, "proprio": [p] in robot units}; other names are not looked at.
+            what: what an error calls it.
+
+        Raises:
+            PolicyError: a value is missing, or not of the dtype or shape expected.
+        """
+        missing = [name for name in self.needed if name not in given]
+        if missing:
+            held = ", ".join(map(repr, given)) or "nothing"
+            expected = ", ".join(f"{name} {self._kind(name)}" for name in self.needed)
+            raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {expected}")
+        prepared = {camera: np.zeros((*self.spec.image_size, 3), np.uint8) for camera in self.spec.cameras}
+        prepared[_PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
+        for name in [name for name in prepared if name in given]:
+            value = np.asarray(given[name])
+            self._check(name, value, f"{what}[{name!r}]")
+            prepared[name] = (
+                self.normalizer.forward(value) if name == _PROPRIO else resize(value[None], self.spec.image_size)[0]
+            )
+        return prepared
+
+    def _check(self, name: str, value: np.ndarray, what: str) -> None:
+        fits = self._is_proprio(value) if name == _PROPRIO else _is_image(value)
+        if not fits:
+            raise PolicyError(f"{what} is {value.dtype}{list(value.shape)}; expected {self._kind(name)}")
+        if name == _PROPRIO and not np.isfinite(value).all():
+            raise PolicyError(f"{what} holds a value that is not finite: {value.tolist()}")
+
+    def _is_proprio(self, value: np.ndarray) -> bool:
+        return value.shape == (self.spec.proprio_dim,) and np.issubdtype(value.dtype, np.number)
+
+    def _kind(self, name: str) -> str:
+        return f"float32[{self.spec.proprio_dim}] in robot units" if name == _PROPRIO else "uint8[height, width, 3]"
+
+
+def _is_image(value: np.ndarray) -> bool:
+    return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] == 3 and value.size > 0

@@ -1,0 +1,168 @@
+"""Closed loops in a world of one number, and films of them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxvla.envs.film import FAILURE, LAST_DURATION, STEP_DURATION, SUCCESS, Frame, save_film, wrap
+from jaxvla.envs.rollout import Actor, Episode, World, rollouts
+from jaxvla.envs.tabletop import TabletopEnv
+
+LIMIT = 7
+
+
+class Line:
+    """Succeeds at 10 or more, which seeds below 10 start from; 7 steps. The gripper must be open or closed."""
+
+    def reset(self, *, seed, task=None):
+        self.x, self.t, self.task = float(seed), 0, task or "go"
+        return self._observation(), self._info()
+
+    def step(self, action):
+        assert action[1] in (0.0, 1.0)
+        self.x += action[0]
+        self.t += 1
+        done = bool(self.x >= 10)
+        return self._observation(), float(done), done, not done and self.t >= LIMIT, self._info()
+
+    def _observation(self):
+        return {"x": np.array([self.x])}
+
+    def _info(self):
+        return {"task": self.task, "instruction": f"{self.task} on"}
+
+
+@dataclasses.dataclass
+class Adder:
+    """Chunks of three actions, each the number of observations of its world so far; says what it saw."""
+
+    seen: dict = dataclasses.field(default_factory=dict)
+    calls: list = dataclasses.field(default_factory=list)
+
+    def act_batch(self, observations, tasks, robots):
+        self.calls.append((list(robots), [task.get("goals") for task in tasks]))
+        self.observe_batch(observations, robots)
+        chunks = [np.full((3, 2), len(self.seen[robot]) / 10) for robot in robots]
+        said = [f"{task['language']} {self.seen[robot][-1]:.1f}" for task, robot in zip(tasks, robots)]
+        return np.stack(chunks), said
+
+    def observe_batch(self, observations, robots):
+        for observation, robot in zip(observations, robots, strict=True):
+            self.seen[robot].append(float(observation["x"][0]))
+
+    def reset(self, robots):
+        self.seen |= {robot: [] for robot in robots}
+
+
+def play(parallel, episodes, execute_steps=None, watch=None):
+    policy = Adder()
+    results = list(rollouts(policy, [Line() for _ in range(parallel)], episodes, execute_steps, watch))
+    return {result.number: dataclasses.replace(result, milliseconds=0.0) for result in results}, policy
+
+
+EPISODES = [Episode(i, seed) for i, seed in enumerate((9, 0, 8, 3, 9, 7, 1))]
+
+
+def test_the_tabletop_and_its_like_are_worlds():
+    assert isinstance(TabletopEnv(render=False), World)
+    assert isinstance(Line(), World)
+    assert isinstance(Adder(), Actor)
+
+
+def expected(seed, execute_steps):
+    """(success, steps, decisions) of an episode, played by hand."""
+    x, steps, decisions = float(seed), 0, 0
+    while True:
+        decisions += 1
+        # Each decision has seen all frames so far: one per step, and the first.
+        move = (steps + 1) / 10
+        for _ in range(execute_steps):
+            x, steps = x + move, steps + 1
+            if x >= 10 or steps >= LIMIT:
+                return x >= 10, steps, decisions
+
+
+@pytest.mark.parametrize("execute_steps", [1, 2, None])
+def test_an_episode_does_not_depend_on_what_is_played_beside_it(execute_steps):
+    alone, _ = play(1, EPISODES, execute_steps)
+    assert sorted(alone) == list(range(7))
+    for number, result in alone.items():
+        found = (result.success, result.steps, result.decisions)
+        assert found == expected(EPISODES[number].seed, execute_steps or 3)
+    for parallel in (2, 8):
+        beside, policy = play(parallel, EPISODES, execute_steps)
+        assert beside == alone
+        assert max(len(robots) for robots, _ in policy.calls) == min(parallel, 7)
+
+
+def test_free_worlds_take_the_next_episode_and_episodes_are_made_when_they_are_needed():
+    made = []
+
+    def make():
+        for episode in EPISODES:
+            made.append(episode.number)
+            yield episode
+
+    policy = Adder()
+    results = rollouts(policy, [Line(), Line()], make())
+    first = next(results)
+    assert first.number == 0
+    assert made == [0, 1]
+    list(results)
+    # While there are episodes left, nobody waits; at the end one world is idle.
+    assert [len(robots) for robots, _ in policy.calls[:-1]] == [2] * (len(policy.calls) - 1)
+
+
+def test_goals_tasks_and_words_reach_their_episode():
+    goal = {"x": np.array([4.0])}
+    results, policy = play(2, [Episode(0, 9, "run", goal), Episode(1, 0, "hop")])
+    assert policy.calls[0] == ([0, 1], [goal, None])
+    assert (results[0].task, results[0].instruction) == ("run", "run on")
+    assert results[1].words == ("hop on 0.0", "hop on 0.3", "hop on 1.5")
+
+
+def test_watching_sees_every_frame_and_what_was_said_before_it():
+    frames = []
+    results, _ = play(
+        2, EPISODES[:2], watch=lambda episode, told, seen, said: frames.append((episode.number, told, seen["x"], said))
+    )
+    for number, result in results.items():
+        own = [frame for frame in frames if frame[0] == number]
+        assert len(own) == result.steps + 1
+        assert [said for *_, said in own[:2]] == ["", result.words[0]]
+        assert own[-1][2] >= 10 or result.steps == LIMIT
+
+
+def picture(value):
+    return np.full((16, 16, 3), value, np.uint8)
+
+
+@pytest.mark.parametrize(("success", "color"), [(True, SUCCESS), (False, FAILURE)])
+def test_a_film_shows_views_side_by_side_and_how_it_ended(tmp_path, success, color):
+    frames = [Frame({"images0": picture(40 + 60 * i), "goal": picture(220)}, ("go", "says " * 40)) for i in range(3)]
+    path = tmp_path / "films" / "one.gif"
+    save_film(path, frames, success)
+    with Image.open(path) as film:
+        assert film.n_frames == 3
+        seen, durations = [], []
+        for i in range(3):
+            film.seek(i)
+            seen.append(np.asarray(film.convert("RGB")).astype(int))
+            durations.append(film.info["duration"])
+    assert durations == [STEP_DURATION, STEP_DURATION, LAST_DURATION]
+    quarter, middle = seen[0].shape[1] // 4, 100
+    for i in range(3):
+        assert np.abs(seen[i][middle, quarter] - (40 + 60 * i)).max() < 8
+        assert np.abs(seen[i][middle, 3 * quarter] - 220).max() < 8
+    assert np.abs(seen[2][0, 0] - color).max() < 8
+    assert np.abs(seen[1][0, 0] - color).max() > 40
+
+
+def test_long_texts_are_broken_and_cut():
+    assert wrap("put the cube in the bowl", 1000, 2) == ["put the cube in the bowl"]
+    lines = wrap("word " * 100, 120, 2)
+    assert len(lines) == 2
+    assert lines[-1].endswith("...")
+    assert len(wrap("x" * 500, 120, 3)) == 3

@@ -1,0 +1,116 @@
+"""Closed loops of a policy from a checkpoint in the tabletop, and the main that counts successes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from serving.policies import GC_BC, save
+
+from jaxvla.data.normalization import FieldStatistics, Statistics
+from jaxvla.data.schema import BatchSpec
+from jaxvla.envs.rollout import Episode, rollouts
+from jaxvla.envs.tabletop import TabletopEnv
+from jaxvla.serving.policy import load_policy
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """gc_bc with random weights, chunks of two actions and a history of two observations."""
+    run = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(3)
+    # Of the size of demonstrated actions.
+    actions = rng.normal([0, 0, 0, 0, 0, 0, 0.5], [0.02, 0.02, 0.02, 0, 0, 0.1, 1], (50, 7))
+    statistics = Statistics(FieldStatistics.of(actions), FieldStatistics.of(rng.normal(size=(50, 7))), 50, 5)
+    spec = BatchSpec(("images0",), (SIZE, SIZE), proprio_dim=7, action_dim=7, obs_horizon=2, action_horizon=2)
+    kwargs = GC_BC | {"use_proprio": True}
+    save(run, "gc_bc", kwargs, spec, values=(-0.6, 0.6), statistics=statistics)
+    return run
+
+
+def play(checkpoint, parallel):
+    """Results without their times, and the gripper's states along each episode."""
+    goals = TabletopEnv(SIZE).reset(seed=99)[0]
+    states = {}
+
+    def watch(episode, instruction, observation, said):
+        states.setdefault(episode.number, []).append(observation["proprio"])
+
+    worlds = [TabletopEnv(SIZE, max_steps=7) for _ in range(parallel)]
+    episodes = [Episode(number, 100 + number, goals=goals) for number in range(9)]
+    results = list(rollouts(load_policy(checkpoint, robots=parallel), worlds, episodes, watch=watch))
+    facts = {result.number: dataclasses.replace(result, milliseconds=0.0) for result in results}
+    return facts, {number: np.stack(own) for number, own in states.items()}
+
+
+def test_one_by_one_and_eight_at_once_are_the_same_episodes(checkpoint):
+    alone, states = play(checkpoint, 1)
+    together, same_states = play(checkpoint, 8)
+    assert together == alone
+    assert {result.decisions for result in alone.values()} == {4}
+    for number in range(9):
+        np.testing.assert_allclose(same_states[number], states[number], atol=1e-4)
+    way = np.stack([own[-1, :3] - own[0, :3] for own in states.values()])
+    assert np.ptp(way, axis=0).max() > 1e-3
+
+
+def run_main(*options):
+    command = [sys.executable, str(ROOT / "experiments" / "eval.py"), *options]
+    cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return subprocess.run(command, capture_output=True, text=True, env=cache, timeout=300, check=False)
+
+
+def test_the_report_and_the_films(checkpoint, tmp_path):
+    report = tmp_path / "out" / "report.json"
+    done = run_main(
+        f"--checkpoint={checkpoint}",
+        "--task=stack",
+        "--episodes=3",
+        "--parallel=2",
+        "--max_steps=3",
+        "--image_size=16",
+        "--videos=1",
+        f"--output_path={report}",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    assert found["checkpoint"] == str(checkpoint / "checkpoints" / "3")
+    assert found["settings"]["task"] == "stack"
+    rows = found["episodes"]["policy"]
+    assert [row["number"] for row in rows] == [0, 1, 2]
+    assert {row["task"] for row in rows} == {"stack"}
+    assert len({row["seed"] for row in rows}) == 3
+    # Chunks of two: three steps are two decisions.
+    assert {(row["steps"], row["decisions"]) for row in rows} == {(3, 2)}
+    summary = found["summary"]["policy"]
+    assert (summary["successes"], summary["tasks"]) == (0, {"stack": {"episodes": 3, "successes": 0}})
+    # Wilson's interval of no success ends at z^2 / (n + z^2).
+    np.testing.assert_allclose(summary["interval_95"], [0, 1.96**2 / (3 + 1.96**2)], atol=1e-12)
+    assert "0% to 56%" in done.stdout
+    (film,) = (tmp_path / "out" / "report_videos").iterdir()
+    assert film.name == "policy_000_failure.gif"
+    with Image.open(film) as frames:
+        assert frames.n_frames == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--task=juggle"], "error: no tabletop task named 'juggle'; there are: put_in_container"),
+        (["--videos=2"], "error: --videos needs --output_path"),
+    ],
+)
+def test_mistakes_are_one_line(checkpoint, options, line):
+    done = run_main(f"--checkpoint={checkpoint}", *options)
+    assert done.returncode == 1
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
