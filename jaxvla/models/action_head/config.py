@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.diffusion import DiffusionConfig
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.stack import check_remat
 
@@ -39,25 +40,6 @@ SIZES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPMConfig:
-    """Denoising diffusion (Ho et al., 2020) as in the gc_ddpm_bc of bridge_data_v2.
-
-    Attributes:
-        train_steps: number of noise levels, with cosine betas (Nichol and Dhariwal, 2021).
-        clip: actions are held within +-clip after each step of sampling, in normalized units.
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-
-    train_steps: int = 20
-    clip: float = 2.0
-
-    def __post_init__(self) -> None:
-        _check_positive("ddpm", self, ("train_steps", "clip"))
-
-
-@dataclasses.dataclass(frozen=True)
 class ActionHeadConfig:
     """A diffusion transformer that turns noise to a chunk of actions, given hidden states of a backbone.
 
@@ -72,12 +54,12 @@ class ActionHeadConfig:
         max_seq_len: rows of the table of action positions.
         use_state: a token of the robot's state stands first.
         repeated_diffusion_steps: draws of noise and time per sample and training step.
-        num_inference_steps: of sampling; for "ddpm" at most `ddpm.train_steps`.
+        num_inference_steps: of sampling by flow matching; that of "ddpm" is in `diffusion`.
         num_timestep_buckets: flow times in [0, 1), and noise levels of "ddpm", are told to the transformer as whole
             numbers below this.
         beta_alpha, beta_beta, noise_s: training draws the flow time (s - x) / s with x from Beta(alpha, beta).
         t_clamp: these times are held within [0, t_clamp]; None for as drawn, which is how LaRA-VLA was trained.
-        ddpm: the noise levels of "ddpm".
+        diffusion: noise levels and sampler of "ddpm".
         dtype: compute dtype, "float32" or "bfloat16"; parameters, noise, times, norms, softmax and loss are float32.
         remat: what the forward pass keeps, see `jaxvla.models.stack.REMAT_POLICIES`.
         scan_layers: run pairs of layers in a loop; False writes them out one by one.
@@ -102,7 +84,7 @@ class ActionHeadConfig:
     beta_beta: float = 1.0
     noise_s: float = 0.999
     t_clamp: float | None = 0.999
-    ddpm: DDPMConfig = dataclasses.field(default_factory=DDPMConfig)
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = True
@@ -112,7 +94,9 @@ class ActionHeadConfig:
             raise ConfigError(f"action_head.kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
         if self.size not in SIZES:
             raise ConfigError(f"action_head.size must be one of {', '.join(SIZES)}, not {self.size!r}")
-        _check_positive("action_head", self, _POSITIVE)
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"action_head.{name} must be positive, not {getattr(self, name)}")
         if self.depth < 2 or self.depth % 2:
             raise ConfigError(f"action_head.num_layers must be even (cross, self, cross, ...), not {self.depth}")
         if self.num_future_tokens < 0:
@@ -121,7 +105,6 @@ class ActionHeadConfig:
             raise ConfigError(f"action_head.dropout must lie in [0, 1), not {self.dropout}")
         if self.t_clamp is not None and not 0 < self.t_clamp <= 1:
             raise ConfigError(f"action_head.t_clamp must lie in (0, 1], not {self.t_clamp}; None clamps nothing")
-        self.check_num_steps(self.num_inference_steps)
         compute_dtype(self.dtype)
         check_remat(self.remat)
 
@@ -135,17 +118,14 @@ class ActionHeadConfig:
         """Layers of the transformer."""
         return self.dit.num_layers if self.num_layers is None else self.num_layers
 
-    def check_num_steps(self, num_steps: int) -> None:
-        """Raises ConfigError unless sampling can take `num_steps` steps."""
-        if num_steps < 1:
-            raise ConfigError(f"sampling takes at least 1 step, not {num_steps}")
-        if self.kind == "ddpm" and num_steps > self.ddpm.train_steps:
-            raise ConfigError(
-                f"{num_steps} sampling steps are more than the ddpm.train_steps {self.ddpm.train_steps}; lower them"
+    def with_steps(self, num_steps: int) -> "ActionHeadConfig":
+        """The same with so many steps of sampling.
+
+        Raises:
+            ConfigError: sampling cannot take `num_steps` steps.
+        """
+        if self.kind == "ddpm":
+            return dataclasses.replace(
+                self, diffusion=dataclasses.replace(self.diffusion, num_inference_steps=num_steps)
             )
-
-
-def _check_positive(where: str, config: ActionHeadConfig | DDPMConfig, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{where}.{name} must be positive, not {getattr(config, name)}")
+        return dataclasses.replace(self, num_inference_steps=num_steps)

@@ -118,14 +118,13 @@ class ActionHead(nnx.Module):
             context_valid_bt: which of them may be looked at; any mask.
             noise_bad: standard normal.
             state_bp: normalized; with `config.use_state` alone.
-            num_steps: None for `config.num_inference_steps`.
+            num_steps: None for what the configuration says.
             rng: of the noise that "ddpm" adds between steps; None for the mean of each step. Flow matching adds none.
 
         Raises:
             ConfigError: a number of steps that sampling cannot take.
         """
-        num_steps = self.config.num_inference_steps if num_steps is None else num_steps
-        self.config.check_num_steps(num_steps)
+        config = self.config if num_steps is None else self.config.with_steps(num_steps)
         context = self.dit.context(context_btc, context_valid_bt)
 
         def predict(x_bad: Array, bucket_b: Array) -> Array:
@@ -133,8 +132,8 @@ class ActionHead(nnx.Module):
 
         noise_bad = noise_bad.astype(jnp.float32)
         if self.config.kind == "ddpm":
-            return diffusion.denoise(self.config, predict, noise_bad, num_steps, rng)
-        return flow_matching.integrate(self.config, predict, noise_bad, num_steps)
+            return diffusion.denoise(config, predict, noise_bad, rng)
+        return flow_matching.integrate(config, predict, noise_bad, config.num_inference_steps)
 
     def predict(
         self,

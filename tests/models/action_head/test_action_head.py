@@ -74,7 +74,7 @@ def test_euler_sampler_against_numpy():
 
 def test_ddpm_sampler_against_numpy():
     """All levels, the mean of every step: x0 is never formed, and x is clipped after each step."""
-    config = configured(kind="ddpm", num_inference_steps=20)
+    config = configured(kind="ddpm")
     params, values = params_for(), inputs()
     found = calls("sample", config)(params, values["context"], VALID, values["noise"])
     params, values = to_numpy(params), to_numpy(values)
@@ -191,7 +191,7 @@ def test_ddpm_noise_comes_from_the_key():
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
     assert (one != mean).any()
-    assert (abs(one) <= CONFIG.ddpm.clip).all()
+    assert (abs(one) <= CONFIG.diffusion.clip).all()
 
 
 def test_bfloat16_keeps_float32_where_it_matters():
@@ -254,5 +254,7 @@ def test_what_does_not_fit_is_refused():
         sample(CONFIG, state_bp=values["state"])
     with pytest.raises(ConfigError, match="no state was given"):
         sample(configured(use_state=True), P)
-    with pytest.raises(ConfigError, match="at least 1 step, not 0"):
+    with pytest.raises(ConfigError, match="num_inference_steps must be positive, not 0"):
         sample(CONFIG, num_steps=0)
+    with pytest.raises(ConfigError, match="between 1 and num_levels 20, not 21"):
+        sample(configured(kind="ddpm"), num_steps=21)
