@@ -3,10 +3,10 @@
     python data_processing/make_sample_bridgedata.py --output_path data/sample/raw
 
 Writes <output_path>/<task>/<date>/raw/traj_group{K}/traj{N}/ with obs_dict.pkl, policy_out.pkl, agent_data.pkl,
-lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on --seed, --num_trajectories and
---image_size only. agent_data.pkl holds the task and the seed with which `jaxvla.envs.expert.demonstrate` gives the same
-episode again. With --annotations_path it also writes what is seen, thought and done at each step, as one JSON file in
-ECoT's layout, where the file path of a trajectory is its folder relative to <output_path>.
+lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on --seed, --num_trajectories,
+--image_size and --tasks only. agent_data.pkl holds the task and the seed with which `jaxvla.envs.expert.demonstrate`
+gives the same episode again. With --annotations_path it also writes what is seen, thought and done at each step, as one
+JSON file in ECoT's layout, where the file path of a trajectory is its folder relative to <output_path>.
 """
 
 import concurrent.futures
@@ -38,7 +38,7 @@ from jaxvla.envs.expert import demonstrate
 from jaxvla.envs.narration import Moment, narrate, observe
 from jaxvla.envs.rendering import CAMERAS
 from jaxvla.envs.tabletop import STATE_HIGH, STATE_LOW, TabletopEnv
-from jaxvla.envs.tasks import TASKS
+from jaxvla.envs.tasks import ALL_TASKS, EXTRA_TASKS, TASKS
 from jaxvla.errors import DataError
 
 FLAGS = flags.FLAGS
@@ -46,9 +46,16 @@ flags.DEFINE_string("output_path", None, "Folder to write.", required=True)
 flags.DEFINE_integer("num_trajectories", 400, "Successful demonstrations to write.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
 flags.DEFINE_integer("image_size", 128, "Pixels a side of the square JPEGs.", lower_bound=16)
+flags.DEFINE_list("tasks", list(TASKS), f"Which to demonstrate, each as often; there is also {', '.join(EXTRA_TASKS)}.")
 flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)
 flags.DEFINE_string("annotations_path", "", "JSON file to write the reasoning of all trajectories to; none if empty.")
 flags.DEFINE_bool("overwrite", False, "Replace a dataset that this script wrote before, and the annotations.")
+
+flags.register_validator(
+    "tasks",
+    lambda tasks: 0 < len(tasks) == len(set(tasks) & set(ALL_TASKS)),
+    f"must be different ones of {', '.join(ALL_TASKS)}",
+)
 
 COLLECTED_BY = "make_sample_bridgedata.py"
 # images0 and images1 under the topics of BridgeData's fixed camera and of one of its movable ones.
@@ -96,12 +103,19 @@ class Written:
     annotations: str
 
 
-def plan(root: pathlib.Path, num_trajectories: int, seed: int, image_size: int, annotate: bool = False) -> list[Job]:
+def plan(
+    root: pathlib.Path,
+    num_trajectories: int,
+    seed: int,
+    image_size: int,
+    tasks: Sequence[str] = TASKS,
+    annotate: bool = False,
+) -> list[Job]:
     """Shares the trajectories out among the tasks, and those of a task among two dated folders or more."""
     rng = np.random.default_rng(seed)
     jobs = []
-    for k, task in enumerate(TASKS):
-        indices = range(k, num_trajectories, len(TASKS))
+    for k, task in enumerate(tasks):
+        indices = range(k, num_trajectories, len(tasks))
         folders = max(math.ceil(len(indices) / TRAJECTORIES_PER_FOLDER), min(2, len(indices)))
         date = FIRST_DATE
         for members in np.array_split(indices, folders) if folders else ():
@@ -228,7 +242,7 @@ def check_output(path: pathlib.Path, overwrite: bool) -> None:
 
 
 def _is_own(task_folder: pathlib.Path) -> bool:
-    if task_folder.name not in TASKS or not task_folder.is_dir():
+    if task_folder.name not in ALL_TASKS or not task_folder.is_dir():
         return False
     metadata = [dated / "collection_metadata.json" for dated in task_folder.iterdir()]
     return all(file.is_file() and f'"{COLLECTED_BY}"' in file.read_text(errors="replace") for file in metadata)
@@ -299,7 +313,9 @@ def main(_: Sequence[str]) -> None:
     check_annotations(annotations, output, FLAGS.overwrite)
     started = time.monotonic()
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    jobs = plan(partial, FLAGS.num_trajectories, FLAGS.seed, FLAGS.image_size, bool(annotations))
+    jobs = plan(
+        partial, FLAGS.num_trajectories, FLAGS.seed, FLAGS.image_size, tuple(FLAGS.tasks), annotate=bool(annotations)
+    )
     try:
         with annotations_file(annotations) as file:
             partial.mkdir(parents=True)

@@ -8,21 +8,26 @@ import numpy as np
 
 from jaxvla.envs import geometry, tasks
 from jaxvla.envs.items import SHAPES, bearing
-from jaxvla.envs.tabletop import Observation, TabletopEnv
+from jaxvla.envs.scene import CARRY
+from jaxvla.envs.tabletop import GRIPPER_RADIUS, Observation, TabletopEnv
 
 PICK_PHASES = ("start", "approach", "descend", "grasp", "lift")
 PLACE_PHASES = ("transport", "lower", "release", "retreat")
 PHASES = PICK_PHASES + PLACE_PHASES
 
-# Heights of the point between the fingers, m: over an object, when carrying, where carrying sideways may begin, and
-# above the resting place when letting go.
-HOVER, CARRY, LIFTED, DROP = 0.10, 0.125, 0.09, 0.008
+# Heights of the point between the fingers, m: over an object, where carrying sideways may begin, and above the resting
+# place when letting go.
+HOVER, LIFTED, DROP = 0.10, 0.09, 0.008
 
 # Proportional control: share of the remaining way per step, and the most per step (m, rad).
 GAIN, MAX_STEP, MAX_TURN = 0.6, 0.02, 0.12
 
 # How near (m, rad) a waypoint counts as reached. Above one, the gripper sinks as it comes within FUNNEL sideways.
 REACHED, REACHED_TURN, FUNNEL = 0.008, 0.08, 0.03
+
+# How far beyond what touches an obstacle the way around it leads, and how far ahead the waypoint on it is at least, m:
+# farther than FUNNEL, so that it does not count as reached.
+DETOUR_MARGIN, LOOK_AHEAD = 0.02, 0.05
 
 # Exploration noise: standard deviation per step in x, y, z (m) and yaw (rad), and its correlation with the step before.
 NOISE, NOISE_MEMORY = np.array([0.0012, 0.0012, 0.0012, 0.008]), 0.7
@@ -55,6 +60,7 @@ class Expert:
         self._noise = np.zeros(4)
         self._phase_start = np.zeros(3)
         self._decisions = 0
+        self._side = rng.choice([-1.0, 1.0]) if env.obstacles else 0.0
 
     @property
     def done(self) -> bool:
@@ -62,7 +68,10 @@ class Expert:
         return self.phase == "retreat" and self._is_reached()
 
     def decide(self) -> Decision:
-        """The decision for the state that `env` is in; an episode begins with doing nothing, as in teleoperation."""
+        """The decision for the state that `env` is in.
+
+        An episode begins with doing nothing, as in teleoperation; one that begins with the object in hand, at once.
+        """
         while self.phase != "retreat" and self._is_reached():
             self.phase = PHASES[PHASES.index(self.phase) + 1]
             self._phase_start = self._env.state[:3].copy()
@@ -90,7 +99,20 @@ class Expert:
             return np.array([*self._phase_start[:2], CARRY]), state[5], 0.0
         x, y, z = tasks.place_position(task, item, self._env.item(task.reference))
         height = CARRY if phase == "retreat" else self._funnel(x, y, z + DROP, CARRY)
-        return np.array([x, y, height]), bearing(x, y), float(phase in ("release", "retreat"))
+        ahead = self._ahead(np.array([x, y])) if phase == "transport" else (x, y)
+        return np.array([*ahead, height]), bearing(x, y), float(phase in ("release", "retreat"))
+
+    def _ahead(self, end: np.ndarray) -> np.ndarray:
+        """Where to head [2] on the way to `end`: straight there, or along the tangent of a circle about an obstacle."""
+        here = self._env.state[:2]
+        for item in self._env.obstacles:
+            radius, offset = item.radius + GRIPPER_RADIUS + DETOUR_MARGIN, item.position[:2] - here
+            if geometry.free_share(here, end, item.position[:2], radius) < 1:
+                distance = max(np.linalg.norm(offset), radius)
+                turn = geometry.rotation(0.0, 0.0, self._side * math.asin(radius / distance))[:2, :2]
+                length = max(math.sqrt(distance**2 - radius**2), LOOK_AHEAD)
+                return here + turn @ offset * (length / np.linalg.norm(offset))
+        return end
 
     def _funnel(self, x: float, y: float, low: float, high: float) -> float:
         """`low` above the point (x, y), rising to `high` at FUNNEL from there."""
@@ -103,7 +125,7 @@ class Expert:
     def _is_reached(self) -> bool:
         env, phase = self._env, self.phase
         if phase == "start":
-            return self._decisions > 0
+            return self._decisions > 0 or env.held is not None
         if phase == "grasp":
             return env.held is not None
         if phase == "release":

@@ -39,6 +39,20 @@ def nearest_turn(angle: float, period: float) -> float:
     return angle - period * round(angle / period) if period else 0.0
 
 
+def free_share(start: np.ndarray, end: np.ndarray, center: np.ndarray, radius: float) -> float:
+    """The share, 0 to 1, of the straight way between points [2] that lies before it enters a circle.
+
+    From inside the circle, every way towards its centre has no share, and every other one all.
+    """
+    way, offset = end - start, start - center
+    approach = float(way @ offset)
+    if approach >= 0:
+        return 1.0
+    length, outside = float(way @ way), max(float(offset @ offset) - radius**2, 0.0)
+    discriminant = approach**2 - length * outside
+    return 1.0 if discriminant < 0 else min(1.0, (-approach - math.sqrt(discriminant)) / length)
+
+
 @dataclasses.dataclass(frozen=True)
 class Camera:
     """A pinhole camera with a square image; positions in metres, `field_of_view` in radians across the image."""

@@ -24,7 +24,7 @@ COLORS = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What a movable object looks like and how it can be handled; lengths in m.
+    """What an object or obstacle looks like, and how an object can be handled; lengths in m.
 
     Attributes:
         make_mesh: builds the mesh, centred on the origin.
@@ -101,6 +101,14 @@ SHAPES = {
     ),
 }
 
+# What stands in the way; nothing moves it.
+OBSTACLES = {
+    "post": Shape(functools.partial(geometry.frustum, 16, 0.03, 0.03, 0.15), 0.075, 0.03, 0.06, 0.0, False),
+}
+
+# All that stands about its centre, unlike containers, whose position is that of their foot.
+SOLIDS = SHAPES | OBSTACLES
+
 VESSELS = {
     "plate": Vessel(20, 0.040, 0.060, 0.010, 0.004, "on"),
     "bowl": Vessel(20, 0.040, 0.058, 0.034, 0.005, "in"),
@@ -115,12 +123,12 @@ def bearing(x: float, y: float) -> float:
 
 @dataclasses.dataclass(eq=False)
 class Item:
-    """One object or container of a scene.
+    """One object, obstacle or container of a scene.
 
     Attributes:
-        kind: a key of `SHAPES` or `VESSELS`.
+        kind: a key of `SHAPES`, `OBSTACLES` or `VESSELS`.
         color: a key of `COLORS`.
-        position: float64 [3]; the centre of an object, the centre of the foot of a container.
+        position: float64 [3]; the centre of an object or obstacle, the centre of the foot of a container.
         yaw: rad.
         support: what it rests on: "table", the name of another item, or "gripper".
     """
@@ -139,7 +147,7 @@ class Item:
     @property
     def radius(self) -> float:
         """Of the footprint's circumscribed circle, m."""
-        return VESSELS[self.kind].top_radius if self.kind in VESSELS else SHAPES[self.kind].radius
+        return VESSELS[self.kind].top_radius if self.kind in VESSELS else SOLIDS[self.kind].radius
 
     @property
     def turn(self) -> np.ndarray:
@@ -148,5 +156,5 @@ class Item:
 
     def vertices(self) -> np.ndarray:
         """The corners of its mesh in the world, [n, 3]."""
-        mesh = VESSELS[self.kind].walls if self.kind in VESSELS else SHAPES[self.kind].mesh
+        mesh = VESSELS[self.kind].walls if self.kind in VESSELS else SOLIDS[self.kind].mesh
         return mesh.vertices @ self.turn.T + self.position

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.envs.expert import FUNNEL, Decision
+from jaxvla.envs.expert import FUNNEL, PHASES, PLACE_PHASES, Decision
 from jaxvla.envs.items import VESSELS
 from jaxvla.envs.rendering import CAMERAS
 from jaxvla.envs.tabletop import TabletopEnv
@@ -90,9 +90,11 @@ def narrate(env: TabletopEnv, moments: Sequence[Moment], file_path: str, episode
     target = f"the {env.task.target}"
     moves = move_primitives(np.stack([moment.state for moment in moments]))
     decisions = [moment.decision for moment in moments[:-1]]
+    phases = PLACE_PHASES if moments[0].held else PHASES
+    first, *later = dict.fromkeys(_subtask(phase, target, over) for phase in phases)
     told = {
         "task": _task(env, place),
-        "plan": f"Reach for {target}. Grasp it. Lift it. Move it {over}. Lower it. Release it. Move away.",
+        "plan": " ".join([first, *(subtask.replace(target, "it") for subtask in later)]),
     }
     reasoning = {}
     for t, moment in enumerate(moments):

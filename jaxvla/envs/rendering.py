@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from jaxvla.envs import geometry
 from jaxvla.envs.geometry import Camera, Mesh
-from jaxvla.envs.items import COLORS, SHAPES, VESSELS, Item
+from jaxvla.envs.items import COLORS, SOLIDS, VESSELS, Item
 
 # images0 looks over the robot's shoulder, images1 from its left side.
 CAMERAS = {
@@ -101,11 +101,11 @@ class Renderer:
             _paint(picture, camera, floors)
             self._backgrounds[name] = picture
 
-    def render(self, objects: list[Item], containers: list[Item], state: np.ndarray) -> dict[str, np.ndarray]:
+    def render(self, solids: list[Item], containers: list[Item], state: np.ndarray) -> dict[str, np.ndarray]:
         """One uint8 image [image_size, image_size, 3] per camera, of the gripper in `state` [7] among the items."""
-        movable = [Body(SHAPES[o.kind].mesh, o.turn, o.position, COLORS[o.color], o.position) for o in objects]
-        movable += _gripper(state)
-        shadowing, drawn = Faces.of(movable), Faces.of(movable + _containers(containers, "walls"))
+        standing = [Body(SOLIDS[s.kind].mesh, s.turn, s.position, COLORS[s.color], s.position) for s in solids]
+        standing += _gripper(state)
+        shadowing, drawn = Faces.of(standing), Faces.of(standing + _containers(containers, "walls"))
         images = {}
         for name, camera in CAMERAS.items():
             picture = self._backgrounds[name].copy()

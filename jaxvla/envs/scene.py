@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jaxvla.envs.items import COLORS, SHAPES, VESSELS, Item, bearing
-from jaxvla.envs.tasks import MOVE_TO_SIDE, Task, is_done, place_position, sample_task
+from jaxvla.envs.items import COLORS, OBSTACLES, SHAPES, VESSELS, Item, bearing
+from jaxvla.envs.tasks import GO_AROUND, MOVE_TO_SIDE, Task, is_done, place_position, sample_task
 
 # Where things are put down at first, m; the gripper reaches 2 cm farther.
 PLACE_LOW, PLACE_HIGH = np.array([0.205, -0.145]), np.array([0.395, 0.145])
@@ -14,9 +14,22 @@ CLEARANCE = 0.022
 # Things are set down facing the robot, give or take this turn (rad).
 TURN_SPREAD = 0.25
 
+# Height of the point between the fingers when they carry something sideways, m.
+CARRY = 0.125
+
+# Where an object is carried from and where its container stands, left and right with a post half way: how far ahead of
+# the robot, how far to the side, and how far each of them is off that at most, m.
+DETOUR_AHEAD, DETOUR_ASIDE, DETOUR_SPREAD = 0.30, 0.125, 0.015
+
 
 def sample_scene(task_id: str, rng: np.random.Generator) -> tuple[list[Item], Task]:
-    """Draws one container, two to three objects, their places, and a task that is possible and not yet done."""
+    """Draws the items of a scene, their places, and a task that is possible and not yet done.
+
+    One container and two to three objects; to go around, a container, an object in the gripper and a post.
+    """
+    if task_id == GO_AROUND:
+        items = _place_detour(_draw_kinds(rng), rng)
+        return items, sample_task(task_id, items, rng)
     while True:
         items = _place(_draw_kinds(rng), rng)
         task = items and sample_task(task_id, items, rng)
@@ -52,6 +65,20 @@ def _drop(kind: str, color: str, rng: np.random.Generator) -> Item:
     x, y = rng.uniform(PLACE_LOW, PLACE_HIGH)
     height = 0.0 if kind in VESSELS else SHAPES[kind].half_height
     return Item(kind, color, np.array([x, y, height]), bearing(x, y) + rng.uniform(-TURN_SPREAD, TURN_SPREAD))
+
+
+def _place_detour(kinds: list[tuple[str, str]], rng: np.random.Generator) -> list[Item]:
+    """The container, the first object across the table from it in the gripper, and a post half way between them."""
+    (vessel, vessel_color), (shape, color), (_, post_color) = kinds[:3]
+    side = rng.choice([-1.0, 1.0])
+    spread = rng.uniform(-DETOUR_SPREAD, DETOUR_SPREAD, (2, 2))
+    end, start = np.array([[DETOUR_AHEAD, side * DETOUR_ASIDE], [DETOUR_AHEAD, -side * DETOUR_ASIDE]]) + spread
+    places = [
+        (vessel, vessel_color, end, 0.0, "table"),
+        (shape, color, start, CARRY, "gripper"),
+        ("post", post_color, (start + end) / 2, OBSTACLES["post"].half_height, "table"),
+    ]
+    return [Item(kind, hue, np.array([*at, z]), bearing(*at), support) for kind, hue, at, z, support in places]
 
 
 def _is_clear(item: Item, others: list[Item]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxvla.envs import geometry, scene, tasks
-from jaxvla.envs.items import SHAPES, VESSELS, Item, bearing
+from jaxvla.envs.items import OBSTACLES, SHAPES, SOLIDS, VESSELS, Item, bearing
 from jaxvla.envs.rendering import CAMERAS, MAX_OPENING, Renderer
 from jaxvla.errors import ConfigError
 
@@ -25,6 +25,9 @@ START_SPREAD = 0.03
 # How far an object's centre may be from the point between the fingers, and how far it may be turned, to be caught.
 GRASP_DISTANCE, GRASP_HEIGHT, GRASP_TURN = 0.02, 0.018, 0.35
 RELEASE_OPENING = 0.08
+
+# How near to the point between the fingers an obstacle touches them or what they hold, m.
+GRIPPER_RADIUS = 0.035
 
 # How far below a surface an object may be let go and still come to rest on it, m.
 SINK = 0.015
@@ -41,7 +44,7 @@ class TabletopEnv:
         max_steps: after which an episode is truncated.
 
     Attributes (the truth about the world, for annotations; valid until the next step):
-        items: containers and objects, each with name, kind, color, position, yaw and support.
+        items: containers, objects and obstacles, each with name, kind, color, position, yaw and support.
         task: the `tasks.Task` of the episode.
         state: float64 [7].
         desired_state: float64 [7], what the last action asked for.
@@ -61,21 +64,28 @@ class TabletopEnv:
         self._renderer = Renderer(image_size) if render else None
 
     def reset(self, *, seed: int, task: str | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts the episode that `seed` determines; `task` is one of `tasks.TASKS`, drawn from the seed if None.
+        """Starts the episode that `seed` determines.
+
+        Args:
+            seed: of the scene.
+            task: one of `tasks.ALL_TASKS`; None for one of `tasks.TASKS`, drawn from the seed.
 
         Raises:
             ConfigError: there is no such task.
         """
-        if task not in (None, *tasks.TASKS):
-            raise ConfigError(f"no tabletop task named {task!r}; there are: {', '.join(tasks.TASKS)}")
+        if task not in (None, *tasks.ALL_TASKS):
+            raise ConfigError(f"no tabletop task named {task!r}; there are: {', '.join(tasks.ALL_TASKS)}")
         rng = np.random.default_rng(seed)
         drawn = tasks.TASKS[rng.integers(len(tasks.TASKS))]
         self.items, self.task = scene.sample_scene(task or drawn, rng)
         self.state = NEUTRAL_STATE.copy()
         self.state[:3] += rng.uniform(-START_SPREAD, START_SPREAD, 3)
         self.state[5] = bearing(*self.state[:2])
-        self.desired_state = self.state.copy()
         self.held = None
+        for item in self.items:
+            if item.support == "gripper":
+                self._begin_with(item)
+        self.desired_state = self.state.copy()
         self._steps = 0
         if self._renderer:
             self._renderer.reset(self.containers)
@@ -103,7 +113,8 @@ class TabletopEnv:
 
     def observation(self) -> Observation:
         """{images0, images1: uint8 [image_size, image_size, 3], proprio: float32 [7]}; no images without rendering."""
-        images = self._renderer.render(self.objects, self.containers, self.state) if self._renderer else {}
+        solids = self.objects + self.obstacles
+        images = self._renderer.render(solids, self.containers, self.state) if self._renderer else {}
         return {**images, "proprio": self.state.astype(np.float32)}
 
     @property
@@ -112,8 +123,13 @@ class TabletopEnv:
         return [item for item in self.items if item.kind in SHAPES]
 
     @property
+    def obstacles(self) -> list[Item]:
+        """The items that stand in the way of the gripper."""
+        return [item for item in self.items if item.kind in OBSTACLES]
+
+    @property
     def containers(self) -> list[Item]:
-        """The items that cannot."""
+        """The items that objects can be put into."""
         return [item for item in self.items if item.kind in VESSELS]
 
     def item(self, name: str) -> Item:
@@ -146,9 +162,26 @@ class TabletopEnv:
         low = STATE_LOW[:6].copy()
         if self.held:  # the table stops what hangs below the fingers
             low[2] = max(low[2], SHAPES[self.held.kind].half_height - self._grasp_offset[2])
-        self.state[:6] = np.clip(self.desired_state[:6], low, STATE_HIGH[:6])
+        self.state[:6] = self._stopped(np.clip(self.desired_state[:6], low, STATE_HIGH[:6]), low[2])
         if self.held:
             self._carry(self.held)
+
+    def _stopped(self, wanted: np.ndarray, hang: float) -> np.ndarray:
+        """Where the way to a pose [6] ends: obstacles stop what comes from the side, and carry what comes from above.
+
+        Args:
+            wanted: the pose without obstacles.
+            hang: how far the gripper and what it holds reach below the point between the fingers, m.
+        """
+        for item in self.obstacles:
+            center, reach = item.position[:2], item.radius + GRIPPER_RADIUS
+            floor = item.position[2] + SOLIDS[item.kind].half_height + hang
+            if self.state[2] < floor:
+                way = wanted[:2] - self.state[:2]
+                wanted[:2] = self.state[:2] + way * geometry.free_share(self.state[:2], wanted[:2], center, reach)
+            elif np.linalg.norm(wanted[:2] - center) < reach:
+                wanted[2] = max(wanted[2], floor)
+        return wanted
 
     def _carry(self, item: Item) -> None:
         x, y, z, yaw = self._grasp_offset
@@ -193,6 +226,13 @@ class TabletopEnv:
         item.support = "gripper"
         self._carry(item)
         self._settle_riders(item)
+
+    def _begin_with(self, item: Item) -> None:
+        """Puts the gripper to where `item` is, and closes it."""
+        self.state[:3] = item.position
+        self.state[5] = bearing(*item.position[:2])
+        self.state[6] = _grip_opening(item)
+        self._attach(item)
 
     def _settle_riders(self, item: Item) -> None:
         for other in self.objects:
@@ -242,5 +282,5 @@ def _resting_height(item: Item, distance: float) -> float:
     """How high the surface is that `item` offers at `distance` (m) from its axis; 0 where it offers none."""
     if item.kind in VESSELS:
         return VESSELS[item.kind].floor_height if distance < VESSELS[item.kind].inner_radius else 0.0
-    shape = SHAPES[item.kind]
+    shape = SOLIDS[item.kind]
     return item.position[2] + shape.half_height if shape.flat_top and distance < 0.8 * shape.radius else 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvla.envs.items import SHAPES, VESSELS, Item
 
-PUT_IN_CONTAINER, MOVE_TO_SIDE, STACK = "put_in_container", "move_to_side", "stack"
+PUT_IN_CONTAINER, MOVE_TO_SIDE, STACK, GO_AROUND = "put_in_container", "move_to_side", "stack", "go_around"
 
 TEMPLATES = {
     PUT_IN_CONTAINER: (
@@ -32,9 +32,18 @@ TEMPLATES = {
         "place the {target} on the {reference}",
         "pick up the {target} and stack it on top of the {reference}",
     ),
+    GO_AROUND: (
+        "carry the {target} around the post and put it {preposition} the {reference}",
+        "bring the {target} around the post {preposition}to the {reference}",
+        "go around the post and place the {target} {preposition} the {reference}",
+        "move the {target} past the post and drop it {preposition} the {reference}",
+    ),
 }
 
-TASKS = tuple(TEMPLATES)
+# What a seed draws from, and what there is besides where it is asked for by name.
+TASKS = (PUT_IN_CONTAINER, MOVE_TO_SIDE, STACK)
+EXTRA_TASKS = (GO_AROUND,)
+ALL_TASKS = TASKS + EXTRA_TASKS
 
 SIDES = {
     "to the left of": (0.0, 1.0),
@@ -52,7 +61,7 @@ class Task:
     """What to do with the object named `target`.
 
     Attributes:
-        id: one of `TASKS`.
+        id: one of `ALL_TASKS`.
         target, reference: names of items.
         side: a key of `SIDES` for move_to_side, else "".
         instructions: paraphrases; the first is the one that an episode is run with.
@@ -81,7 +90,7 @@ def sample_task(id: str, items: Sequence[Item], rng: np.random.Generator) -> Tas
 
 
 def _can_refer(id: str, item: Item) -> bool:
-    if id == PUT_IN_CONTAINER:
+    if id in (PUT_IN_CONTAINER, GO_AROUND):
         return item.kind in VESSELS
     return id == MOVE_TO_SIDE or (item.kind in SHAPES and SHAPES[item.kind].flat_top)
 
@@ -90,7 +99,7 @@ def place_position(task: Task, target: Item, reference: Item) -> np.ndarray:
     """Where the centre of `target` rests when the task is done as the expert does it, [3] in m."""
     x, y, z = reference.position
     half_height = SHAPES[target.kind].half_height
-    if task.id == PUT_IN_CONTAINER:
+    if task.id in (PUT_IN_CONTAINER, GO_AROUND):
         return np.array([x, y, VESSELS[reference.kind].floor_height + half_height])
     if task.id == STACK:
         return np.array([x, y, z + SHAPES[reference.kind].half_height + half_height])

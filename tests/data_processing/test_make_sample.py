@@ -110,6 +110,19 @@ def test_language_and_truth_belong_to_the_episode(trajectories):
     assert difference.mean() < 8
 
 
+def test_other_tasks_are_made_where_they_are_named(tmp_path):
+    flags = ("--tasks=go_around,stack", "--num_trajectories=2", "--num_workers=1", f"--annotations_path={tmp_path}/a")
+    run = make(tmp_path / "raw", *flags)
+    assert run.returncode == 0, run.stderr
+    folders = sorted((tmp_path / "raw").glob("*/*/raw/traj_group0/traj*"))
+    assert [folder.relative_to(tmp_path / "raw").parts[0] for folder in folders] == ["go_around", "stack"]
+    assert all(load_pickle(folder / "agent_data.pkl")["task"] == folder.parts[-5] for folder in folders)
+    assert "the post" in (folders[0] / "lang.txt").read_text()
+    assert len(json.loads((tmp_path / "a").read_text())) == 2
+    replaced = make(tmp_path / "raw", *flags, "--overwrite")
+    assert replaced.returncode == 0, replaced.stderr
+
+
 def test_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
     run = make(tmp_path / "raw", "--num_trajectories=7", "--num_workers=1")
     assert run.returncode == 0, run.stderr
@@ -200,7 +213,7 @@ def test_a_killed_run_leaves_no_dataset(tmp_path):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("flag", ["--num_trajectories=0", "--image_size=8"])
+@pytest.mark.parametrize("flag", ["--num_trajectories=0", "--image_size=8", "--tasks=pour", "--tasks=stack,stack"])
 def test_impossible_values_are_refused_in_one_line(tmp_path, flag):
     run = make(tmp_path / "raw", flag)
     assert run.returncode == 1
