@@ -2,9 +2,9 @@
 
     python experiments/train.py --config train_config.py:gc_bc --bridgedata_config data_config.py:bdv2_local
 
-Names: gc_bc (BridgeData V2's preset: ResNet-34, batch 256, 2 M steps), gc_bc_tiny (trains on two CPU cores in minutes);
-ecot (a Qwen3-VL that reasons, needs --config.backbone.path), ecot_lara (with the values of LaRA-VLA), ecot_tiny (random
-weights, trains on two CPU cores in minutes).
+Names, after BridgeData V2's presets (ResNet-34, batch 256, 2 M steps): gc_bc, lc_bc, gc_ddpm_bc, gc_iql,
+contrastive_rl_td; and ecot (a Qwen3-VL that reasons, needs --config.backbone.path), ecot_lara (with the values of
+LaRA-VLA). Each but the last has a small one, such as gc_bc_tiny and ecot_tiny, that trains on two CPU cores in minutes.
 """
 
 from ml_collections import ConfigDict
@@ -53,6 +53,7 @@ def _base() -> dict:
             "decay_steps": 2_000_000,
             "final_learning_rate": 0.0,
             "learning_rates": {},
+            "undecayed": (),
             "b2": 0.999,
             "weight_decay": 0.0,
             "clip_norm": 0.0,
@@ -85,15 +86,119 @@ def _gc_bc() -> dict:
 
 
 def _gc_bc_tiny() -> dict:
-    config = _gc_bc() | {
-        "batch_size": 64,
-        "num_steps": 1200,
-        "log_interval": 100,
-        "eval_interval": 300,
-        "save_interval": 300,
+    return _tiny(_gc_bc(), 1200)
+
+
+def _tiny(config: dict, num_steps: int) -> dict:
+    """A preset made small enough for two CPU cores and a few minutes."""
+    quarter = num_steps // 4
+    config |= {"batch_size": 64, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
+    encoder, optimizer = config["agent_kwargs"]["encoder"], config["optimizer"]
+    encoder["name"] = encoder["name"].replace("34-bridge", "tiny")
+    optimizer |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
+    return config
+
+
+def _gc_ddpm_bc() -> dict:
+    config = _gc_bc() | {"agent": "gc_ddpm_bc", "ema_decay": 0.998}
+    for name in ("hidden_dims", "dropout_rate", "policy"):
+        del config["agent_kwargs"][name]
+    config["agent_kwargs"] |= {
+        "score_network": {
+            "time_dim": 32,
+            "hidden_dim": 256,
+            "num_blocks": 3,
+            "dropout_rate": 0.1,
+            "layer_norm": True,
+        },
+        "diffusion": {
+            "num_levels": 20,
+            "schedule": "cosine",
+            "sampler": "ddpm",
+            "num_inference_steps": 20,
+            "clip": 2.0,
+            "repeat_last_step": 0,
+        },
+        "repeated_diffusion_steps": 1,
     }
-    config["agent_kwargs"]["encoder"]["name"] = "resnetv1-tiny"
-    config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": 1200}
+    return config
+
+
+def _gc_ddpm_bc_tiny() -> dict:
+    config = _tiny(_gc_ddpm_bc(), 1200) | {"ema_decay": 0.99}
+    config["agent_kwargs"]["repeated_diffusion_steps"] = 8
+    return config
+
+
+def _gc_iql() -> dict:
+    config = _gc_bc() | {"agent": "gc_iql"}
+    config["agent_kwargs"] |= {
+        "shared_encoder": True,
+        "discount": 0.98,
+        "expectile": 0.7,
+        "temperature": 1.0,
+        "target_rate": 0.002,
+        "negative_proportion": 0.1,
+        "dropout_target_networks": True,
+    }
+    config["data"]["goal_relabeling"]["reached_proportion"] = 0.1
+    config["optimizer"]["decay_steps"] = 0
+    return config
+
+
+def _gc_iql_tiny() -> dict:
+    config = _tiny(_gc_iql(), 600)
+    config["agent_kwargs"]["target_rate"] = 0.02  # of 600 steps, 0.002 would let the targets see little
+    return config
+
+
+def _contrastive_rl_td() -> dict:
+    config = _gc_bc() | {"agent": "contrastive_rl_td"}
+    config["agent_kwargs"].pop("early_goal_concat")
+    config["agent_kwargs"] |= {
+        "shared_encoder": False,
+        "repr_dim": 16,
+        "use_td": True,
+        "discount": 0.98,
+        "gcbc_coef": 0.2,
+        "target_rate": 0.002,
+    }
+    config["agent_kwargs"]["encoder"]["add_coordinates"] = False
+    # The actor's rate decays, that of the critics does not.
+    config["optimizer"]["undecayed"] = ("critic_encoder", "critic")
+    return config
+
+
+def _contrastive_rl_td_tiny() -> dict:
+    config = _tiny(_contrastive_rl_td(), 600)
+    # With the preset's 0.98, 600 steps are too few for the critics to leave their start: next frames weigh 0.02.
+    config["agent_kwargs"] |= {"discount": 0.9, "target_rate": 0.02}
+    return config
+
+
+def _lc_bc() -> dict:
+    config = _gc_bc() | {
+        "agent": "lc_bc",
+        "language": {
+            "encoder": "learned",
+            "path": "",
+            "max_length": 64,
+            "prompt": "Instruction:",
+            "dtype": "bfloat16",
+        },
+    }
+    for goal_setting in ("early_goal_concat", "shared_goal_encoder"):
+        del config["agent_kwargs"][goal_setting]
+    config["agent_kwargs"]["encoder"]["name"] = "resnetv1-34-bridge-film"
+    config["agent_kwargs"]["instruction_encoder"] = {"width": 128, "num_layers": 4, "num_heads": 4}
+    config["data"]["skip_unlabeled"] = True
+    return config
+
+
+def _lc_bc_tiny() -> dict:
+    config = _tiny(_lc_bc(), 1200)
+    config["agent_kwargs"]["instruction_encoder"] |= {"width": 64, "num_layers": 2}
+    config["language"]["max_length"] = 32
     return config
 
 
@@ -216,7 +321,7 @@ def _ecot_tiny() -> dict:
     config["backbone"] |= {"preset": "tiny", "dtype": "float32", "remat": "none"}
     config["curriculum"] |= {
         "component_order": ("SUBTASK REASONING", "SUBTASK", "MOVE", "GRIPPER POSITION"),
-        "schedule": ((0, 0), (300, 2), (400, 4)),
+        "schedule": ((0, 0), (300, 1), (340, 2), (380, 3), (420, 4)),
         "uniform_stage_probability": 0.0,
     }
     config["agent_kwargs"] |= {"context_hidden": "post_norm", "latent_hidden": "post_norm", "max_new_tokens": 128}
@@ -228,7 +333,7 @@ def _ecot_tiny() -> dict:
         "repeated_diffusion_steps": 4,
         "dtype": "float32",
     }
-    config["data"] |= {"action_horizon": 4, "image_size": (128, 128)}
+    config["data"] |= {"action_horizon": 2, "image_size": (128, 128)}
     config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {}, "warmup_steps": 100, "decay_steps": 1600}
     return config
 
@@ -236,6 +341,14 @@ def _ecot_tiny() -> dict:
 PRESETS = {
     "gc_bc": _gc_bc,
     "gc_bc_tiny": _gc_bc_tiny,
+    "lc_bc": _lc_bc,
+    "lc_bc_tiny": _lc_bc_tiny,
+    "gc_ddpm_bc": _gc_ddpm_bc,
+    "gc_ddpm_bc_tiny": _gc_ddpm_bc_tiny,
+    "gc_iql": _gc_iql,
+    "gc_iql_tiny": _gc_iql_tiny,
+    "contrastive_rl_td": _contrastive_rl_td,
+    "contrastive_rl_td_tiny": _contrastive_rl_td_tiny,
     "ecot": _ecot,
     "ecot_lara": _ecot_lara,
     "ecot_tiny": _ecot_tiny,

@@ -4,14 +4,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxvla.agents.agent import Agent
+from jaxvla.agents.contrastive_rl import make_contrastive_rl
 from jaxvla.agents.ecot import make_ecot
 from jaxvla.agents.gc_bc import make_gc_bc
+from jaxvla.agents.gc_ddpm_bc import make_gc_ddpm_bc
+from jaxvla.agents.gc_iql import make_gc_iql
+from jaxvla.agents.lc_bc import make_lc_bc
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
 
 __all__ = ["Agent", "agents", "make_agent"]
 
-agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {"gc_bc": make_gc_bc, "ecot": make_ecot}
+agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
+    "gc_bc": make_gc_bc,
+    "lc_bc": make_lc_bc,
+    "gc_ddpm_bc": make_gc_ddpm_bc,
+    "gc_iql": make_gc_iql,
+    "contrastive_rl_td": make_contrastive_rl,
+    "ecot": make_ecot,
+}
 
 
 def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> Agent:

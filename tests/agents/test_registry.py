@@ -19,7 +19,9 @@ def test_names_are_those_of_bridge_data():
     assert "gc_bc" in agents
 
 
-@pytest.mark.parametrize("preset", ["gc_bc", "gc_bc_tiny"])
+@pytest.mark.parametrize(
+    "preset", ["gc_bc", "gc_bc_tiny", "gc_iql", "gc_iql_tiny", "contrastive_rl_td", "contrastive_rl_td_tiny"]
+)
 def test_presets_name_every_setting(preset):
     config = PRESETS(preset).to_dict()
     agent = make_agent(config["agent"], config["agent_kwargs"], SPEC)

@@ -4,13 +4,18 @@ import pathlib
 import pytest
 
 from jaxvla.agents.backbone import BackboneConfig
+from jaxvla.agents.language import LanguageConfig
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import PromptConfig
 from jaxvla.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
 
-REASONING = {"backbone": BackboneConfig, "prompt": PromptConfig, "curriculum": CurriculumConfig}
+# Blocks that some methods have besides, by the name that their presets begin with.
+BLOCKS = {
+    "ecot": {"backbone": BackboneConfig, "prompt": PromptConfig, "curriculum": CurriculumConfig},
+    "lc_bc": {"language": LanguageConfig},
+}
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"
 
 
@@ -40,12 +45,10 @@ def small(**changes):
 def test_presets_have_every_key_and_no_other(name, values):
     data = values.pop("data"), values.pop("data_path")
     assert None not in data
-    reasoning = {key: values.pop(key) for key in REASONING if key in values}
-    assert set(reasoning) == (set(REASONING) if name.startswith("ecot") else set())
-    for key, given in reasoning.items():
-        given = given | ({"path": "somewhere", "preset": ""} if key == "backbone" else {})
-        from_mapping(REASONING[key], given, key)
-        assert set(given) == set(REASONING[key].__dataclass_fields__)
+    for key, block in next((own for method, own in BLOCKS.items() if name.startswith(method)), {}).items():
+        given = values.pop(key) | ({"path": "somewhere", "preset": ""} if key == "backbone" else {})
+        from_mapping(block, given, key)
+        assert set(given) == set(block.__dataclass_fields__)
     config = from_mapping(TrainConfig, values)
     assert config.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert set(values) == set(TrainConfig.__dataclass_fields__)
