@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.errors import ConfigError
 from jaxvla.models import diffusion
 from jaxvla.models.diffusion import DiffusionConfig
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params

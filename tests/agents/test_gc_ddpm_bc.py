@@ -74,21 +74,22 @@ def test_it_is_an_agent():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_the_loss_against_numpy():
+@pytest.mark.parametrize("draws", [1, 3])
+def test_the_loss_against_numpy(draws):
     """Noise and levels from the keys that the docstrings name: the first of `rng`, split once more."""
-    agent = make()
+    agent = make(repeated_diffusion_steps=draws)
     params, batch = make_params(agent), make_batch(agent)
     loss, metrics = method(agent, "loss")(params, batch, RNG)
     noise_rng, level_rng = jax.random.split(jax.random.split(RNG)[0])
-    noise = np.asarray(jax.random.normal(noise_rng, (4, 2, 3)), float)
-    level = np.asarray(jax.random.randint(level_rng, (4,), 0, 20))
-    share = signal_shares(agent.config.diffusion)[level][:, None, None]
-    noisy = np.sqrt(share) * batch["actions"] + np.sqrt(1 - share) * noise
+    noise = np.asarray(jax.random.normal(noise_rng, (4 * draws, 2, 3)), float)
+    level = np.asarray(jax.random.randint(level_rng, (4 * draws,), 0, 20))
     encode, predict = parts(agent)
-    features = encode(params, batch["observations"], batch["goals"])
+    features = np.repeat(encode(params, batch["observations"], batch["goals"]), draws, axis=0)
+    share = signal_shares(agent.config.diffusion)[level][:, None, None]
+    noisy = np.sqrt(share) * np.repeat(batch["actions"], draws, axis=0) + np.sqrt(1 - share) * noise
     error = (np.asarray(predict(params, features, noisy.astype(np.float32), level)) - noise) ** 2
-    expected = sum(error[b, a].sum() for b in range(4) for a in range(2) if (b, a) != (1, 1)) / 7
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    counted = [error[m, a].sum() for m in range(4 * draws) for a in range(2) if (m // draws, a) != (1, 1)]
+    np.testing.assert_allclose(loss, np.mean(counted), rtol=1e-4)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
     assert metrics == {"ddpm_loss": loss}
 
@@ -184,8 +185,10 @@ def test_presets_name_every_setting(preset):
     assert config["ema_decay"] > 0
 
 
-def test_separate_encoders_need_late_fusion():
+def test_bad_settings():
     with pytest.raises(ConfigError, match="shared_goal_encoder=False has no effect"):
         make(shared_goal_encoder=False)
+    with pytest.raises(ConfigError, match="repeated_diffusion_steps must be at least 1, not 0"):
+        make(repeated_diffusion_steps=0)
     with pytest.raises(ConfigError, match="did you mean hidden_dim"):
         make(score={"hidden_dims": (256,)})
