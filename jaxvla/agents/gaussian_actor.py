@@ -3,12 +3,17 @@
 Axis letters as in `jaxvla.data.schema`. `tanh` says whether actions are squashed, see `jaxvla.ops.gaussian`.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxvla.data.schema import Batch
+from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.errors import ConfigError
-from jaxvla.models.module import compute_dtype
+from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.ops import gaussian
 from jaxvla.ops.losses import masked_mean
 
@@ -65,3 +70,66 @@ def choose_actions(
     if rng is None:
         return gaussian.mode(mean_bad, tanh)
     return gaussian.sample(rng, mean_bad, log_std_bad, tanh, temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianBC:
+    """Behavioural cloning by a network that gives a Gaussian; an agent, see `jaxvla.agents.agent.Agent`.
+
+    Attributes:
+        config: settings of the network, of which `policy` says how actions are distributed.
+        spec: sizes of the batches.
+        network: (config, spec, rngs) to a module that maps (observations, what it is told, rng of dropout or None) to
+            (mean, log_std) of the action chunk.
+        told: the batch key that holds what it is told, such as "goals".
+        graphdef: of the network.
+    """
+
+    frozen_modules: ClassVar[tuple[str, ...]] = ()
+    targets: ClassVar[None] = None
+
+    config: Any
+    spec: BatchSpec
+    network: Callable[[Any, BatchSpec, nnx.Rngs], nnx.Module]
+    told: str
+    graphdef: nnx.GraphDef
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Observations, what the network is told, and actions with their mask."""
+        return ("observations", self.told, "actions", "action_pad_mask")
+
+    def init(self, rng: Key[Array, ""]) -> Params:
+        """Draws the parameters."""
+        return init_params(lambda rngs: self.network(self.config, self.spec, rngs), rng)
+
+    def loss(
+        self, params: Params, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
+        mean_bad, log_std_bad = bind(self.graphdef, params)(batch["observations"], batch[self.told], rng)
+        return actor_loss(mean_bad, log_std_bad, batch, self.config.policy.tanh)
+
+    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+        """Metrics "mse" and "log_probs" of each example; `rng` is not needed."""
+        mean_bad, log_std_bad = bind(self.graphdef, params)(batch["observations"], batch[self.told])
+        return actor_metrics(mean_bad, log_std_bad, batch, self.config.policy.tanh)
+
+    def act(
+        self,
+        params: Params,
+        observations: Mapping[str, Any],
+        task: Mapping[str, Any],
+        rng: Key[Array, ""] | None = None,
+        temperature: float | Float[Array, ""] = 1.0,
+    ) -> Float[Array, "b a d"]:
+        """Normalized action chunks for task[self.told]: the mode, or with `rng` a draw."""
+        mean_bad, log_std_bad = bind(self.graphdef, params)(observations, task[self.told])
+        return choose_actions(mean_bad, log_std_bad, self.config.policy.tanh, rng, temperature)
+
+
+def make_gaussian_bc(
+    config: Any, spec: BatchSpec, network: Callable[[Any, BatchSpec, nnx.Rngs], nnx.Module], told: str
+) -> GaussianBC:
+    """The agent with these attributes."""
+    return GaussianBC(config, spec, network, told, graph_of(lambda rngs: network(config, spec, rngs)))

@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxvla.agents.gaussian_actor import actor_loss, actor_metrics, check_actor, choose_actions
+from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_gaussian_bc
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
-from jaxvla.data.schema import Batch, BatchSpec
-from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
+from jaxvla.data.schema import BatchSpec
+from jaxvla.models.module import compute_dtype
 from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 
@@ -71,52 +71,11 @@ class GoalConditionedPolicy(nnx.Module):
         return self.policy(self.encoder(observations, goals), rng)
 
 
-@dataclasses.dataclass(frozen=True)
-class GCBC:
-    """The agent, see `jaxvla.agents.agent.Agent`; made by `make_gc_bc`."""
-
-    batch_keys: ClassVar[tuple[str, ...]] = ("observations", "goals", "actions", "action_pad_mask")
-    frozen_modules: ClassVar[tuple[str, ...]] = ()
-    targets: ClassVar[None] = None
-
-    config: GCBCConfig
-    spec: BatchSpec
-    graphdef: nnx.GraphDef
-
-    def init(self, rng: Key[Array, ""]) -> Params:
-        """Draws the parameters."""
-        return init_params(lambda rngs: GoalConditionedPolicy(self.config, self.spec, rngs), rng)
-
-    def loss(
-        self, params: Params, batch: Batch, rng: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
-        mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["goals"], rng)
-        return actor_loss(mean, log_std, batch, self.config.policy.tanh)
-
-    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
-        """Metrics "mse" and "log_probs" of each example; `rng` is not needed."""
-        mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["goals"])
-        return actor_metrics(mean, log_std, batch, self.config.policy.tanh)
-
-    def act(
-        self,
-        params: Params,
-        observations: Mapping[str, Any],
-        task: Mapping[str, Any],
-        rng: Key[Array, ""] | None = None,
-        temperature: float | Float[Array, ""] = 1.0,
-    ) -> Float[Array, "b a d"]:
-        """Normalized action chunks towards task["goals"]: the mode, or with `rng` a draw."""
-        mean, log_std = bind(self.graphdef, params)(observations, task["goals"])
-        return choose_actions(mean, log_std, self.config.policy.tanh, rng, temperature)
-
-
-def make_gc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> GCBC:
+def make_gc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> GaussianBC:
     """The agent of a configuration's `agent_kwargs`.
 
     Raises:
         ConfigError: see `GCBCConfig` and the models that it configures.
     """
     config = from_mapping(GCBCConfig, agent_kwargs, "config.agent_kwargs")
-    return GCBC(config, spec, graph_of(lambda rngs: GoalConditionedPolicy(config, spec, rngs)))
+    return make_gaussian_bc(config, spec, GoalConditionedPolicy, "goals")

@@ -6,19 +6,19 @@ the agent reads and learns to read, or as a vector that was computed before, see
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from jaxvla.agents.gaussian_actor import actor_loss, actor_metrics, check_actor, choose_actions
+from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_gaussian_bc
 from jaxvla.agents.goal_vision import view_shape
 from jaxvla.config import from_mapping
-from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.goal_encoder import ConditionedFrames
 from jaxvla.models.instruction_encoder import InstructionEncoder, InstructionEncoderConfig
-from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
+from jaxvla.models.module import compute_dtype
 from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 
@@ -82,48 +82,7 @@ class LanguageConditionedPolicy(nnx.Module):
         return self.policy(self.encoder(observations, cond_bk), rng)
 
 
-@dataclasses.dataclass(frozen=True)
-class LCBC:
-    """The agent, see `jaxvla.agents.agent.Agent`; made by `make_lc_bc`."""
-
-    batch_keys: ClassVar[tuple[str, ...]] = ("observations", "instruction", "actions", "action_pad_mask")
-    frozen_modules: ClassVar[tuple[str, ...]] = ()
-    targets: ClassVar[None] = None
-
-    config: LCBCConfig
-    spec: BatchSpec
-    graphdef: nnx.GraphDef
-
-    def init(self, rng: Key[Array, ""]) -> Params:
-        """Draws the parameters."""
-        return init_params(lambda rngs: LanguageConditionedPolicy(self.config, self.spec, rngs), rng)
-
-    def loss(
-        self, params: Params, batch: Batch, rng: Key[Array, ""]
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
-        mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["instruction"], rng)
-        return actor_loss(mean, log_std, batch, self.config.policy.tanh)
-
-    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
-        """Metrics "mse" and "log_probs" of each example; `rng` is not needed."""
-        mean, log_std = bind(self.graphdef, params)(batch["observations"], batch["instruction"])
-        return actor_metrics(mean, log_std, batch, self.config.policy.tanh)
-
-    def act(
-        self,
-        params: Params,
-        observations: Mapping[str, Any],
-        task: Mapping[str, Any],
-        rng: Key[Array, ""] | None = None,
-        temperature: float | Float[Array, ""] = 1.0,
-    ) -> Float[Array, "b a d"]:
-        """Normalized action chunks that follow task["instruction"]: the mode, or with `rng` a draw."""
-        mean, log_std = bind(self.graphdef, params)(observations, task["instruction"])
-        return choose_actions(mean, log_std, self.config.policy.tanh, rng, temperature)
-
-
-def make_lc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> LCBC:
+def make_lc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> GaussianBC:
     """The agent of a configuration's `agent_kwargs`.
 
     Raises:
@@ -132,4 +91,4 @@ def make_lc_bc(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> LCBC:
     if spec.instruction is None:
         raise ConfigError("lc_bc follows instructions, but nothing says how they are encoded: give config.language")
     config = from_mapping(LCBCConfig, agent_kwargs, "config.agent_kwargs")
-    return LCBC(config, spec, graph_of(lambda rngs: LanguageConditionedPolicy(config, spec, rngs)))
+    return make_gaussian_bc(config, spec, LanguageConditionedPolicy, "instruction")
