@@ -126,6 +126,7 @@ def _gc_ddpm_bc() -> dict:
 
 def _gc_ddpm_bc_tiny() -> dict:
     config = _tiny(_gc_ddpm_bc(), 1200) | {"ema_decay": 0.99}
+    config["agent_kwargs"]["score_network"]["hidden_dim"] = 128
     config["agent_kwargs"]["repeated_diffusion_steps"] = 8
     return config
 
