@@ -30,7 +30,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Targets
-from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions
+from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, make_actor
 from jaxvla.agents.goal_vision import view_shape
 from jaxvla.agents.target_networks import Networks, add_followers, bind_networks
 from jaxvla.config import from_mapping
@@ -39,7 +39,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.critics import ContrastiveCritic, all_logits, pair_logits
 from jaxvla.models.goal_encoder import EarlyFusion, LateFusion, Views
 from jaxvla.models.module import Params, compute_dtype, graph_of, init_params
-from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
+from jaxvla.models.policy_head import PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 from jaxvla.ops import gaussian
 from jaxvla.ops.losses import masked_mean
@@ -114,19 +114,11 @@ class ActorCritics(nnx.Module):
         else:
             self.actor_encoder = EarlyFusion(config.encoder, shape, dtype=dtype, rngs=rngs)
             self.critic_encoder = apart
-        chunk = (spec.action_horizon, spec.action_dim)
-        self.actor = GaussianPolicy(
-            apart.out_dim if config.shared_encoder else self.actor_encoder.out_dim,
-            chunk,
-            hidden_dims=config.hidden_dims,
-            dropout_rate=config.dropout_rate,
-            config=config.policy,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        width = apart.out_dim if config.shared_encoder else self.actor_encoder.out_dim
+        self.actor = make_actor(width, config, spec, rngs)
         self.critic = ContrastiveCritic(
             apart.out_dim - apart.goal_dim,
-            chunk[0] * chunk[1],
+            spec.action_horizon * spec.action_dim,
             apart.goal_dim,
             num_critics=NUM_CRITICS,
             hidden_dims=config.hidden_dims,

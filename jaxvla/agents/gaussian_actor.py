@@ -5,7 +5,7 @@ Axis letters as in `jaxvla.data.schema`. `tanh` says whether actions are squashe
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,8 +14,26 @@ from jaxtyping import Array, Float, Key
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
+from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
 from jaxvla.ops import gaussian
 from jaxvla.ops.losses import masked_mean
+
+
+@runtime_checkable
+class ActorSettings(Protocol):
+    """Those of an agent's settings that say how features become actions.
+
+    Attributes:
+        hidden_dims: layers between features and actions.
+        dropout_rate: in these layers, in [0, 1).
+        policy: distribution of the actions.
+        dtype: in which the layers compute.
+    """
+
+    hidden_dims: tuple[int, ...]
+    dropout_rate: float
+    policy: PolicyConfig
+    dtype: str
 
 
 def check_actor(hidden_dims: tuple[int, ...], dropout_rate: float, dtype: str) -> None:
@@ -25,6 +43,19 @@ def check_actor(hidden_dims: tuple[int, ...], dropout_rate: float, dtype: str) -
     if not 0 <= dropout_rate < 1:
         raise ConfigError(f"dropout_rate must lie in [0, 1), not {dropout_rate}")
     compute_dtype(dtype)
+
+
+def make_actor(width: int, settings: ActorSettings, spec: BatchSpec, rngs: nnx.Rngs) -> GaussianPolicy:
+    """The head that gives action chunks, for features of this width."""
+    return GaussianPolicy(
+        width,
+        (spec.action_horizon, spec.action_dim),
+        hidden_dims=settings.hidden_dims,
+        dropout_rate=settings.dropout_rate,
+        config=settings.policy,
+        dtype=compute_dtype(settings.dtype),
+        rngs=rngs,
+    )
 
 
 def actor_loss(

@@ -7,12 +7,11 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_gaussian_bc
+from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_actor, make_gaussian_bc
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import BatchSpec
-from jaxvla.models.module import compute_dtype
-from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
+from jaxvla.models.policy_head import PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 
 
@@ -52,17 +51,8 @@ class GoalConditionedPolicy(nnx.Module):
     """Image encoder and policy head."""
 
     def __init__(self, config: GCBCConfig, spec: BatchSpec, rngs: nnx.Rngs) -> None:
-        dtype = compute_dtype(config.dtype)
         self.encoder = make_fusion(config, spec, rngs)
-        self.policy = GaussianPolicy(
-            self.encoder.out_dim,
-            (spec.action_horizon, spec.action_dim),
-            hidden_dims=config.hidden_dims,
-            dropout_rate=config.dropout_rate,
-            config=config.policy,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.policy = make_actor(self.encoder.out_dim, config, spec, rngs)
 
     def __call__(
         self, observations: Mapping[str, Any], goals: Mapping[str, Any], rng: Key[Array, ""] | None = None

@@ -27,7 +27,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Targets
-from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions
+from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, make_actor
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.agents.target_networks import Networks, add_followers, bind_networks
 from jaxvla.config import from_mapping
@@ -36,7 +36,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.critics import ValueHead, with_actions
 from jaxvla.models.goal_encoder import Views
 from jaxvla.models.module import Params, compute_dtype, graph_of, init_params
-from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
+from jaxvla.models.policy_head import PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 from jaxvla.ops import gaussian
 from jaxvla.ops.losses import masked_mean
@@ -116,12 +116,11 @@ class ActorValueCritic(nnx.Module):
                 make_fusion(config, spec, rngs) for _ in range(3)
             )
             width = self.actor_encoder.out_dim
-        chunk = (spec.action_horizon, spec.action_dim)
+        self.actor = make_actor(width, config, spec, rngs)
         options = {"hidden_dims": config.hidden_dims, "dropout_rate": config.dropout_rate}
         options |= {"dtype": compute_dtype(config.dtype), "rngs": rngs}
-        self.actor = GaussianPolicy(width, chunk, config=config.policy, **options)
         self.value = ValueHead(width, **options)
-        self.critic = ValueHead(width + chunk[0] * chunk[1], **options)
+        self.critic = ValueHead(width + spec.action_horizon * spec.action_dim, **options)
 
     def encode(self, observations: Views, goals: Views, *networks: str) -> tuple[Float[Array, "b f"], ...]:
         """The features that each of these networks looks at; those of a shared encoder are computed once."""

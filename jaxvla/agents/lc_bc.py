@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_gaussian_bc
+from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_actor, make_gaussian_bc
 from jaxvla.agents.goal_vision import view_shape
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import BatchSpec
@@ -19,7 +19,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.goal_encoder import ConditionedFrames
 from jaxvla.models.instruction_encoder import InstructionEncoder, InstructionEncoderConfig
 from jaxvla.models.module import compute_dtype
-from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
+from jaxvla.models.policy_head import PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 
 
@@ -64,15 +64,7 @@ class LanguageConditionedPolicy(nnx.Module):
         cond_dim = instruction.length if self.instruction_encoder is None else self.instruction_encoder.out_dim
         shape = view_shape(spec, config.use_proprio)
         self.encoder = ConditionedFrames(config.encoder, shape, cond_dim=cond_dim, dtype=dtype, rngs=rngs)
-        self.policy = GaussianPolicy(
-            self.encoder.out_dim,
-            (spec.action_horizon, spec.action_dim),
-            hidden_dims=config.hidden_dims,
-            dropout_rate=config.dropout_rate,
-            config=config.policy,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.policy = make_actor(self.encoder.out_dim, config, spec, rngs)
 
     def __call__(
         self, observations: Mapping[str, Any], instruction: Num[Array, "b l"], rng: Key[Array, ""] | None = None

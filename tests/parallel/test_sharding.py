@@ -33,8 +33,15 @@ def test_batch_sizes_that_do_not_divide(batch_size, message):
         check_batch_size(batch_size, MESH)
 
 
-def test_batch_size_that_divides():
-    check_batch_size(24, MESH)
+def test_batch_sizes_that_divide():
+    def passes(batch_size):
+        try:
+            check_batch_size(batch_size, MESH)
+        except ConfigError:
+            return False
+        return True
+
+    assert [batch_size for batch_size in range(-8, 33) if passes(batch_size)] == [8, 16, 24, 32]
 
 
 def test_default_rule_takes_the_largest_axis_that_divides():
