@@ -132,8 +132,7 @@ def adjust_contrast(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, "
 
 def adjust_saturation(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
     """Scales the HSV saturation, up to 1, at constant hue and value: tf.image.adjust_saturation."""
-    value = x_bcohw.max(1, keepdims=True)
-    chroma = value - x_bcohw.min(1, keepdims=True)
+    value, chroma = (x[:, None] for x in _value_and_chroma(x_bcohw))
     # Saturation is chroma / value, so it reaches 1 where the factor is value / chroma.
     factor = jnp.minimum(_column(factor_b), value / jnp.where(chroma == 0, 1, chroma))
     return value - (value - x_bcohw) * factor
@@ -142,8 +141,7 @@ def adjust_saturation(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array,
 def adjust_hue(x_bcohw: Float[Array, "b c o h w"], turns_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
     """Turns the HSV hue at constant saturation and value: tf.image.adjust_hue. One turn is the full colour circle."""
     red, green, blue = x_bcohw[:, 0], x_bcohw[:, 1], x_bcohw[:, 2]
-    value = x_bcohw.max(1)
-    chroma = value - x_bcohw.min(1)
+    value, chroma = _value_and_chroma(x_bcohw)
     per_chroma = 1 / jnp.where(chroma == 0, 1, chroma)
     sector = jnp.where(
         value == red,
@@ -158,6 +156,13 @@ def adjust_hue(x_bcohw: Float[Array, "b c o h w"], turns_b: Float[Array, " b"]) 
         return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
     return jnp.stack([colour(5), colour(3), colour(1)], 1)
+
+
+def _value_and_chroma(x_bcohw: Array) -> tuple[Array, Array]:
+    """The largest colour of each pixel, [b, o, h, w], and how far it lies above the smallest."""
+    red, green, blue = x_bcohw[:, 0], x_bcohw[:, 1], x_bcohw[:, 2]
+    value = jnp.maximum(jnp.maximum(red, green), blue)
+    return value, value - jnp.minimum(jnp.minimum(red, green), blue)
 
 
 def _augment_cameras(views: Mapping[str, Any], rng: Key[Array, ""], config: AugmentConfig) -> dict[str, Any]:
