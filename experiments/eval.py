@@ -103,7 +103,7 @@ def evaluate(policy: "Policy", mode: str) -> list[Result]:
         for result in progress:
             results.append(result)
             successes += result.success
-            progress.set_postfix_str(f"{successes}/{len(results)} successes")
+            progress.set_postfix_str(f"{successes}/{len(results)} successes", refresh=False)
             films.save(result, video_folder(), mode)
     return sorted(results, key=lambda result: result.number)
 
