@@ -56,6 +56,7 @@ flags.DEFINE_string("task", "", "A task of the world; drawn for each episode whe
 flags.DEFINE_integer("episodes", 100, "Episodes for each mode.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the episodes are drawn from; other numbers than those of demonstrations.")
 flags.DEFINE_integer("parallel", 8, "Episodes that are played side by side.", lower_bound=1)
+flags.DEFINE_float("temperature", 0.0, "Of the actions that are drawn; 0 for the most likely ones.", lower_bound=0)
 flags.DEFINE_integer("execute_steps", 0, "Actions of a chunk to play before the next decision; 0 for all.")
 flags.DEFINE_integer("image_size", 128, "Pixels a side of what the cameras see.", lower_bound=16)
 flags.DEFINE_integer("max_steps", 60, "Steps after which an episode has failed.", lower_bound=1)
@@ -65,7 +66,7 @@ flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each m
 # Keeps these episodes apart from those of make_sample_bridgedata.py, whose seeds have three parts, too.
 _STREAM = 1 << 31
 _Z = 1.96
-_SETTINGS = ("env", "task", "episodes", "seed", "parallel", "execute_steps", "image_size", "max_steps")
+_SETTINGS = ("env", "task", "episodes", "seed", "parallel", "temperature", "execute_steps", "image_size", "max_steps")
 
 
 def main(_: list[str]) -> None:
@@ -80,7 +81,8 @@ def main(_: list[str]) -> None:
     checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
     results = {}
     for mode in FLAGS.modes or [None]:
-        policy = load_policy(checkpoint, inference=mode, robots=min(FLAGS.parallel, FLAGS.episodes))
+        robots = min(FLAGS.parallel, FLAGS.episodes)
+        policy = load_policy(checkpoint, inference=mode, robots=robots, temperature=FLAGS.temperature)
         if not 0 <= FLAGS.execute_steps <= policy.spec.action_horizon:
             raise ConfigError(f"--execute_steps must be 0 to {policy.spec.action_horizon}, not {FLAGS.execute_steps}")
         name = mode or "policy"

@@ -40,8 +40,8 @@ class Actor(Protocol):
     def observe_batch(self, observations: Sequence[Observation], robots: Sequence[int]) -> None:
         """Shows time steps at which nothing is to be decided."""
 
-    def reset(self, robots: Sequence[int]) -> None:
-        """Tells that these worlds begin an episode."""
+    def reset(self, robots: Sequence[int], seeds: Sequence[int]) -> None:
+        """Tells that these worlds begin an episode, and from which seeds what is drawn in it is drawn."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Episode:
 
     Attributes:
         number: by which its result is known.
-        seed: of the world.
+        seed: of the world, and of what the policy draws.
         task: name of a task of the world; None for the one that the seed draws.
         goals: views of the world as it is to become; None for policies that do not look at any.
     """
@@ -163,7 +163,7 @@ def rollouts(
             episode = next(waiting, None)
             if episode is not None:
                 plays[i] = _Play(episode, worlds[i], watch)
-                policy.reset([i])
+                policy.reset([i], [episode.seed])
         if not plays:
             return
         _decide_and_play(policy, plays, execute_steps)

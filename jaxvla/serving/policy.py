@@ -19,6 +19,7 @@ from jaxvla.agents.agent import Agent
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
 from jaxvla.errors import PolicyError
 from jaxvla.models.module import Params
+from jaxvla.serving.draws import Draw, Draws, key_of
 from jaxvla.serving.instructions import Instructions
 from jaxvla.serving.prompts import Prompts
 from jaxvla.serving.views import Views
@@ -43,7 +44,11 @@ class Decisions(NamedTuple):
 
 
 def load_policy(
-    folder: str | pathlib.Path, step: int | None = None, inference: str | None = None, robots: int = 1
+    folder: str | pathlib.Path,
+    step: int | None = None,
+    inference: str | None = None,
+    robots: int = 1,
+    temperature: float = 0.0,
 ) -> "Policy":
     """Loads a policy from a run folder or the folder of one checkpoint; nothing else is needed.
 
@@ -53,11 +58,12 @@ def load_policy(
         inference: for policies that reason: "implicit" (in latent slots), "explicit" (in words) or "none"; None for
             what the configuration says.
         robots: how many it drives.
+        temperature: of the actions that are drawn; 0 for the most likely ones.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         ConfigError: the policy does not reason in that way.
-        PolicyError: no robots.
+        PolicyError: no robots, or a negative temperature.
     """
     path = find_checkpoint(folder, step, items=("params", "assets"))
     assets = read_assets(path)
@@ -66,7 +72,7 @@ def load_policy(
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(agent.init, jax.random.key(0))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    return Policy(agent, restore(path, {"params": abstract})["params"], assets, int(path.name), robots)
+    return Policy(agent, restore(path, {"params": abstract})["params"], assets, int(path.name), robots, temperature)
 
 
 class Policy:
@@ -81,6 +87,7 @@ class Policy:
         assets: of its checkpoint.
         step: of its checkpoint, which says at what stage of a curriculum it is.
         robots: how many it drives; they are numbered from 0.
+        temperature: of the actions that are drawn, see the agent's `act`; 0 for the most likely ones.
 
     Attributes:
         spec: cameras, image size (height, width), horizons and dimensions.
@@ -90,24 +97,35 @@ class Policy:
         words: what the policy said before the last action of `act`; empty where it said nothing.
 
     Raises:
-        PolicyError: no robots.
+        PolicyError: no robots, or a negative temperature.
     """
 
-    def __init__(self, agent: Agent, params: Params, assets: Assets, step: int = 0, robots: int = 1) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        params: Params,
+        assets: Assets,
+        step: int = 0,
+        robots: int = 1,
+        temperature: float = 0.0,
+    ) -> None:
         if robots < 1:
             raise PolicyError(f"a policy drives at least 1 robot, not {robots}")
+        if not 0 <= temperature < np.inf:
+            raise PolicyError(f"the temperature of actions is 0 or positive, not {temperature}")
         self.spec, self.robots, self.words = assets.spec, robots, ""
         self._agent, self._params = agent, params
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
         self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]
+        self._draws = Draws(robots)
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
         self.needed = _inputs_read(agent, params, self._blank(1))
         self._views = {what: Views(self.spec, proprio, names) for what, names in self.needed.items()}
-        self._act = jax.jit(functools.partial(_act, agent))
+        self._act = jax.jit(functools.partial(_act, agent, temperature))
 
     def act(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> Float32[np.ndarray, "a d"]:
-        """The most likely action chunk, soonest first, in robot units; what was said before it is in `words`.
+        """The next action chunk, soonest first, in robot units; what was said before it is in `words`.
 
         Args:
             observation: {camera: uint8 [H, W, 3] of any size, "proprio": [p] in robot units}, at least those that are
@@ -153,8 +171,9 @@ class Policy:
             raise PolicyError(f"{len(numbers)} observations came with {len(tasks)} tasks; give one for each robot")
         prepared = self._task(tasks)
         histories = self._observed(observations, numbers)
-        inputs = _fill((_stack([self._whole(history) for history in histories]), prepared), self.robots)
-        normalized_nad, tokens_nm = jax.device_get(self._act(self._params, inputs))
+        inputs = _stack([self._whole(history) for history in histories]), prepared
+        inputs, draw = _fill((inputs, self._draws.next(numbers)), self.robots)
+        normalized_nad, tokens_nm = jax.device_get(self._act(self._params, inputs, draw))
         count = len(numbers)
         words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
         return Decisions(self._actions.inverse(normalized_nad[:count]), words)
@@ -163,15 +182,28 @@ class Policy:
         """`observe` for n robots; arguments and errors as of `act_batch`."""
         self._observed(observations, self._numbers(len(observations), robots))
 
-    def reset(self, robots: Sequence[int] | None = None) -> None:
-        """Forgets the observations so far, of `robots` or of all."""
-        for robot in range(self.robots) if robots is None else robots:
+    def reset(self, robots: Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> None:
+        """Forgets the observations so far, of `robots` or of all.
+
+        Args:
+            robots: which; None for all.
+            seeds: from which each of them draws its actions from now on; None to go on drawing as before.
+
+        Raises:
+            PolicyError: not one seed for each, or a seed outside of [0, 2**32).
+        """
+        numbers = list(range(self.robots) if robots is None else robots)
+        if seeds is not None:
+            self._draws.restart(numbers, seeds)
+        for robot in numbers:
             self._histories[robot].clear()
 
     def warm_up(self) -> float:
         """Compiles, so that the first decision is as fast as the others; returns the seconds that it took."""
         start = time.perf_counter()
-        jax.block_until_ready(self._act(self._params, self._blank(self.robots)))
+        jax.block_until_ready(
+            self._act(self._params, self._blank(self.robots), Draws(self.robots).next(range(self.robots)))
+        )
         return time.perf_counter() - start
 
     def _numbers(self, count: int, robots: Sequence[int] | None) -> list[int]:
@@ -217,16 +249,26 @@ class Policy:
         return blank.pop("observations"), blank | ({} if self._language is None else self._language.blank(count))
 
 
-def _act(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Normalized actions, and the tokens that were said before them, or None."""
-    if "text" in agent.batch_keys:
-        return tuple(agent.sample_actions(params, *inputs))
-    return agent.act(params, *inputs), None
+def _act(
+    agent: Agent, temperature: float, params: Params, inputs: tuple[Any, Any], draw: Draw | None
+) -> tuple[Any, Any]:
+    """Normalized actions, and the tokens that were said before them, or None. Each row makes its own draws."""
+
+    def decide(inputs: tuple[Any, Any], *drawing: Any) -> tuple[Any, Any]:
+        if "text" in agent.batch_keys:
+            return tuple(agent.sample_actions(params, *inputs, *drawing))
+        return agent.act(params, *inputs, *drawing), None
+
+    def decide_for_one(inputs: tuple[Any, Any], draw: Draw) -> tuple[Any, Any]:
+        decided = decide(jax.tree.map(lambda x: x[None], inputs), key_of(draw), temperature)
+        return jax.tree.map(lambda x: x[0], decided)
+
+    return jax.vmap(decide_for_one)(inputs, draw) if temperature else decide(inputs)
 
 
 def _inputs_read(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> dict[str, tuple[str, ...]]:
     """Which observations and goals the computation of an action reads, by name."""
-    jaxpr = jax.make_jaxpr(functools.partial(_act, agent, params))(inputs).jaxpr
+    jaxpr = jax.make_jaxpr(functools.partial(_act, agent, 0.0, params))(inputs, None).jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
     used = [path for path, variable in zip(paths, jaxpr.invars) if id(variable) in read]

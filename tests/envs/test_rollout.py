@@ -40,6 +40,7 @@ class Adder:
 
     seen: dict = dataclasses.field(default_factory=dict)
     calls: list = dataclasses.field(default_factory=list)
+    seeds: list = dataclasses.field(default_factory=list)
 
     def act_batch(self, observations, tasks, robots):
         self.calls.append((list(robots), [task.get("goals") for task in tasks]))
@@ -52,8 +53,9 @@ class Adder:
         for observation, robot in zip(observations, robots, strict=True):
             self.seen[robot].append(float(observation["x"][0]))
 
-    def reset(self, robots):
+    def reset(self, robots, seeds):
         self.seen |= {robot: [] for robot in robots}
+        self.seeds += seeds
 
 
 def play(parallel, episodes, execute_steps=None, watch=None):
@@ -94,6 +96,7 @@ def test_an_episode_does_not_depend_on_what_is_played_beside_it(execute_steps):
     for parallel in (2, 8):
         beside, policy = play(parallel, EPISODES, execute_steps)
         assert beside == alone
+        assert sorted(policy.seeds) == sorted(episode.seed for episode in EPISODES)
         assert max(len(robots) for robots, _ in policy.calls) == min(parallel, 7)
 
 

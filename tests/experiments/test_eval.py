@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory):
     return run
 
 
-def play(checkpoint, parallel):
+def play(checkpoint, parallel, temperature):
     """Results without their times, and the gripper's states along each episode."""
     goals = TabletopEnv(SIZE).reset(seed=99)[0]
     states = {}
@@ -47,14 +47,16 @@ def play(checkpoint, parallel):
 
     worlds = [TabletopEnv(SIZE, max_steps=7) for _ in range(parallel)]
     episodes = [Episode(number, 100 + number, goals=goals) for number in range(9)]
-    results = list(rollouts(load_policy(checkpoint, robots=parallel), worlds, episodes, watch=watch))
+    policy = load_policy(checkpoint, robots=parallel, temperature=temperature)
+    results = list(rollouts(policy, worlds, episodes, watch=watch))
     facts = {result.number: dataclasses.replace(result, milliseconds=0.0) for result in results}
     return facts, {number: np.stack(own) for number, own in states.items()}
 
 
-def test_one_by_one_and_eight_at_once_are_the_same_episodes(checkpoint):
-    alone, states = play(checkpoint, 1)
-    together, same_states = play(checkpoint, 8)
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_one_by_one_and_eight_at_once_are_the_same_episodes(checkpoint, temperature):
+    alone, states = play(checkpoint, 1, temperature)
+    together, same_states = play(checkpoint, 8, temperature)
     assert together == alone
     assert {result.decisions for result in alone.values()} == {4}
     for number in range(9):
@@ -78,13 +80,14 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
         "--parallel=2",
         "--max_steps=3",
         "--image_size=16",
+        "--temperature=0.5",
         "--videos=1",
         f"--output_path={report}",
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
     assert found["checkpoint"] == str(checkpoint / "checkpoints" / "3")
-    assert found["settings"]["task"] == "stack"
+    assert (found["settings"]["task"], found["settings"]["temperature"]) == ("stack", 0.5)
     rows = found["episodes"]["policy"]
     assert [row["number"] for row in rows] == [0, 1, 2]
     assert {row["task"] for row in rows} == {"stack"}

@@ -97,15 +97,7 @@ def test_a_refused_observation_is_named_and_leaves_every_history_as_it_was():
         echo(robots=0)
 
 
-def gc_bc(tmp_path):
-    spec = BatchSpec(("images0",), (16, 16), proprio_dim=4, action_dim=2, obs_horizon=2, action_horizon=2)
-    save(tmp_path, "gc_bc", GC_BC, spec, values=(-1, 1))
-    rng = np.random.default_rng(4)
-    views = [{"images0": rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)} for _ in range(6)]
-    return lambda robots: load_policy(tmp_path, robots=robots), views[:3], [{"goals": view} for view in views[3:]]
-
-
-def ecot():
+def ecot(temperature):
     """A policy that reasons in words, with random weights."""
     tokenizer = thinking_tokenizer()
     builder = PromptBuilder(tokenizer, PromptConfig("Act."), (1,))
@@ -121,7 +113,7 @@ def ecot():
     }
     agent = agents.make_agent("ecot", kwargs, spec)
     assets = dataclasses.replace(make_assets(), agent="ecot", spec=spec, text=wording.to_json())
-    return Policy(agent, random_params(agent), assets, robots=3)
+    return Policy(agent, random_params(agent), assets, robots=3, temperature=temperature)
 
 
 def random_params(agent):
@@ -137,32 +129,37 @@ def random_views(count, size):
 
 def check_independence(together, alone, observations, tasks):
     """Three robots together do and say what each does alone; returns what they said."""
+    seeds = [5, 6, 7]
+    together.reset(seeds=seeds)
     decided = together.act_batch(observations, tasks)
     actions = []
     for i, (observation, task) in enumerate(zip(observations, tasks)):
-        alone.reset()
+        alone.reset([0], seeds[i : i + 1])
         actions.append(alone.act(observation, task))
         np.testing.assert_allclose(decided.actions_nad[i], actions[i], rtol=1e-4, atol=1e-5)
         assert decided.words[i] == alone.words
     assert min(np.abs(a - b).max() for a, b in itertools.combinations(actions, 2)) > 1e-3
-    together.reset()
+    together.reset([0, 2], seeds[:0:-1])
     again = together.act_batch(observations[:0:-1], tasks[:0:-1], robots=[0, 2])
     np.testing.assert_allclose(again.actions_nad, decided.actions_nad[:0:-1], rtol=1e-4, atol=1e-5)
     assert again.words == decided.words[:0:-1]
     return decided.words
 
 
-def test_what_gc_bc_does_depends_on_no_other_robot(tmp_path):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_gc_bc_does_depends_on_no_other_robot(tmp_path, temperature):
     spec = BatchSpec(("images0",), (16, 16), proprio_dim=4, action_dim=2, obs_horizon=2, action_horizon=2)
     save(tmp_path, "gc_bc", GC_BC, spec, values=(-1, 1))
     tasks = [{"goals": view} for view in random_views(6, 16)[3:]]
-    words = check_independence(load_policy(tmp_path, robots=3), load_policy(tmp_path), random_views(3, 16), tasks)
+    together, alone = (load_policy(tmp_path, robots=robots, temperature=temperature) for robots in (3, 1))
+    words = check_independence(together, alone, random_views(3, 16), tasks)
     assert words == ("", "", "")
 
 
-def test_what_a_reasoning_policy_does_and_says_depends_on_no_other_robot():
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_a_reasoning_policy_does_and_says_depends_on_no_other_robot(temperature):
     tasks = [{"language": text} for text in ("put the red cube in the bowl", "go", "move the blue ball left")]
-    policy = ecot()
+    policy = ecot(temperature)
     # One computation serves for both: rows that nobody needs are filled with the one that somebody does.
     words = check_independence(policy, policy, random_views(3, 32), tasks)
     assert len(set(words)) == 3
