@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import shutil
@@ -114,9 +115,11 @@ def test_a_policy_acts_alone_in_every_mode(trained, data, tmp_path):
         policy = load_policy(moved, inference=mode)
         actions[mode] = policy.act(view(policy), task)
         assert actions[mode].shape == (2, 7)
-        assert (policy.words != "") == (mode == "explicit")
+        # After four steps all that is said may be control signs, which are no words; tests/serving shows words.
+        assert mode == "explicit" or policy.words == ""
         np.testing.assert_array_equal(policy.act(view(policy), task), actions[mode])
-    assert not np.allclose(actions["implicit"], actions["none"])
+    for one, other in itertools.combinations(actions.values(), 2):
+        assert not np.allclose(one, other)
     with pytest.raises(PolicyError, match="expected 'language', an instruction"):
         policy.act(view(policy), {"goals": view(policy)})
     with pytest.raises(DataError, match="control sign"):
