@@ -16,8 +16,10 @@ an encoder for each network that is the same. With one for both, the original's 
 Adam has normalised apart, here one update of the summed gradients.
 
 Dropout, which the actor alone has, is off where a' is drawn: that is how the policy acts. A chunk of actions is one
-action of the critics, followed by the next frame as its first slot is. Where a batch is cut into parts, other examples
-are those of the same part.
+action of the critics, followed by the next frame as its first slot is. They see a 0 in its slots behind the end of a
+trajectory, so that of states near an end they know no whole chunks; the chunk that the policy draws for an example, a
+or a', is judged in the slots that the example's own chunk has, and no others are pushed. Where a batch is cut into
+parts, other examples are those of the same part.
 """
 
 import dataclasses
@@ -139,10 +141,10 @@ class ActorCritics(nnx.Module):
         return self._critic_encoder.encode_observations(observations)
 
     def represent(
-        self, states_bf: Float[Array, "b f"], actions: Float[Array, "b a d"], goals: Views
+        self, states_bf: Float[Array, "b f"], actions: Float[Array, "b a d"], visible: Bool[Array, "b a"], goals: Views
     ) -> tuple[Float[Array, "n b k"], Float[Array, "n b k"]]:
-        """What the critics make of states, from `encode_states`, with actions, and of goals."""
-        return self.critic(states_bf, actions, self._critic_encoder.encode_goals(goals))
+        """What the critics make of states, from `encode_states`, with visible actions, and of goals."""
+        return self.critic(states_bf, actions, visible, self._critic_encoder.encode_goals(goals))
 
     @property
     def _critic_encoder(self) -> LateFusion:
@@ -208,7 +210,8 @@ class ContrastiveRL:
         goals = self._critic_goals(batch)
 
         def logits(model: ActorCritics) -> Float[Array, "n b b"]:
-            return all_logits(*model.represent(model.encode_states(batch["observations"]), batch["actions"], goals))
+            states = model.encode_states(batch["observations"])
+            return all_logits(*model.represent(states, batch["actions"], mask, goals))
 
         # Rows that only fill up a batch have no action inside a trajectory; their goals are nobody's negatives.
         filled = mask.any(-1)
@@ -239,7 +242,7 @@ class ContrastiveRL:
         self, networks: Networks, states: Float[Array, "b f"], batch: Batch, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         goals = self._critic_goals(batch)
-        rows, columns = networks.online.represent(states, batch["actions"], goals)
+        rows, columns = networks.online.represent(states, batch["actions"], batch["action_pad_mask"], goals)
         logits = all_logits(rows, columns)
         if self.config.use_td:
             positive, negative = pair_logits(rows, columns), pair_logits(rows, jnp.roll(columns, -1, axis=1))
@@ -258,7 +261,7 @@ class ContrastiveRL:
         mean, log_std = networks.fixed.policy(observations, random_goals)
         actions = gaussian.sample(rng, mean, log_std, self.config.policy.tanh)
         states = networks.target.encode_states(observations)
-        logits = pair_logits(*networks.target.represent(states, actions, random_goals))
+        logits = pair_logits(*networks.target.represent(states, actions, batch["action_pad_mask"], random_goals))
         return pessimistic_odds(logits, LARGEST_ODDS)
 
     def _actor_loss(
@@ -269,7 +272,7 @@ class ContrastiveRL:
         mean, log_std = networks.online.policy(batch["observations"], goals, dropout_key)
         tanh, imitation = self.config.policy.tanh, self.config.gcbc_coef
         actions = gaussian.sample(sample_key, mean, log_std, tanh)
-        logits = pair_logits(*networks.fixed.represent(states, actions, goals))
+        logits = pair_logits(*networks.fixed.represent(states, actions, mask, goals))
         q_action_loss = -logits.min(0).mean()
         log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean, log_std, tanh), mask)
         loss = (1 - imitation) * q_action_loss - imitation * log_prob

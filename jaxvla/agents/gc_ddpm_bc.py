@@ -2,6 +2,9 @@
 
 The parameters that act are meant to be an average over training, the original's target network: set `ema_decay` of the
 training configuration, 1 - tau.
+
+Slots of a chunk behind the end of a trajectory carry no loss, and the score network sees a 0 in them, neither action
+nor noise. When it acts all slots are real.
 """
 
 import dataclasses
@@ -141,9 +144,10 @@ class GCDDPMBC:
         """Squared error of the noise predicted in each slot, summed over d, averaged over the draws for an example."""
         model, draws = bind(self.graphdef, params), self.config.repeated_diffusion_steps
         features_bf = model.encoder(batch["observations"], batch["goals"])
-        features_mf, actions_mad = (jnp.repeat(x, draws, axis=0) for x in (features_bf, batch["actions"]))
+        rows = features_bf, batch["actions"], batch["action_pad_mask"]
+        features_mf, actions_mad, visible_ma = (jnp.repeat(x, draws, axis=0) for x in rows)
         noisy_mad, level_m, noise_mad = diffusion.noised(self.config.diffusion, noise_rng, actions_mad)
-        predicted_mad = model.score(features_mf, noisy_mad, level_m, dropout_rng)
+        predicted_mad = model.score(features_mf, noisy_mad, level_m, dropout_rng, visible_ma)
         error_ma = jnp.sum((predicted_mad - noise_mad) ** 2, -1)
         return error_ma.reshape(len(features_bf), draws, -1).mean(1)
 

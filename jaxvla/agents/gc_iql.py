@@ -14,7 +14,8 @@ One optimizer minimises the sum of the three, where the original has an optimize
 With an encoder for each network that is the same. With one for all, the original's encoder gets the sum of three
 updates that Adam has normalised apart, here one update of the summed gradients.
 
-A chunk of actions is one action of the critic, rewarded and followed by the next frame as its first slot is.
+A chunk of actions is one action of the critic, rewarded and followed by the next frame as its first slot is. The critic
+sees a 0 in its slots behind the end of a trajectory; it judges no actions but the data's.
 """
 
 import dataclasses
@@ -188,7 +189,7 @@ class GCIQL:
         model, goals, tanh = networks.online, batch["goals"], self.config.policy.tanh
         to_act, to_value, to_judge = model.encode(batch["observations"], goals, "actor", "value", "critic")
         mean, log_std = model.actor(to_act)
-        v, q = model.value(to_value), model.critic(with_actions(to_judge, batch["actions"]))
+        v, q = model.value(to_value), self._judge(model, to_judge, batch)
         target_q = self._target_q(networks, batch, goals, batch["rewards"], None)
         return actor_metrics(mean, log_std, batch, tanh) | {
             "pi_actions": masked_mean(gaussian.mode(mean, tanh).mean(-1), batch["action_pad_mask"], 1),
@@ -219,7 +220,7 @@ class GCIQL:
         goals, rewards = with_negatives(batch["goals"], batch["rewards"], self._negatives(batch, negative_key))
         target_q = self._target_q(networks, batch, goals, rewards, self._dropout(target_key))
         (features,) = networks.online.encode(batch["observations"], goals, "critic")
-        q = networks.online.critic(with_actions(features, batch["actions"]), key)
+        q = self._judge(networks.online, features, batch, key)
         loss = jnp.mean((q - target_q) ** 2)
         return loss, {"td_loss": loss, "q": q.mean()}
 
@@ -228,7 +229,7 @@ class GCIQL:
         model = networks.online
         goals, _ = with_negatives(batch["goals"], batch["rewards"], self._negatives(batch, negative_key))
         to_value, to_judge = model.encode(batch["observations"], goals, "value", "critic")
-        q = jax.lax.stop_gradient(model.critic(with_actions(to_judge, batch["actions"]), self._dropout(critic_key)))
+        q = jax.lax.stop_gradient(self._judge(model, to_judge, batch, self._dropout(critic_key)))
         v = model.value(to_value, key)
         loss = expectile_loss(q - v, self.config.expectile).mean()
         return loss, {"value_loss": loss, "uncentered_loss": jnp.mean((q - v) ** 2), "v": v.mean()}
@@ -254,6 +255,12 @@ class GCIQL:
             "adv_max": advantage.max(),
             "adv_min": advantage.min(),
         }
+
+    def _judge(
+        self, model: ActorValueCritic, features: Float[Array, "b f"], batch: Batch, rng: Key[Array, ""] | None = None
+    ) -> Float[Array, " b"]:
+        """Q of the data's actions, for features of the critic."""
+        return model.critic(with_actions(features, batch["actions"], batch["action_pad_mask"]), rng)
 
     def _target_q(
         self,

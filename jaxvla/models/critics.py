@@ -1,17 +1,19 @@
 """Values of states and actions, and contrastive critics of goals.
 
 Axis letters: b batch, f features, g features of the goal, a action horizon, d action dimension, k representation,
-n critics side by side. A chunk of actions is one action of a critic: its slots are laid end to end.
+n critics side by side. A chunk of actions is one action of a critic: its slots are laid end to end, those behind the
+end of a trajectory as 0.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.models.mlp import MLP
 from jaxvla.models.module import bind, params_of
 from jaxvla.models.stack import stack_blocks
+from jaxvla.ops.masks import only_visible
 
 _XAVIER = nnx.initializers.xavier_uniform()
 _LARGEST_START = 1e-12
@@ -79,10 +81,11 @@ class ContrastiveCritic(nnx.Module):
         self,
         states_bf: Float[Array, "b f"],
         actions_bad: Float[Array, "b a d"],
+        visible_ba: Bool[Array, "b a"],
         goals_bg: Float[Array, "b g"],
     ) -> tuple[Float[Array, "n b k"], Float[Array, "n b k"]]:
         """Representations of state and action, and of the goal; `pair_logits` and `all_logits` compare them."""
-        return _each(self.state_action, with_actions(states_bf, actions_bad)), _each(self.goal, goals_bg)
+        return _each(self.state_action, with_actions(states_bf, actions_bad, visible_ba)), _each(self.goal, goals_bg)
 
 
 class _Tower(nnx.Module):
@@ -98,9 +101,12 @@ class _Tower(nnx.Module):
         return self.out(self.mlp(x_bf).astype(jnp.float32))
 
 
-def with_actions(features_bf: Float[Array, "b f"], actions_bad: Float[Array, "b a d"]) -> Float[Array, "b h"]:
-    """The features, then the chunk's slots end to end: [b, f + a d]."""
-    return jnp.concatenate([features_bf, actions_bad.reshape(len(actions_bad), -1)], axis=-1)
+def with_actions(
+    features_bf: Float[Array, "b f"], actions_bad: Float[Array, "b a d"], visible_ba: Bool[Array, "b a"]
+) -> Float[Array, "b h"]:
+    """The features, then the chunk's slots end to end, 0 where they are not visible: [b, f + a d]."""
+    flat_bh = only_visible(actions_bad, visible_ba).reshape(len(actions_bad), -1)
+    return jnp.concatenate([features_bf, flat_bh], axis=-1)
 
 
 def pair_logits(rows_nbk: Float[Array, "n b k"], goals_nbk: Float[Array, "n b k"]) -> Float[Array, "n b"]:

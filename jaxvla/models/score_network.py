@@ -10,11 +10,12 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxvla.errors import ConfigError
 from jaxvla.models.mlp import MLP
 from jaxvla.ops.dropout import dropout
+from jaxvla.ops.masks import only_visible
 
 _XAVIER = nnx.initializers.xavier_uniform()
 _FREQUENCY_STD = 0.2
@@ -121,8 +122,11 @@ class ScoreNetwork(nnx.Module):
         noisy_mad: Float[Array, "m a d"],
         level_m: Int[Array, " m"],
         rng: Key[Array, ""] | None = None,
+        visible_ma: Bool[Array, "m a"] | None = None,
     ) -> Float[Array, "m a d"]:
-        """float32; without `rng`, dropout is off."""
+        """float32; without `rng`, dropout is off. Slots that are not visible count as 0; None for all visible."""
+        if visible_ma is not None:
+            noisy_mad = only_visible(noisy_mad, visible_ma)
         rngs = [None] * self.num_blocks if rng is None else jax.random.split(rng, self.num_blocks)
         time_mf = self.time(self.fourier(level_m))
         x_mf = jnp.concatenate([time_mf, features_mf, noisy_mad.reshape(len(noisy_mad), -1)], axis=-1)

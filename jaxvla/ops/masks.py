@@ -1,7 +1,15 @@
-"""Which key a query may look at, described by a flag and two numbers per sample instead of an array [t, s]."""
+"""Which key a query may look at, described by a flag and two numbers per sample instead of an array [t, s].
+
+And which slots of an action chunk a network without attention may.
+"""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
+
+
+def only_visible(x_bad: Float[Array, "b a d"], visible_ba: Bool[Array, "b a"]) -> Float[Array, "b a d"]:
+    """0 in the slots that are not visible: nothing of what stands there gets through, nor does a gradient."""
+    return jnp.where(visible_ba[..., None], x_bad, 0)
 
 
 def valid_range(

@@ -34,10 +34,13 @@ IMAGE = (BACKBONE.vision_start_token_id, BACKBONE.image_token_id, BACKBONE.visio
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def agent_kwargs():
+    return {"backbone": dataclasses.asdict(BACKBONE), "action_head": HEAD, "stop_token": STOP, "pad_token": PAD}
+
+
 @functools.cache
 def agent(**changes):
-    kwargs = {"backbone": dataclasses.asdict(BACKBONE), "action_head": HEAD, "stop_token": STOP, "pad_token": PAD}
-    return make_agent("ecot", kwargs | changes, SPEC)
+    return make_agent("ecot", agent_kwargs() | changes, SPEC)
 
 
 @functools.cache

@@ -58,7 +58,7 @@ def outputs(bootstrapped):
 
     @jax.jit
     def compute(params, batch, next_goals, random_goals, noise):
-        model, slow = bind_both(agent, params)
+        (model, slow), mask = bind_both(agent, params), batch["action_pad_mask"]
         mean, log_std = model.policy(batch["observations"], batch["goals"])
         next_mean, next_log_std = model.policy(batch["next_observations"], random_goals)
         actions = mean + jnp.exp(log_std) * noise[0]
@@ -68,10 +68,10 @@ def outputs(bootstrapped):
             "mean": mean,
             "log_std": log_std,
             "actions": actions,
-            "online": model.represent(states, batch["actions"], next_goals),
-            "target": slow.represent(slow.encode_states(batch["observations"]), batch["actions"], next_goals),
-            "next": slow.represent(slow.encode_states(batch["next_observations"]), next_actions, random_goals),
-            "acted": model.represent(states, actions, batch["goals"]),
+            "online": model.represent(states, batch["actions"], mask, next_goals),
+            "target": slow.represent(slow.encode_states(batch["observations"]), batch["actions"], mask, next_goals),
+            "next": slow.represent(slow.encode_states(batch["next_observations"]), next_actions, mask, random_goals),
+            "acted": model.represent(states, actions, mask, batch["goals"]),
         }
 
     critic_key, actor_key = jax.random.split(RNG)
@@ -206,7 +206,8 @@ def test_losses_of_the_goals_of_the_batch(contrasted):
     @jax.jit
     def compute(params, batch):
         model, _ = bind_both(agent, params)
-        return model.represent(model.encode_states(batch["observations"]), batch["actions"], batch["goals"])
+        chunk = batch["actions"], batch["action_pad_mask"]
+        return model.represent(model.encode_states(batch["observations"]), *chunk, batch["goals"])
 
     rows, columns = map(np.asarray, compute(params, batch))
     logits = np.stack([rows[i] @ columns[i].T for i in range(2)])

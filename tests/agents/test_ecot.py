@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agents.ecot_cases import BACKBONE, HEAD, PAD, SPEC, STOP, agent, batch, params, quick_jit, text
+from agents.ecot_cases import BACKBONE, PAD, SPEC, STOP, agent, agent_kwargs, batch, params, quick_jit, text
 
 from jaxvla.agents import make_agent
 from jaxvla.data.schema import TextSpec
@@ -29,6 +29,13 @@ def test_the_loss_is_the_weighted_sum():
     assert float(metrics["stage"]) == 2
     # Nothing is learned yet, so that every token is about as likely as any other.
     assert float(metrics["lm_loss"]) == pytest.approx(np.log(BACKBONE.text.vocab_size), rel=0.1)
+
+
+def test_actions_behind_the_end_of_a_trajectory_change_nothing():
+    made, weighted = batch(), agent(language_loss_weight=0.25)
+    other = made | {"actions": np.where(made["action_pad_mask"][..., None], made["actions"], 7)}
+    assert (other["actions"] != made["actions"]).any()
+    jax.tree.map(np.testing.assert_array_equal, *(loss(weighted, params(), x, KEY) for x in (made, other)))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_bad_settings(changes, message):
 
 
 def test_images_and_histories_that_do_not_fit():
-    kwargs = {"backbone": dataclasses.asdict(BACKBONE), "action_head": HEAD, "stop_token": STOP, "pad_token": PAD}
+    kwargs = agent_kwargs()
     with pytest.raises(ConfigError, match="multiples of 32 pixels, not 48 x 32"):
         make_agent("ecot", kwargs, dataclasses.replace(SPEC, image_size=(48, 32)))
     with pytest.raises(ConfigError, match=r"config\.data\.obs_horizon to 1, not 2"):

@@ -59,7 +59,7 @@ def outputs(separate):
         mean, log_std = model.actor(model.actor_encoder(batch["observations"], goals))
         judged = model.critic_encoder(batch["observations"], goals)
         return {
-            "q": model.critic(with_actions(judged, batch["actions"])),
+            "q": model.critic(with_actions(judged, batch["actions"], batch["action_pad_mask"])),
             "v": model.value(model.value_encoder(batch["observations"], goals)),
             "next_v": slow.value(slow.value_encoder(batch["next_observations"], goals)),
             "mean": mean,

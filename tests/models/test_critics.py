@@ -10,6 +10,8 @@ from jaxvla.models.module import bind, graph_of, init_params
 RNG = np.random.default_rng(0)
 STATES, GOALS = (RNG.standard_normal((4, width), dtype=np.float32) for width in (5, 3))
 ACTIONS = RNG.standard_normal((4, 2, 3), dtype=np.float32)
+VISIBLE = np.array([[True, True], [True, False], [True, True], [False, False]])
+SEEN = ACTIONS * VISIBLE[..., None]
 
 
 def swish(x):
@@ -36,8 +38,8 @@ def make_critic(rngs, dtype=jnp.float32):
 
 def test_the_value_is_a_linear_layer_on_the_mlp():
     params = random_params(make_value)
-    inputs = with_actions(jnp.asarray(STATES), jnp.asarray(ACTIONS))
-    plain = np.concatenate([STATES, ACTIONS[:, 0], ACTIONS[:, 1]], axis=1)
+    inputs = with_actions(jnp.asarray(STATES), jnp.asarray(ACTIONS), jnp.asarray(VISIBLE))
+    plain = np.concatenate([STATES, SEEN[:, 0], SEEN[:, 1]], axis=1)
     np.testing.assert_array_equal(inputs, plain)
     host = jax.tree.map(np.asarray, params)
     expected = mlp(host["mlp"], plain) @ host["value"]["kernel"][:, 0] + host["value"]["bias"]
@@ -50,8 +52,8 @@ def test_the_value_is_a_linear_layer_on_the_mlp():
 
 def test_each_critic_has_towers_of_its_own():
     params = random_params(make_critic)
-    found = jax.jit(bind(graph_of(make_critic), params))(STATES, ACTIONS, GOALS)
-    inputs = np.concatenate([STATES, ACTIONS.reshape(4, 6)], axis=1), GOALS
+    found = jax.jit(bind(graph_of(make_critic), params))(STATES, ACTIONS, VISIBLE, GOALS)
+    inputs = np.concatenate([STATES, SEEN.reshape(4, 6)], axis=1), GOALS
     for tower, x, representations in zip(("state_action", "goal"), inputs, found):
         for i in range(2):
             own = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), params[tower])
@@ -81,8 +83,8 @@ def test_logits_are_inner_products():
 
 def test_results_are_float32_for_bfloat16():
     def compute(key):
-        states, actions, goals = map(jnp.asarray, (STATES, ACTIONS, GOALS))
-        critic = make_critic(nnx.Rngs(key), jnp.bfloat16)
-        return make_value(nnx.Rngs(key), jnp.bfloat16)(with_actions(states, actions)), *critic(states, actions, goals)
+        chunk, critic = (jnp.asarray(ACTIONS), jnp.asarray(VISIBLE)), make_critic(nnx.Rngs(key), jnp.bfloat16)
+        value = make_value(nnx.Rngs(key), jnp.bfloat16)(with_actions(jnp.asarray(STATES), *chunk))
+        return value, *critic(jnp.asarray(STATES), *chunk, jnp.asarray(GOALS))
 
     assert {x.dtype for x in jax.eval_shape(compute, jax.random.key(0))} == {jnp.dtype("float32")}
