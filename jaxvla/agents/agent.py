@@ -69,7 +69,8 @@ class Agent(Protocol):
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Validation metrics of each example, without dropout; at least "mse", of the action that a robot would get.
 
-        mse is the squared error summed over d and averaged over the slots inside the trajectory.
+        mse is the squared error of `executed` actions, summed over d and averaged over the slots inside the
+        trajectory, see `jaxvla.agents.executed`. What stands in slots behind its end changes nothing.
         """
 
     def act(
@@ -80,7 +81,9 @@ class Agent(Protocol):
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "b a d"]:
-        """Normalized action chunks for observations [b, o, ...].
+        """Normalized action chunks for observations [b, o, ...], as the networks give them, all of whose slots count.
+
+        The normalizer's inverse, which every action passes on its way to the robot, holds them within the limits.
 
         Args:
             params: from `init` or training.

@@ -32,6 +32,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Targets
+from jaxvla.agents.executed import action_mse
 from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, make_actor
 from jaxvla.agents.goal_vision import view_shape
 from jaxvla.agents.target_networks import Networks, add_followers, bind_networks
@@ -197,32 +198,31 @@ class ContrastiveRL:
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each example; `rng` is not needed.
 
-        "mse" and "log_probs" of the actor, with pi_actions its mean action and pi_std its mean deviation. Then what the
-        critics make of the goals that they learn: logits_pos is the logit of an example with its own goal, logits_neg
-        the mean over the goals of the other examples, target_logits_pos and target_logits_neg the same of the target
-        critics; binary_accuracy the share of goals whose logit has the right sign, categorical_accuracy 1 where the own
-        goal has the largest logit. All are averages over the critics. Batches of validation hold few trajectories, so
-        that many of the other goals do follow: accuracies there say less than those of training.
+        Those of the actor, see `actor_metrics`, and pi_std its mean deviation. Then what the critics make of the goals
+        of the batch: logits_pos, logits_neg, binary_accuracy and categorical_accuracy, see `compare_goals`, and
+        target_logits_pos and target_logits_neg of the target critics. With `use_td` the critics learn next frames,
+        which the metrics of these names in training are of: here they are next_logits_pos, next_logits_neg,
+        next_binary_accuracy and next_categorical_accuracy. Batches of validation hold few trajectories, so that many of
+        the other goals do follow: accuracies there say less than those of training.
         """
         networks = bind_networks(self.graphdef, params, self.targets)
         mask, tanh = batch["action_pad_mask"], self.config.policy.tanh
         mean, log_std = networks.online.policy(batch["observations"], batch["goals"])
-        goals = self._critic_goals(batch)
 
-        def logits(model: ActorCritics) -> Float[Array, "n b b"]:
+        def compared(model: ActorCritics, goals: Views) -> dict[str, Float[Array, " b"]]:
             states = model.encode_states(batch["observations"])
-            return all_logits(*model.represent(states, batch["actions"], mask, goals))
+            # Rows that only fill up a batch have no action inside a trajectory; their goals are nobody's negatives.
+            return compare_goals(all_logits(*model.represent(states, batch["actions"], mask, goals)), mask.any(-1))
 
-        # Rows that only fill up a batch have no action inside a trajectory; their goals are nobody's negatives.
-        filled = mask.any(-1)
-        online, target = (compare_goals(logits(model), filled) for model in (networks.online, networks.target))
+        target = compared(networks.target, batch["goals"])
+        learned = compared(networks.online, self._critic_goals(batch)) if self.config.use_td else {}
         return {
-            **actor_metrics(mean, log_std, batch, tanh),
-            "pi_actions": masked_mean(gaussian.mode(mean, tanh).mean(-1), mask, 1),
-            "pi_std": masked_mean(jnp.exp(log_std).mean(-1), mask, 1),
-            **online,
+            **actor_metrics(mean, log_std, batch, self.spec, tanh),
+            "pi_std": masked_mean(gaussian.deviation(log_std, tanh).mean(-1), mask, 1),
+            **compared(networks.online, batch["goals"]),
             "target_logits_pos": target["logits_pos"],
             "target_logits_neg": target["logits_neg"],
+            **{f"next_{name}": value for name, value in learned.items()},
         }
 
     def act(
@@ -276,15 +276,14 @@ class ContrastiveRL:
         q_action_loss = -logits.min(0).mean()
         log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean, log_std, tanh), mask)
         loss = (1 - imitation) * q_action_loss - imitation * log_prob
-        squared_error = jnp.sum((gaussian.mode(mean, tanh) - batch["actions"]) ** 2, -1)
         return loss, {
             "actor_loss": loss,
             "q_action_loss": q_action_loss,
             "gcbc_loss": -log_prob,
             "log_probs": log_prob,
-            "sampled_log_probs": gaussian.log_prob(actions, mean, log_std, tanh).mean(),
-            "mse": masked_mean(squared_error, mask),
-            "pi_std": jnp.exp(log_std).mean(),
+            "sampled_log_probs": masked_mean(gaussian.log_prob(actions, mean, log_std, tanh), mask),
+            "mse": action_mse(gaussian.mode(mean, tanh), batch, self.spec),
+            "pi_std": masked_mean(gaussian.deviation(log_std, tanh).mean(-1), mask),
         }
 
     def _critic_goals(self, batch: Batch) -> dict[str, Array]:
@@ -298,19 +297,20 @@ def compare_goals(logits_nbg: Float[Array, "n b b"], filled_b: Bool[Array, " b"]
     """How well each row finds its own goal, the one of its index, among those of the filled rows.
 
     Returns:
-        logits_pos, logits_neg, binary_accuracy, categorical_accuracy: see `ContrastiveRL.evaluate`; 0 without others.
+        Of the logits averaged over the critics: logits_pos, that of the row with its own goal; logits_neg, the mean
+        over the goals of the others, 0 where there are none; binary_accuracy, the share of goals whose logit has the
+        right sign; categorical_accuracy, 1 where the own goal has the largest logit.
     """
-    own = jnp.eye(len(filled_b), dtype=bool)
-    shown = jnp.broadcast_to(own | filled_b, logits_nbg.shape)
-    right = (logits_nbg > 0) == own
-    nearest = jnp.where(shown, logits_nbg, -jnp.inf).argmax(-1)
-    per_critic = {
-        "logits_pos": jnp.diagonal(logits_nbg, axis1=1, axis2=2),
-        "logits_neg": masked_mean(logits_nbg, shown & ~own, 2),
-        "binary_accuracy": masked_mean(right.astype(jnp.float32), shown, 2),
-        "categorical_accuracy": (nearest == jnp.arange(len(filled_b))).astype(jnp.float32),
+    own_bg, logits_bg = jnp.eye(len(filled_b), dtype=bool), logits_nbg.mean(0)
+    shown_bg = own_bg | filled_b
+    right_bg = (logits_bg > 0) == own_bg
+    nearest_b = jnp.where(shown_bg, logits_bg, -jnp.inf).argmax(-1)
+    return {
+        "logits_pos": jnp.diagonal(logits_bg),
+        "logits_neg": masked_mean(logits_bg, shown_bg & ~own_bg, 1),
+        "binary_accuracy": masked_mean(right_bg.astype(jnp.float32), shown_bg, 1),
+        "categorical_accuracy": (nearest_b == jnp.arange(len(filled_b))).astype(jnp.float32),
     }
-    return {name: value.mean(0) for name, value in per_critic.items()}
 
 
 def make_contrastive_rl(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ContrastiveRL:

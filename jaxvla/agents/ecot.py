@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxvla.agents.executed import action_mse
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.errors import ConfigError
@@ -186,7 +187,7 @@ class ECoT:
         def error(hidden: bool) -> Float[Array, " b"]:
             hidden_b = jnp.full(len(noise_bad), hidden)
             actions_bad = head.sample(*self._context(model, thought, text, hidden_b), noise_bad, state_bp)
-            return masked_mean(jnp.sum((actions_bad - batch["actions"]) ** 2, -1), batch["action_pad_mask"], 1)
+            return action_mse(actions_bad, batch, self.spec, 1)
 
         losses_bs, hits_bs = _language(model, thought, text)
         return {

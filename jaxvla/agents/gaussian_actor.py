@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from jaxvla.agents.executed import action_mse
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
@@ -59,35 +60,38 @@ def make_actor(width: int, settings: ActorSettings, spec: BatchSpec, rngs: nnx.R
 
 
 def actor_loss(
-    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, tanh: bool
+    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, spec: BatchSpec, tanh: bool
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories.
 
     Returns:
-        The loss, and the metrics actor_loss, log_probs, mse, pi_actions, mean_std and max_std.
+        The loss, and metrics of these slots: actor_loss, log_probs, mse of the executed modes, pi_actions the mean
+        mode, mean_std and max_std the mean and the largest of their deviations, each averaged over d.
     """
     mask = batch["action_pad_mask"]
     log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh), mask)
-    actions, std = gaussian.mode(mean_bad, tanh), jnp.exp(log_std_bad)
+    actions, std_ba = gaussian.mode(mean_bad, tanh), gaussian.deviation(log_std_bad, tanh).mean(-1)
     metrics = {
         "actor_loss": -log_prob,
         "log_probs": log_prob,
-        "mse": masked_mean(jnp.sum((actions - batch["actions"]) ** 2, -1), mask),
+        "mse": action_mse(actions, batch, spec),
         "pi_actions": masked_mean(actions.mean(-1), mask),
-        "mean_std": std.mean(),
-        "max_std": std.max(),
+        "mean_std": masked_mean(std_ba, mask),
+        "max_std": jnp.where(mask, std_ba, 0).max(),
     }
     return -log_prob, metrics
 
 
 def actor_metrics(
-    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, tanh: bool
+    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, spec: BatchSpec, tanh: bool
 ) -> dict[str, Float[Array, " b"]]:
-    """Metrics "mse" of the mode and "log_probs" of each example."""
-    mask = batch["action_pad_mask"]
-    squared_error = jnp.sum((gaussian.mode(mean_bad, tanh) - batch["actions"]) ** 2, -1)
-    log_prob = gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh)
-    return {"mse": masked_mean(squared_error, mask, 1), "log_probs": masked_mean(log_prob, mask, 1)}
+    """Metrics of each example: "mse" of the executed mode, "log_probs", and "pi_actions", the mean mode."""
+    mask, actions = batch["action_pad_mask"], gaussian.mode(mean_bad, tanh)
+    return {
+        "mse": action_mse(actions, batch, spec, 1),
+        "log_probs": masked_mean(gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh), mask, 1),
+        "pi_actions": masked_mean(actions.mean(-1), mask, 1),
+    }
 
 
 def choose_actions(
@@ -139,12 +143,12 @@ class GaussianBC:
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
         mean_bad, log_std_bad = bind(self.graphdef, params)(batch["observations"], batch[self.told], rng)
-        return actor_loss(mean_bad, log_std_bad, batch, self.config.policy.tanh)
+        return actor_loss(mean_bad, log_std_bad, batch, self.spec, self.config.policy.tanh)
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
-        """Metrics "mse" and "log_probs" of each example; `rng` is not needed."""
+        """Metrics of each example, see `actor_metrics`; `rng` is not needed."""
         mean_bad, log_std_bad = bind(self.graphdef, params)(batch["observations"], batch[self.told])
-        return actor_metrics(mean_bad, log_std_bad, batch, self.config.policy.tanh)
+        return actor_metrics(mean_bad, log_std_bad, batch, self.spec, self.config.policy.tanh)
 
     def act(
         self,

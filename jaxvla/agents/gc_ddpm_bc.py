@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from jaxvla.agents.executed import action_mse
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import Batch, BatchSpec
@@ -103,12 +104,10 @@ class GCDDPMBC:
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each example: "mse" of what `act` gives without a key, "ddpm_loss" with noise drawn from `rng`."""
-        mask_ba = batch["action_pad_mask"]
         actions_bad = self.act(params, batch["observations"], {"goals": batch["goals"]})
-        squared_error_ba = jnp.sum((actions_bad - batch["actions"]) ** 2, -1)
         return {
-            "mse": masked_mean(squared_error_ba, mask_ba, 1),
-            "ddpm_loss": masked_mean(self._errors(params, batch, rng), mask_ba, 1),
+            "mse": action_mse(actions_bad, batch, self.spec, 1),
+            "ddpm_loss": masked_mean(self._errors(params, batch, rng), batch["action_pad_mask"], 1),
         }
 
     def act(

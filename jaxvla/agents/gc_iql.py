@@ -28,6 +28,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Targets
+from jaxvla.agents.executed import action_mse
 from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, make_actor
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.agents.target_networks import Networks, add_followers, bind_networks
@@ -181,9 +182,9 @@ class GCIQL:
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each example with its own goal; `rng` is not needed.
 
-        "mse" and "log_probs" of the actor, pi_actions its mean action; online_v is V, online_q is Q, and target_q what
-        Q is trained on, [r + discount m V'(o', g)]; value_err, td_err are the squared distances of V, Q from target_q,
-        advantage and qf_advantage how far target_q and Q lie above V.
+        Those of the actor, see `actor_metrics`; online_v is V, online_q is Q, and target_q what Q is trained on,
+        [r + discount m V'(o', g)]; advantage and qf_advantage say how far target_q and Q lie above V; value_err is the
+        expectile loss of the advantage, td_err the squared distance of Q from target_q.
         """
         networks = bind_networks(self.graphdef, params, self.targets)
         model, goals, tanh = networks.online, batch["goals"], self.config.policy.tanh
@@ -191,12 +192,11 @@ class GCIQL:
         mean, log_std = model.actor(to_act)
         v, q = model.value(to_value), self._judge(model, to_judge, batch)
         target_q = self._target_q(networks, batch, goals, batch["rewards"], None)
-        return actor_metrics(mean, log_std, batch, tanh) | {
-            "pi_actions": masked_mean(gaussian.mode(mean, tanh).mean(-1), batch["action_pad_mask"], 1),
+        return actor_metrics(mean, log_std, batch, self.spec, tanh) | {
             "online_v": v,
             "online_q": q,
             "target_q": target_q,
-            "value_err": (target_q - v) ** 2,
+            "value_err": expectile_loss(target_q - v, self.config.expectile),
             "td_err": (target_q - q) ** 2,
             "advantage": target_q - v,
             "qf_advantage": q - v,
@@ -246,11 +246,10 @@ class GCIQL:
         tanh = self.config.policy.tanh
         log_prob = gaussian.log_prob(batch["actions"], mean, log_std, tanh)
         loss = -masked_mean(weight[:, None] * log_prob, mask)
-        squared_error = jnp.sum((gaussian.mode(mean, tanh) - batch["actions"]) ** 2, -1)
         return loss, {
             "actor_loss": loss,
             "behavior_logprob": masked_mean(log_prob, mask),
-            "behavior_mse": masked_mean(squared_error, mask),
+            "behavior_mse": action_mse(gaussian.mode(mean, tanh), batch, self.spec),
             "adv_mean": advantage.mean(),
             "adv_max": advantage.max(),
             "adv_min": advantage.min(),

@@ -113,7 +113,11 @@ class InstructionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSpec:
-    """The static sizes of a batch: what an agent must know of the data before it sees any."""
+    """The static sizes of a batch: what an agent must know of the data before it sees any.
+
+    `action_limits` are, per action dimension, the lowest and the highest normalized value that reaches the robot:
+    (-1, 1) where a normalization has bounds, (0, 0) where the data is constant, else (-inf, inf). Empty for no limits.
+    """
 
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
@@ -123,6 +127,7 @@ class BatchSpec:
     action_horizon: int = 1
     text: TextSpec | None = None
     instruction: InstructionSpec | None = None
+    action_limits: tuple[tuple[float, float], ...] = ()
 
     def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
         """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""

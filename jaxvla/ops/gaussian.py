@@ -19,6 +19,11 @@ def mode(mean: Float[Array, "*b d"], tanh: bool = False) -> Float[Array, "*b d"]
     return jnp.tanh(mean) if tanh else mean
 
 
+def deviation(log_std: Float[Array, "*b d"], tanh: bool = False) -> Float[Array, "*b d"]:
+    """The standard deviation; of a squashed distribution tanh of that of u, as bridge_data_v2 reports it."""
+    return mode(jnp.exp(log_std), tanh)
+
+
 def sample(
     rng: Key[Array, ""],
     mean: Float[Array, "*b d"],

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Agent
+from jaxvla.agents.executed import action_mse
 from jaxvla.data.schema import Batch
 from jaxvla.models.module import Params
 from jaxvla.models.partition import combine
@@ -128,16 +129,14 @@ def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"], batch_sha
     Args:
         agent: its `evaluate` gives the metrics.
         mean_action: the normalized action of a policy that ignores what it sees. Its error joins the metrics as
-            mse_mean_action: squared error summed over dimensions, averaged over the slots inside the trajectory.
+            mse_mean_action, measured as that of the agent is.
         batch_sharding: of every array of the batch.
     """
 
     def eval_step(
         params: Any, batch: Batch, valid: Bool[Array, " b"], rng: Key[Array, ""]
     ) -> dict[str, Float[Array, " b"]]:
-        error = jnp.sum((batch["actions"] - mean_action) ** 2, axis=-1)
-        inside = batch["action_pad_mask"]
-        baseline = jnp.sum(error * inside, axis=-1) / jnp.maximum(jnp.sum(inside, axis=-1), 1)
+        baseline = action_mse(jnp.broadcast_to(mean_action, batch["actions"].shape), batch, agent.spec, 1)
         with activations_at(batch_sharding):
             metrics = agent.evaluate(params, batch, rng) | {"mse_mean_action": baseline}
         return {name: jnp.where(valid, value, 0) for name, value in metrics.items()}

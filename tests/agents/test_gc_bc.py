@@ -91,8 +91,8 @@ def test_metrics_are_averages_over_slots_inside_the_trajectory():
         "log_probs": log_prob[valid].mean(),
         "mse": (error**2).sum(-1)[valid].mean(),
         "pi_actions": mean[valid].mean(),
-        "mean_std": np.exp(log_std).mean(),
-        "max_std": np.exp(log_std).max(),
+        "mean_std": np.exp(log_std)[valid].mean(),
+        "max_std": np.exp(log_std).mean(-1)[valid].max(),
     }
     assert set(metrics) == set(expected)
     for name, value in expected.items():
@@ -106,11 +106,13 @@ def test_evaluate_gives_each_example_its_own():
     params, batch = make_params(agent), make_batch(agent)
     evaluate = method(agent, "evaluate")
     metrics = evaluate(params, batch, jax.random.key(0))
-    assert set(metrics) == {"mse", "log_probs"}
+    assert set(metrics) == {"mse", "log_probs", "pi_actions"}
     mode = method(agent, "act")(params, batch["observations"], {"goals": batch["goals"]})
     error = ((batch["actions"] - np.asarray(mode)) ** 2).sum(-1)
     expected = [error[i, :1].mean() if i == 1 else error[i].mean() for i in range(4)]
     np.testing.assert_allclose(metrics["mse"], expected, rtol=1e-5)
+    means = [np.mean(mode[i, :1] if i == 1 else mode[i]) for i in range(4)]
+    np.testing.assert_allclose(metrics["pi_actions"], means, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["log_probs"], -0.5 * metrics["mse"] - 1.5 * math.log(2 * math.pi), rtol=1e-5)
     again = evaluate(params, batch, jax.random.key(1))
     assert (again["mse"] == metrics["mse"]).all(), "no dropout"

@@ -131,7 +131,7 @@ def test_evaluate_gives_each_example_its_own(separate, outputs):
         "online_v": own["v"],
         "online_q": own["q"],
         "target_q": target_q,
-        "value_err": (target_q - own["v"]) ** 2,
+        "value_err": np.where(target_q > own["v"], 0.7, 0.3) * (target_q - own["v"]) ** 2,
         "td_err": (target_q - own["q"]) ** 2,
         "advantage": target_q - own["v"],
         "qf_advantage": own["q"] - own["v"],

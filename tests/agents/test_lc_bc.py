@@ -97,8 +97,8 @@ def test_the_loss_is_that_of_the_density_of_what_the_networks_give(ids):
         "log_probs": log_prob[valid].mean(),
         "mse": (error**2).sum(-1)[valid].mean(),
         "pi_actions": mean[valid].mean(),
-        "mean_std": np.exp(log_std).mean(),
-        "max_std": np.exp(log_std).max(),
+        "mean_std": np.exp(log_std)[valid].mean(),
+        "max_std": np.exp(log_std).mean(-1)[valid].max(),
     }
     assert set(metrics) == set(expected)
     for name, value in expected.items():

@@ -42,7 +42,9 @@ def test_every_row_fits_together(root):
         length = dataset.source.lengths[number]
         before = max(step - 1, 0)
         np.testing.assert_array_equal(batch["observations"]["images0"][row, 0], frame(number, before))
-        np.testing.assert_array_equal(batch["next_observations"]["images0"][row, -1], frame(number, step + 1))
+        # What comes next is the observation of the next transition, at the start of a trajectory too.
+        following = np.stack([frame(number, step), frame(number, step + 1)])
+        np.testing.assert_array_equal(batch["next_observations"]["images0"][row], following)
         goal_number, goal, _ = batch["goals"]["images0"][row, 0, 0]
         assert goal_number == number
         assert step < goal <= length

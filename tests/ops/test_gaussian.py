@@ -21,6 +21,12 @@ def test_log_prob_is_the_density():
     np.testing.assert_allclose(result, np.log(density).sum(-1), rtol=1e-5)
 
 
+def test_deviations():
+    log_std = np.linspace(-3, 2, 5, dtype=np.float32)
+    np.testing.assert_allclose(gaussian.deviation(jnp.asarray(log_std)), np.exp(log_std), rtol=1e-6)
+    np.testing.assert_allclose(gaussian.deviation(jnp.asarray(log_std), True), np.tanh(np.exp(log_std)), rtol=1e-6)
+
+
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, -1.0), (0.7, 0.0), (-1.2, -0.5)])
 def test_the_squashed_density_integrates_to_one(mean, log_std):
     edges = np.linspace(-1, 1, 200001)

@@ -1,0 +1,108 @@
+"""What holds for the action chunks of every method: which actions count, and which slots."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from agents import ecot_cases
+from agents.rl_cases import SMALL, SPEC, make_batch, random_params
+
+from jaxvla.agents import agents, make_agent
+from jaxvla.agents.executed import action_mse, executed
+from jaxvla.data.schema import InstructionSpec
+from jaxvla.models.resnet import ARCHITECTURES
+
+BOUNDS, CONSTANT, FREE = (-1.0, 1.0), (0.0, 0.0), (-math.inf, math.inf)
+SCORE = {"time_dim": 8, "hidden_dim": 16, "num_blocks": 1, "dropout_rate": 0.0}
+IMITATION = {"encoder": {"name": "small"}, "hidden_dims": (8,), "dropout_rate": 0.0}
+SETTINGS = {
+    "gc_bc": IMITATION | {"policy": {"std": "state_dependent"}},
+    "lc_bc": IMITATION | {"encoder": {"name": "small-film"}, "policy": {"std": "state_dependent"}},
+    "gc_ddpm_bc": {"encoder": {"name": "small"}, "score_network": SCORE, "diffusion": {"num_levels": 4}},
+    "gc_iql": IMITATION,
+    "contrastive_rl_td": IMITATION | {"repr_dim": 4},
+    # The head sees no words, as in the validation error of acting without them.
+    "ecot": {**ecot_cases.agent_kwargs(), "hide_words": 1.0},
+}
+# The training metric that is an error of actions.
+TRAINING_ERROR = {"gc_bc": "mse", "lc_bc": "mse", "gc_iql": "behavior_mse", "contrastive_rl_td": "mse"}
+KEY = jax.random.key(4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_encoders():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", SMALL)
+        patch.setitem(ARCHITECTURES, "small-film", dataclasses.replace(SMALL, film=True))
+        yield
+
+
+@functools.cache
+def case(method):
+    """Parameters, a batch, and everything that the agent makes of both; one dimension never moves."""
+    spec = ecot_cases.SPEC if method == "ecot" else dataclasses.replace(SPEC, instruction=InstructionSpec(5))
+    spec = dataclasses.replace(spec, action_limits=(CONSTANT, *[BOUNDS] * (spec.action_dim - 1)))
+    agent = make_agent(method, SETTINGS[method], spec)
+    params = dict(ecot_cases.params()) if method == "ecot" else random_params(agent)
+    batch = ecot_cases.batch() if method == "ecot" else make_batch(agent)
+    if method == "ecot":  # whose fresh head hardly moves
+        decoder = jax.tree.map(lambda x: 20 * x, params["action_head"]["action_decoder"])
+        params["action_head"] = params["action_head"] | {"action_decoder": decoder}
+    told = next(key for key in ("text", "instruction", "goals") if key in batch)
+
+    @ecot_cases.quick_jit
+    def everything(params, batch):
+        acted = agent.act(params, batch["observations"], {told: batch[told]})
+        found = {"validation": agent.evaluate(params, batch, KEY), "acted": acted}
+        if method == "ecot":  # whose loss compiles for long; test_ecot.py has it
+            return found
+        return found | {"training": jax.value_and_grad(agent.loss, has_aux=True)(params, batch, KEY)}
+
+    return params, batch, everything
+
+
+def test_every_method_is_here():
+    assert set(SETTINGS) == set(agents)
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_the_error_is_that_of_what_the_robot_gets(method):
+    params, batch, everything = case(method)
+    found = everything(params, batch)
+    raw, inside = np.asarray(found["acted"]), batch["action_pad_mask"]
+    got = np.concatenate([np.zeros_like(raw[..., :1]), np.clip(raw[..., 1:], -1, 1)], axis=-1)
+    assert np.abs(raw[..., 1:]).max() > 1
+    assert np.abs(raw[..., 0]).min() > 0
+    error = ((got - batch["actions"]) ** 2).sum(-1)
+    np.testing.assert_allclose(found["validation"]["mse"], (error * inside).sum(1) / inside.sum(1), rtol=1e-4)
+    if method in TRAINING_ERROR:
+        _, metrics = found["training"][0]
+        np.testing.assert_allclose(metrics[TRAINING_ERROR[method]], error[inside].mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_what_stands_behind_the_end_of_a_trajectory_changes_nothing(method):
+    params, batch, everything = case(method)
+    inside = batch["action_pad_mask"][..., None]
+    assert not inside.all()
+    other = batch | {"actions": np.where(inside, batch["actions"], 7 - batch["actions"])}
+    first, second = (everything(params, x) for x in (batch, other))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    changed = everything(params, batch | {"actions": batch["actions"] + 1})
+    assert (changed["validation"]["mse"] != first["validation"]["mse"]).all()
+
+
+def test_no_limits_leave_actions_as_they_are():
+    actions = 5 * np.random.default_rng(0).standard_normal((2, 2, 3), dtype=np.float32)
+    np.testing.assert_array_equal(executed(jnp.asarray(actions), SPEC), actions)
+    free = dataclasses.replace(SPEC, action_limits=(FREE, BOUNDS, CONSTANT))
+    expected = np.stack([actions[..., 0], np.clip(actions[..., 1], -1, 1), 0 * actions[..., 2]], axis=-1)
+    np.testing.assert_array_equal(executed(jnp.asarray(actions), free), expected)
+    batch = {"actions": 0 * actions, "action_pad_mask": jnp.array([[True, False], [True, True]])}
+    error = (expected**2).sum(-1)
+    np.testing.assert_allclose(action_mse(jnp.asarray(actions), batch, free), error[[0, 1, 1], [0, 0, 1]].mean())
+    np.testing.assert_allclose(action_mse(jnp.asarray(actions), batch, free, 1), [error[0, 0], error[1].mean()])
