@@ -4,7 +4,8 @@
 `(train|val)/out.tfrecord`; `sample_weights` gives each group its share of the batches, empty for equal
 shares. `cameras` maps a batch's camera names to the stored ones; `image_size` (height, width) is empty to keep the
 stored size. `reasoning_path` is the store of annotations that reasoning policies learn from, below `data_path` unless
-it is absolute; empty for none.
+it is absolute; empty for none. `max_mismatched` is the largest share, 0 to 1, of the trajectories found there that may
+have another length or instruction than their annotations, or share their key; these get no reasoning.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ def _base() -> dict:
         "image_size": (),
         "action_mask": (),
         "reasoning_path": "reasoning.sqlite",
+        "max_mismatched": 0.1,
     }
 
 

@@ -58,8 +58,9 @@ def convert(
 def summary(counts: np.ndarray, tally: Tally, size: int, seconds: float) -> str:
     """What was written and what was left out, several lines."""
     episodes, steps, *components = counts.tolist()
+    empty = f", and {tally.without_steps} without any annotated step are left out" if tally.without_steps else ""
     lines = [
-        f"episodes       {episodes}",
+        f"episodes       {episodes}" + empty,
         f"steps          {steps}, {tally.without_text} of them without reasoning in words",
         *(f"  {count / steps:6.1%}  {name}" for name, count in zip(COMPONENTS, components) if count),
         f"written        {size / 1e6:.1f} MB in {seconds:.1f} s",

@@ -36,6 +36,7 @@ class SourceConfig:
     image_size: tuple[int, ...] = ()
     action_mask: tuple[bool, ...] = ()
     reasoning_path: str = "reasoning.sqlite"
+    max_mismatched: float = 0.1
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"
@@ -51,6 +52,8 @@ class SourceConfig:
             raise ConfigError(f"{where}.sample_weights has {len(self.sample_weights)} entries for {groups} groups")
         if any(not weight > 0 for weight in self.sample_weights):
             raise ConfigError(f"{where}.sample_weights must be positive, not {self.sample_weights}")
+        if not 0 <= self.max_mismatched <= 1:
+            raise ConfigError(f"{where}.max_mismatched must lie in [0, 1], not {self.max_mismatched}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         actions    float32 [T, d]       BridgeData: 6 deltas (m, rad, world axes) and the absolute gripper (1 open)
         proprio    float32 [T + 1, p]   x, y, z (m), roll, pitch, yaw (rad), gripper opening (1 open)
         language   tuple of str         the annotations; empty where the trajectory is unlabelled
-        key        str                  unique in its dataset, and the join key of annotations
+        key        str                  what errors call it, and the join key of annotations
 
     Batch (host numpy or device arrays; nested dict; image keys are the cameras of `BatchSpec`)
         observations       {images0: uint8 [b, o, h, w, 3], ..., proprio: float32 [b, o, p]}

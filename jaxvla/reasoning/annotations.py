@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxvla.errors import DataError
 from jaxvla.reasoning.json_stream import Advance, members
-from jaxvla.reasoning.record import PixelBox, Reasoning, UnitBox
+from jaxvla.reasoning.record import Episode, PixelBox, Reasoning, UnitBox
 
 Steps = dict[int, Reasoning]
 Point = tuple[int, int]
@@ -21,6 +21,8 @@ Point = tuple[int, int]
 FRAME_SIDE = 256  # of the frame that ECoT's pixels refer to
 GRIPPER_POINTS = 5  # positions that are told ahead, the present one included
 
+# Lists of ECoT's features that have one entry per step, whatever was found there.
+_PER_STEP = ("state_3d", "move_primitive", "gripper_position", "gripper_positions", "bboxes")
 _TEXTS = ("task", "plan", "subtask_reason", "subtask", "move_reason", "move")
 _FAR = 10_000  # no coordinate is farther; a regression may put the gripper outside the frame, but not there
 _STEP_DIGITS = 6  # of the largest step number; no episode is as long
@@ -30,9 +32,17 @@ _EXAMPLES = 3
 
 @dataclasses.dataclass
 class Tally:
-    """What a reader met: `without_text` counts steps that have features only; `faults` what was left out, by reason."""
+    """What a reader met.
+
+    Attributes:
+        without_text: steps that have features only.
+        without_steps: episodes of which no step is annotated.
+        faults: what was left out, by reason.
+        examples: the places of the first few of each reason.
+    """
 
     without_text: int = 0
+    without_steps: int = 0
     faults: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=lambda: collections.defaultdict(list))
 
@@ -43,11 +53,12 @@ class Tally:
             self.examples[reason].append(where)
 
 
-def ecot_episodes(path: str | os.PathLike, tally: Tally, advance: Advance) -> Iterator[tuple[str, Steps]]:
+def ecot_episodes(path: str | os.PathLike, tally: Tally, advance: Advance) -> Iterator[Episode]:
     """The episodes of a JSON file in the layout of `embodied_features_bridge.json` (Zawalski et al. 2024).
 
-    {file_path: {episode_id: {"reasoning": {step: {...}}, "features": {...}, "metadata": ...}}}. A step has a record if
-    it has any text, object box or gripper position.
+    {file_path: {episode_id: {"reasoning": {step: {...}}, "features": {...}, "metadata": {...}}}}. A step has a record
+    if it has any text, object box or gripper position. The number of steps is metadata's `n_steps`, else the length of
+    the longest list of features; the instruction is metadata's `language_instruction`.
 
     Args:
         path: the file.
@@ -55,7 +66,7 @@ def ecot_episodes(path: str | os.PathLike, tally: Tally, advance: Advance) -> It
         advance: is told of progress, in bytes.
 
     Yields:
-        The join key "<file_path>#<episode_id>", and the annotated steps.
+        Episodes with the key "<file_path>#<episode_id>".
 
     Raises:
         DataError: the file cannot be read, or is not valid JSON.
@@ -69,12 +80,24 @@ def ecot_episodes(path: str | os.PathLike, tally: Tally, advance: Advance) -> It
             tally.fault("episode given twice, the first counts", key)
         else:
             seen.add(key)
-            yield key, _ecot_steps(key, episode, tally)
+            yield _ecot_episode(key, episode, tally)
 
 
-def _ecot_steps(key: str, episode: Mapping[str, Any], tally: Tally) -> Steps:
-    reasoning = _member(episode, "reasoning", dict, key, tally)
+def _ecot_episode(key: str, episode: Mapping[str, Any], tally: Tally) -> Episode:
     features = _member(episode, "features", dict, key, tally)
+    metadata = _member(episode, "metadata", dict, key, tally)
+    longest = max(len(values) if isinstance(values := features.get(name), list) else 0 for name in _PER_STEP)
+    steps = _ecot_steps(key, _member(episode, "reasoning", dict, key, tally), features, tally)
+    tally.without_steps += not steps
+    return Episode(
+        key,
+        steps,
+        _step_count(metadata, "n_steps", key, tally) or longest or None,
+        _text(metadata.get("language_instruction"), f"{key}, language_instruction", tally) or "",
+    )
+
+
+def _ecot_steps(key: str, reasoning: Mapping[str, Any], features: Mapping[str, Any], tally: Tally) -> Steps:
     points_name = "gripper_position" if "gripper_position" in features else "gripper_positions"
     points = _member(features, points_name, list, key, tally)
     points = [_point(point, f"{key}, step {t}", tally) for t, point in enumerate(points)]
@@ -115,6 +138,16 @@ def _member(values: Mapping[str, Any], name: str, kind: type, where: str, tally:
     if value is not None:
         tally.fault(f"{name} is no {kind.__name__}", where)
     return kind()
+
+
+def _step_count(values: Mapping[str, Any], name: str, where: str, tally: Tally) -> int | None:
+    """The number of an episode's steps that `values[name]` says, if any."""
+    value = values.get(name)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**_STEP_DIGITS:
+        return value
+    if value is not None:
+        tally.fault(f"{name} is no number of steps", where)
+    return None
 
 
 def _clean(text: str) -> str:
@@ -181,11 +214,15 @@ def _objects(values: Any, where: str, tally: Tally) -> tuple[tuple[str, PixelBox
 
 def lara_episodes(
     captions: str | os.PathLike, boxes: str | os.PathLike | None, tally: Tally, advance: Advance
-) -> Iterator[tuple[str, Steps]]:
+) -> Iterator[Episode]:
     """The episodes of LaRA-VLA's two files, one JSON object per line, joined by their `episode_index`.
 
     captions  {"episode_index": i, "steps": {step: {"subtask": str, "reasoning": str, ...}}}
-    boxes     {"episode_index": i, "dense_labels": {"active_bbox": [null | [x0, y0, x1, y1], ...], "active_bbox2": ...}}
+    boxes     {"episode_index": i, "num_steps": n,
+               "dense_labels": {"active_bbox": [null | [x0, y0, x1, y1], ...], "active_bbox2": ...}}
+
+    The number of steps is `num_steps`, else the length of the longer list of boxes; captions do not say it, as they
+    hold the steps that have words. Neither file knows the instruction.
 
     Args:
         captions: `episode_dense_captions*.jsonl`.
@@ -194,7 +231,7 @@ def lara_episodes(
         advance: is told of progress, in bytes.
 
     Yields:
-        The join key "<episode_index>#0", and the annotated steps. Episodes that have boxes only come last.
+        Episodes with the key "<episode_index>#0". Those that have boxes only come last.
 
     Raises:
         DataError: a file cannot be read.
@@ -203,10 +240,10 @@ def lara_episodes(
     done = set()
     for episode, _, line in _lines(captions, tally, advance):
         done.add(episode)
-        yield f"{episode}#0", _lara_steps(episode, line, _line_at(boxes, places.get(episode)), tally)
+        yield _lara_episode(episode, line, _line_at(boxes, places.get(episode)), tally)
     for episode, place in places.items():
         if episode not in done:
-            yield f"{episode}#0", _lara_steps(episode, {}, _line_at(boxes, place), tally)
+            yield _lara_episode(episode, {}, _line_at(boxes, place), tally)
 
 
 def _lines(path: str | os.PathLike, tally: Tally, advance: Advance) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -248,7 +285,7 @@ def _line_at(path: str | os.PathLike | None, place: int | None) -> dict[str, Any
         return json.loads(file.readline())
 
 
-def _lara_steps(episode: int, captions: Mapping[str, Any], boxes: Mapping[str, Any], tally: Tally) -> Steps:
+def _lara_episode(episode: int, captions: Mapping[str, Any], boxes: Mapping[str, Any], tally: Tally) -> Episode:
     key = f"episode {episode}"
     texts = _member(captions, "steps", dict, key, tally)
     labels = _member(boxes, "dense_labels", dict, key, tally)
@@ -267,7 +304,9 @@ def _lara_steps(episode: int, captions: Mapping[str, Any], boxes: Mapping[str, A
         if record != Reasoning():
             steps[t] = record
             tally.without_text += record.subtask is record.reason is None
-    return steps
+    tally.without_steps += not steps
+    longest = max(map(len, columns))
+    return Episode(f"{episode}#0", steps, _step_count(boxes, "num_steps", key, tally) or longest or None)
 
 
 def _unit_box(value: Any, where: str, tally: Tally) -> UnitBox | None:

@@ -2,21 +2,39 @@
 
 Trajectories and episodes are joined by "<file_path>#<episode_id>". For RLDS both are the dataset's own metadata; for
 BridgeData's TFRecords the file path is the raw trajectory's folder relative to the raw root, and the episode id is 0.
-Steps count the frames of the dataset's trajectory, which begins one frame later than the raw one on the oldest rigs.
+
+A key alone is not trusted. Steps count the frames of the dataset's trajectory, so an episode fits a trajectory of T
+transitions if it has T + 1 steps, one per frame, or T, one per action. Nothing else fits: T + 2 are the raw frames of
+the oldest rigs, whose conversion loses the first one, and each of their steps would tell the frame before.
 """
 
+import collections
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import reprlib
+import unicodedata
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
 from jaxvla.errors import DataError
 from jaxvla.reasoning.record import COMPONENTS
-from jaxvla.reasoning.store import ReasoningStore
+from jaxvla.reasoning.store import EpisodeFacts, ReasoningStore
 
 LOW_COVERAGE = 0.5  # of the transitions; below it, most samples teach no reasoning
 _EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Mismatch:
+    """Trajectories that are not the episode that their key names: how many, in what they differ, and one of them."""
+
+    count: int
+    difference: str
+    example: str
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.difference}, such as {self.example}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +49,7 @@ class Join:
             `COMPONENTS`.
         unmatched: examples of the dataset's keys that the store lacks.
         unused: examples of the store's keys that the dataset lacks.
+        mismatches: the trajectories whose key the store has, and that it does not fit, by what they differ in.
     """
 
     path: str
@@ -39,6 +58,17 @@ class Join:
     annotated: np.ndarray
     unmatched: tuple[str, ...]
     unused: tuple[str, ...]
+    mismatches: tuple[Mismatch, ...]
+
+    @property
+    def num_mismatched(self) -> int:
+        """How many trajectories have a key of the store and do not fit its episode."""
+        return sum(mismatch.count for mismatch in self.mismatches)
+
+    @property
+    def num_named(self) -> int:
+        """How many trajectories have a key of the store, whether they fit or not."""
+        return self.num_matched + self.num_mismatched
 
     @property
     def num_matched(self) -> int:
@@ -67,21 +97,42 @@ class Join:
         )
 
 
-def join(store: ReasoningStore, keys: Sequence[str], lengths: np.ndarray) -> Join:
-    """Looks every trajectory up in the store. Reads counts only, no annotation.
+def join(
+    store: ReasoningStore,
+    keys: Sequence[str],
+    lengths: np.ndarray,
+    language: Sequence[Sequence[str]],
+    places: Sequence[Hashable],
+) -> Join:
+    """Looks every trajectory up in the store, and compares what both sides know. Reads no annotation.
 
-    Where an episode annotates more steps than its trajectory has transitions (the last frame's, for one), each count is
-    taken as at most the number of transitions.
+    A trajectory that shares its key, or has another number of steps or another instruction than the episode, has none:
+    what it would be taught is true of something else. Instructions are compared by their letters and digits, and one of
+    the trajectory's must be the episode's. Where an episode annotates more steps than its trajectory has transitions
+    (the last frame's, for one), each count is taken as at most the number of transitions.
 
     Args:
         store: the annotations.
         keys: the key of each trajectory, as `TrajectorySource.keys`.
         lengths: int [n], the transitions of each.
+        language: the instructions of each; empty where it is unlabelled.
+        places: where each is stored. Trajectories at one place are one, which several groups include.
     """
-    episodes = store.find(keys)
+    named = store.find(keys)
+    places_of = collections.defaultdict(set)
+    for key, place in zip(keys, places, strict=True):
+        places_of[key].add(place)
+    episodes, found = named.copy(), collections.defaultdict(list)
+    for i, (length, texts) in enumerate(zip(np.asarray(lengths).tolist(), language, strict=True)):
+        if named[i] < 0:
+            continue
+        difference = _difference(store.facts(int(named[i])), length, texts, len(places_of[keys[i]]))
+        if difference:
+            episodes[i] = -1
+            found[difference[0]].append(f"{keys[i]!r} ({difference[1]})")
     counts = np.minimum(store.episode_counts(episodes), np.asarray(lengths)[:, None])
-    used = set(episodes.tolist())
-    unmatched = (key for key, episode in zip(keys, episodes, strict=True) if episode < 0)
+    used = set(named.tolist())
+    unmatched = (key for key, episode in zip(keys, named, strict=True) if episode < 0)
     unused = (store.key(episode) for episode in range(len(store)) if episode not in used)
     return Join(
         store.path,
@@ -90,27 +141,69 @@ def join(store: ReasoningStore, keys: Sequence[str], lengths: np.ndarray) -> Joi
         counts.sum(0),
         tuple(itertools.islice(unmatched, _EXAMPLES)),
         tuple(itertools.islice(unused, _EXAMPLES)),
+        tuple(Mismatch(len(examples), difference, examples[0]) for difference, examples in found.items()),
     )
 
 
-def check(found: Join) -> str | None:
-    """Refuses a join that gives nothing, which is nearly always one of keys that are written differently.
+def _difference(facts: EpisodeFacts, length: int, texts: Sequence[str], sharing: int) -> tuple[str, str] | None:
+    """In what a trajectory of `length` transitions, one of `sharing` with its key, differs from an episode, and how."""
+    if sharing > 1:
+        return "share their key", f"that of {sharing} trajectories"
+    # Where annotations do not say how long the episode is, it is at least as long as what they annotate.
+    if facts.num_steps not in (None, length, length + 1):
+        return "have another number of steps", f"{facts.num_steps} annotated, {length + 1} frames"
+    if facts.last_step > length:
+        return "have another number of steps", f"annotated up to step {facts.last_step}, {length + 1} frames"
+    told, known = _letters(facts.instruction), {letters for text in texts if (letters := _letters(text))}
+    if told and known and told not in known:
+        return (
+            "have another instruction",
+            f"{reprlib.repr(facts.instruction)} annotated, {reprlib.repr(texts[0])} in the data",
+        )
+    return None
+
+
+def _letters(text: str) -> str:
+    """The letters and digits of a text, in lower case."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+
+def check(found: Join, max_mismatched: float, split: str) -> tuple[str, ...]:
+    """Refuses a join that cannot be right.
+
+    Args:
+        found: the join.
+        max_mismatched: the largest share, 0 to 1, of the trajectories with a key of the store that may not fit.
+        split: "training" or "validation". Published annotations may leave out the validation split, but not the other.
 
     Returns:
-        A warning of one line where less than half of the transitions are annotated, else None.
+        Warnings of one line each: trajectories do not fit, or less than half of the transitions are annotated.
 
     Raises:
-        DataError: no transition is annotated; shows keys of both sides.
+        DataError: more trajectories than allowed do not fit; or no transition of the training split is annotated, which
+            is nearly always a matter of keys that are written differently, so it shows those of both sides.
     """
-    keys = f"the data has keys such as {_examples(found.unmatched)}; the store {_examples(found.unused)}"
-    if not found.annotated[0]:
+    warnings = []
+    differ = f"{found.num_mismatched} of the {found.num_named} {split} trajectories that {found.path} names " + (
+        f"are not what it annotates: {'; '.join(map(str, found.mismatches))}"
+    )
+    if found.num_mismatched > max_mismatched * found.num_named:
         raise DataError(
-            f"{found.path} annotates none of the {len(found.episodes)} trajectories: {keys}; "
+            f"{differ}; make the store of the annotations that belong to this data, or raise "
+            f"bridgedata_config.max_mismatched={max_mismatched:g} to train on these without reasoning"
+        )
+    if found.mismatches:
+        warnings.append(f"warning: {differ}; they get no reasoning")
+    keys = f"the data has keys such as {_examples(found.unmatched)}; the store {_examples(found.unused)}"
+    if not found.annotated[0] and split == "training":
+        raise DataError(
+            f"{found.path} annotates none of the {len(found.episodes)} trajectories: "
+            f"{differ if found.mismatches else keys}; "
             "make the store of the annotations that belong to this data, or convert the data from the same root"
         )
     if found.coverage < LOW_COVERAGE:
-        return f"warning: {found.path} annotates only {found.coverage:.1%} of the transitions: {keys}"
-    return None
+        warnings.append(f"warning: {found.path} annotates only {found.coverage:.1%} of the {split} transitions: {keys}")
+    return tuple(warnings)
 
 
 def _examples(keys: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""What is known about one step of a trajectory, and how each part of it reads as text."""
+"""What is known about an episode and each of its steps, and how each part of a step reads as text."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -72,3 +72,20 @@ class Reasoning:
             self.reason,
         )
         return {name: text for name, text in zip(COMPONENTS, texts) if text}
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """The annotations of one episode, and what they say of the episode itself.
+
+    Attributes:
+        key: "<file_path>#<episode_id>", by which trajectories find it.
+        steps: the annotated steps, by their number from 0.
+        num_steps: how many steps the episode has, annotated or not; None where that is not known.
+        instruction: what the robot was told; empty where that is not known.
+    """
+
+    key: str
+    steps: Mapping[int, Reasoning]
+    num_steps: int | None = None
+    instruction: str = ""

@@ -1,7 +1,9 @@
 """The reasoning store: the annotations of a whole dataset in one SQLite file, read at random in constant memory.
 
     meta      name, value        `metadata`, a JSON object; `counts`, as those of an episode, of the whole store
-    episodes  id, key, counts    int32 [1 + number of components]: annotated steps, and those that have each component
+    episodes  id, key; num_steps, NULL where it is not known; last_step, the last that is annotated; instruction, ""
+              where it is not known; counts, int32 [1 + number of components]: annotated steps, and those that have each
+              component
     steps     id, reasoning      id is episode * 2^20 + step; reasoning is the JSON of `Reasoning.to_json`
 
 The file is written once and never changes, so readers open it as immutable: no locks, any number of processes.
@@ -13,16 +15,16 @@ import pathlib
 import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxvla.data.conversion.workers import replacing
 from jaxvla.errors import DataError
-from jaxvla.reasoning.record import COMPONENTS, Reasoning
+from jaxvla.reasoning.record import COMPONENTS, Episode, Reasoning
 
 _APPLICATION_ID = 0x6A765253  # in SQLite's header, tells the file from other databases
-_VERSION = 1
+_VERSION = 2
 _STEP_BITS = 20
 _MEND = "make it with data_processing/reasoning_to_store.py"
 
@@ -31,20 +33,28 @@ PRAGMA journal_mode = OFF;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
 CREATE TABLE meta (name TEXT PRIMARY KEY, value);
-CREATE TABLE episodes (id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, counts BLOB NOT NULL);
+CREATE TABLE episodes (
+    id INTEGER PRIMARY KEY, key TEXT UNIQUE NOT NULL, num_steps INTEGER, last_step INTEGER NOT NULL,
+    instruction TEXT NOT NULL, counts BLOB NOT NULL);
 CREATE TABLE steps (id INTEGER PRIMARY KEY, reasoning TEXT NOT NULL);
 BEGIN;
 """
 
 
-def write_store(
-    path: str | os.PathLike, episodes: Iterable[tuple[str, Mapping[int, Reasoning]]], metadata: Mapping[str, Any]
-) -> np.ndarray:
+class EpisodeFacts(NamedTuple):
+    """What annotations say of an episode itself, see `Episode`; `last_step` is the last that is annotated."""
+
+    num_steps: int | None
+    last_step: int
+    instruction: str
+
+
+def write_store(path: str | os.PathLike, episodes: Iterable[Episode], metadata: Mapping[str, Any]) -> np.ndarray:
     """Writes a store, aside, and puts it at `path` when it is whole; holds one episode in memory.
 
     Args:
         path: the file; one that is there is replaced.
-        episodes: join key and annotated steps of each; those without any step are left out.
+        episodes: those without any annotated step are left out.
         metadata: what the store was made from, as values that json can write.
 
     Returns:
@@ -73,11 +83,10 @@ def write_store(
     return counts
 
 
-def _write_episodes(
-    connection: sqlite3.Connection, episodes: Iterable[tuple[str, Mapping[int, Reasoning]]]
-) -> np.ndarray:
+def _write_episodes(connection: sqlite3.Connection, episodes: Iterable[Episode]) -> np.ndarray:
     total = np.zeros(2 + len(COMPONENTS), np.int64)
-    for key, steps in episodes:
+    for episode in episodes:
+        key, steps = episode.key, episode.steps
         if not steps:
             continue
         if not 0 <= min(steps) <= max(steps) < 1 << _STEP_BITS:
@@ -85,8 +94,9 @@ def _write_episodes(
         number = int(total[0])
         present = [{*step.components()} for step in steps.values()]
         counts = np.array([len(steps), *(sum(name in names for names in present) for name in COMPONENTS)], "<i4")
+        row = (number, key, episode.num_steps, max(steps), episode.instruction, counts.tobytes())
         try:
-            connection.execute("INSERT INTO episodes VALUES (?, ?, ?)", (number, key, counts.tobytes()))
+            connection.execute("INSERT INTO episodes VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.IntegrityError:
             raise DataError(f"episode {key!r} comes twice in the annotations: remove one") from None
         rows = ((number << _STEP_BITS | step, _dumps(steps[step])) for step in sorted(steps))
@@ -133,7 +143,9 @@ class ReasoningStore:
             raise DataError(f"{self.path} is no reasoning store: {_MEND}")
         (version,) = self._one("PRAGMA user_version")
         if version != _VERSION:
-            raise DataError(f"{self.path} is a reasoning store of version {version}, not {_VERSION}: {_MEND}")
+            raise DataError(
+                f"{self.path} is a reasoning store of version {version}, not {_VERSION}: {_MEND} --overwrite"
+            )
         size = self._one("PRAGMA page_size")[0] * self._one("PRAGMA page_count")[0]
         if os.path.getsize(self.path) != size:
             raise DataError(f"{self.path} has {os.path.getsize(self.path)} of {size} bytes, it is damaged: {_MEND}")
@@ -167,9 +179,9 @@ class ReasoningStore:
         flat = np.frombuffer(b"".join(empty if row is None else row[0] for row in rows), "<i4")
         return flat.reshape(-1, 1 + len(COMPONENTS)).astype(np.int64)
 
-    def num_steps(self, episodes: np.ndarray) -> np.ndarray:
-        """How many steps of each of n episodes are annotated: int64 [n], 0 for episode -1."""
-        return self.episode_counts(episodes)[:, 0]
+    def facts(self, episode: int) -> EpisodeFacts:
+        """What is known of one episode itself."""
+        return EpisodeFacts(*self._one("SELECT num_steps, last_step, instruction FROM episodes WHERE id = ?", episode))
 
     def read(self, episodes: np.ndarray, steps: np.ndarray) -> list[Reasoning | None]:
         """One step of each of n episodes; thread-safe.

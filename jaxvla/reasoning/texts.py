@@ -1,6 +1,7 @@
 """All that words a run: opened once for training, kept in every checkpoint, read again by what acts."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxvla.config import from_mapping
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.schema import TextSpec
+from jaxvla.data.source import TrajectorySource
 from jaxvla.data.tokenizer import Tokenizer, tokenizer_from_files
 from jaxvla.errors import DataError
 from jaxvla.reasoning.batch import SplitText, TextBatches, inference_text
@@ -88,6 +90,7 @@ def open_texts(
     training: Dataset,
     validation: Dataset,
     store_path: str,
+    max_mismatched: float,
 ) -> Texts:
     """Joins both splits with their reasoning and measures their texts, or reads what an earlier start measured.
 
@@ -97,9 +100,11 @@ def open_texts(
         image_tokens: how many tokens the image of each camera takes.
         training, validation: the splits.
         store_path: of the reasoning store; empty for data without any.
+        max_mismatched: see `join.check`.
 
     Raises:
-        DataError: there is no such store, it has nothing on the training split, or a text does not fit.
+        DataError: there is no such store, it has nothing on the training split, too much of it belongs to other data,
+            or a text does not fit.
     """
     builder, stages = PromptBuilder(tokenizer, prompt, tuple(image_tokens)), Curriculum(curriculum)
     store = ReasoningStore(store_path) if store_path else None
@@ -107,11 +112,10 @@ def open_texts(
     splits, lengths = [], []
     for name, dataset in (("training", training), ("validation", validation)):
         split, found = _split_text(dataset, store, name)
-        if found is not None and dataset is training:
-            warning = check(found)
-            report += [found.describe(), *([warning] if warning else [])]
-        elif found is not None:
-            report.append(f"             {found.coverage:.1%} of the validation transitions")
+        if found is not None:
+            of_validation = f"             {found.coverage:.1%} of the validation transitions"
+            report.append(found.describe() if dataset is training else of_validation)
+            report += check(found, max_mismatched, name)
         paths = [*dataset.source.paths, *([store_path] if store_path else [])]
         lengths.append(open_lengths(split, builder, stages, paths, pathlib.Path(dataset.source.paths[0]).parent))
         splits.append(split)
@@ -128,6 +132,13 @@ def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tu
             f"{unlabelled.size} {name} trajectories have no instruction, such as "
             f"{source.keys[unlabelled[0]]!r}: set config.data.skip_unlabeled=True"
         )
-    found = None if store is None else join(store, source.keys, source.lengths)
+    found = None if store is None else join(store, source.keys, source.lengths, source.language, _places(source))
     episodes = np.full(len(source), -1) if found is None else found.episodes
     return SplitText(source.keys, source.language, dataset.usable, episodes, store), found
+
+
+def _places(source: TrajectorySource) -> list[tuple[str, int]]:
+    """The file of each trajectory and its number there, the same for a file that several groups include."""
+    files = [os.path.realpath(path) for path in source.paths]
+    numbers = np.arange(len(source)) - np.searchsorted(source.file_of, source.file_of)
+    return [(files[file], number) for file, number in zip(source.file_of.tolist(), numbers.tolist())]

@@ -46,6 +46,7 @@ _FREE_KEYS = (
     "train_config.checkpoint.",
     "train_config.mesh.",
     "data_config.data_path",
+    "data_config.max_mismatched",
 )
 _ABSENT = "absent"
 

@@ -167,6 +167,7 @@ def _open_texts(
         training,
         validation,
         str(store),
+        source.max_mismatched,
     )
 
 

@@ -139,6 +139,7 @@ def test_nothing_usable_is_an_error(root):
         ({"sample_weights": (0.0,)}, "must be positive"),
         ({"image_size": (8,)}, "image_size must be"),
         ({"cameras": {}}, "cameras is empty"),
+        ({"max_mismatched": 1.5}, r"max_mismatched must lie in \[0, 1\], not 1\.5"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):

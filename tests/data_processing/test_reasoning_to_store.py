@@ -56,8 +56,11 @@ def test_annotations_of_the_sample_world_cover_its_data(world):
     matched = []
     for split in ("train", "val"):
         source = open_split(world, split)
-        found = join(store, source.keys, source.lengths)
-        assert check(found) is None
+        found = join(store, source.keys, source.lengths, source.language, range(len(source)))
+        assert check(found, 0.0, "training") == ()
+        facts = [store.facts(episode) for episode in found.episodes.tolist()]
+        assert [fact.num_steps for fact in facts] == (source.lengths + 1).tolist()
+        assert [fact.instruction for fact in facts] == [texts[0] for texts in source.language]
         assert found.num_matched == len(source)
         assert found.coverage == 1
         assert found.components == dict.fromkeys(found.components, 1.0)
@@ -120,11 +123,15 @@ def test_real_annotations_become_a_store(samples, tmp_path):
 
 def test_lara_files_become_a_store_and_faults_are_named(tmp_path):
     captions, boxes = tmp_path / "captions.jsonl", tmp_path / "boxes.jsonl"
-    captions.write_text('{"episode_index": 4, "steps": {"0": {"subtask": "grasp", "reasoning": "r"}}}\nbroken\n')
+    captions.write_text(
+        '{"episode_index": 4, "steps": {"0": {"subtask": "grasp", "reasoning": "r"}}}\n'
+        'broken\n{"episode_index": 5, "steps": {}}\n'
+    )
     boxes.write_text('{"episode_index": 4, "dense_labels": {"active_bbox": [[0, 0, 1, 1], [0, 0, 9, 9]]}}\n')
     flags = ("--format=lara", "--input_path", captions, "--output_path", tmp_path / "r.store")
     done = to_store(*flags, "--boxes_path", boxes)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("episodes       1, and 1 without any annotated step are left out\n")
     assert done.stdout.splitlines()[-5:] == [
         "faults         left out of the store, the rest is kept",
         "  1  box is not [x0, y0, x1, y1] with area, from 0 to 1",
@@ -138,7 +145,7 @@ def test_lara_files_become_a_store_and_faults_are_named(tmp_path):
     assert "exists: pass --overwrite" in to_store(*flags).stderr
     spared = to_store(*flags, "--output_path", captions, "--overwrite")
     assert "captions.jsonl is no store, so --overwrite spares it" in spared.stderr
-    assert captions.read_text().endswith("broken\n")
+    assert "broken\n" in captions.read_text()
     assert to_store(*flags, "--overwrite").returncode == 0
     assert ReasoningStore(tmp_path / "r.store").metadata["files"] == ["captions.jsonl"]
 

@@ -6,7 +6,7 @@ import pytest
 from jaxvla.errors import DataError
 from jaxvla.reasoning import json_stream
 from jaxvla.reasoning.annotations import Tally, ecot_episodes, lara_episodes
-from jaxvla.reasoning.record import Reasoning
+from jaxvla.reasoning.record import Episode, Reasoning
 
 TEXTS = {
     "task": "Put it in.",
@@ -21,7 +21,7 @@ TEXTS = {
 def ecot(path: pathlib.Path, content) -> tuple[dict, Tally]:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     tally = Tally()
-    return dict(ecot_episodes(path, tally, lambda count: None)), tally
+    return {episode.key: episode.steps for episode in ecot_episodes(path, tally, lambda count: None)}, tally
 
 
 def one(path: pathlib.Path, **episode) -> tuple[dict[int, Reasoning], Tally]:
@@ -87,7 +87,31 @@ def test_what_is_missing_is_absent(tmp_path):
         "f#2": {},
         "f#3": {},
     }
-    assert tally == Tally(without_text=2)
+    assert tally == Tally(without_text=2, without_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("episode", "num_steps", "instruction", "faults"),
+    [
+        ({"metadata": {"n_steps": 31, "language_instruction": " put it in "}}, 31, "put it in", []),
+        ({"metadata": {"n_steps": 31}, "features": {"state_3d": [[0, 0, 0]] * 30}}, 31, "", []),
+        ({"features": {"move_primitive": ["up"] * 4, "bboxes": [[]] * 5, "state_2d": [0] * 9}}, 5, "", []),
+        ({"features": {"gripper_positions": [[1, 1]] * 3}, "metadata": None}, 3, "", []),
+        ({"reasoning": {"7": TEXTS}, "metadata": {"language_instruction": ""}}, None, "", []),
+        ({"metadata": {"n_steps": "31"}}, None, "", ["n_steps is no number of steps"]),
+        ({"metadata": {"n_steps": True}}, None, "", ["n_steps is no number of steps"]),
+        ({"metadata": {"n_steps": 0}}, None, "", ["n_steps is no number of steps"]),
+        ({"metadata": {"n_steps": 10**30}}, None, "", ["n_steps is no number of steps"]),
+        ({"metadata": {"language_instruction": ["put it in"]}}, None, "", ["text is no string"]),
+        ({"metadata": "none"}, None, "", ["metadata is no dict"]),
+    ],
+)
+def test_what_ecot_says_of_an_episode_itself(tmp_path, episode, num_steps, instruction, faults):
+    path, tally = tmp_path / "a.json", Tally()
+    path.write_text(json.dumps({"f": {"0": episode}}))
+    (found,) = ecot_episodes(path, tally, lambda count: None)
+    assert (found.key, found.num_steps, found.instruction) == ("f#0", num_steps, instruction)
+    assert list(tally.faults) == faults
 
 
 def features(**values) -> dict:
@@ -228,7 +252,8 @@ def test_real_annotations_are_patchy_but_clean(samples):
     path = samples / "ecot_reasonings" / "reasonings_5.json"
     truth = json.loads(path.read_text())
     tally, read = Tally(), []
-    episodes = dict(ecot_episodes(path, tally, read.append))
+    whole = {episode.key: episode for episode in ecot_episodes(path, tally, read.append)}
+    episodes = {key: episode.steps for key, episode in whole.items()}
     assert sum(read) == path.stat().st_size
     assert not tally.faults
     assert set(episodes) == {f"{file}#{name}" for file, found in truth.items() for name in found}
@@ -239,6 +264,8 @@ def test_real_annotations_are_patchy_but_clean(samples):
             steps = episodes[f"{file}#{name}"]
             points = episode["features"]["gripper_positions"]
             assert list(steps) == list(range(len(points)))
+            assert whole[f"{file}#{name}"].num_steps == len(points)
+            assert whole[f"{file}#{name}"].instruction == episode["metadata"]["language_instruction"]
             for t, step in steps.items():
                 ahead = points[t : t + 5]
                 assert step.gripper_positions == tuple(map(tuple, ahead + ahead[-1:] * (5 - len(ahead))))
@@ -246,6 +273,15 @@ def test_real_annotations_are_patchy_but_clean(samples):
                 assert texts == episode["reasoning"].get(str(t), dict.fromkeys(TEXTS))
                 worded += any(texts.values())
     assert (worded, tally.without_text) == (63, 10109 - 63)
+
+
+def test_a_real_episode_without_reasoning_says_what_it_is(samples):
+    path, tally = samples / "ecot_libero" / "reasonings_libero_spatial_one_episode.json", Tally()
+    (episode,) = ecot_episodes(path, tally, lambda count: None)
+    assert episode.key.endswith("on_the_plate_demo.hdf5#386")
+    assert (len(episode.steps), episode.num_steps) == (0, 138)
+    assert episode.instruction.startswith("pick up the black bowl in the top drawer")
+    assert tally == Tally(without_steps=1)
 
 
 def write_lines(path: pathlib.Path, *lines) -> pathlib.Path:
@@ -267,25 +303,26 @@ def test_lara_files_are_joined_whatever_their_order(tmp_path):
     labels = {"active_bbox": [None, [0, 0.25, 0.5, 1]], "active_bbox2": [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]}
     boxes = write_lines(
         tmp_path / "boxes.jsonl",
-        {"episode_index": 2, "num_steps": 2, "dense_labels": labels, "dense_scores": []},
+        {"episode_index": 2, "num_steps": 3, "dense_labels": labels, "dense_scores": []},
         "",
         {"episode_index": 9, "dense_labels": {"active_bbox": [[0, 0, 1, 1.0000001]]}},
     )
     episodes, tally, read = lara(captions, boxes)
     assert episodes == [
-        ("7#0", {0: Reasoning(subtask="grasp", reason="r")}),
-        (
+        Episode("7#0", {0: Reasoning(subtask="grasp", reason="r")}),
+        Episode(
             "2#0",
             {
                 0: Reasoning(boxes=((0.1, 0.2, 0.3, 0.4),)),
                 1: Reasoning(reason="only this", boxes=((0.0, 0.25, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0))),
             },
+            3,
         ),
-        ("9#0", {0: Reasoning(boxes=((0.0, 0.0, 1.0, 1.0),))}),
+        Episode("9#0", {0: Reasoning(boxes=((0.0, 0.0, 1.0, 1.0),))}, 1),
     ]
     assert tally == Tally(without_text=2)
     assert read == captions.stat().st_size + boxes.stat().st_size
-    assert [key for key, _ in lara(captions, None)[0]] == ["7#0", "2#0"]
+    assert [episode.key for episode in lara(captions, None)[0]] == ["7#0", "2#0"]
 
 
 def test_faults_in_lara_files_are_counted(tmp_path):
@@ -299,7 +336,7 @@ def test_faults_in_lara_files_are_counted(tmp_path):
     labels = {"active_bbox": [[0, 0, 2, 1], [0.5, 0.5, 0.5, 0.6], [0, 0, float("nan"), 1], [0, 0, 1]]}
     boxes = write_lines(tmp_path / "boxes.jsonl", {"episode_index": 0, "dense_labels": labels})
     episodes, tally, _ = lara(captions, boxes)
-    assert episodes == [("0#0", {0: Reasoning(reason="r")})]
+    assert episodes == [Episode("0#0", {0: Reasoning(reason="r")}, 4)]
     assert tally.faults == {
         "text is no string": 1,
         "step is not numbered": 1,

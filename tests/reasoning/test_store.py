@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvla.errors import DataError
-from jaxvla.reasoning.record import COMPONENTS, Reasoning
+from jaxvla.reasoning.record import COMPONENTS, Episode, Reasoning
 from jaxvla.reasoning.store import ReasoningStore, write_store
 
 
@@ -21,11 +21,17 @@ def record(episode: int, step: int) -> Reasoning:
 EPISODES = {f"/data/{e}.npy#{e}": {t: record(e, t) for t in range(0, 3 * e + 2, e + 1)} for e in range(4)}
 
 
+def episodes():
+    """Odd ones say how long they are and what they show."""
+    for e, (key, steps) in enumerate(EPISODES.items()):
+        yield Episode(key, steps, 20 + e, f"put {e} ü") if e % 2 else Episode(key, steps)
+
+
 @pytest.fixture
 def path(tmp_path):
     """Episode e has the steps 0, e + 1, 2 (e + 1), ... below 3 e + 2."""
     path = tmp_path / "of a #1?" / "reasoning.store"
-    write_store(path, EPISODES.items(), {"format": "test"})
+    write_store(path, episodes(), {"format": "test"})
     return path
 
 
@@ -44,7 +50,7 @@ def test_every_step_is_read_back_at_random(path):
 
 def test_counts(path):
     store = ReasoningStore(path)
-    np.testing.assert_array_equal(store.num_steps(np.array([0, 1, 2, 3, -1])), [2, 3, 3, 3, 0])
+    np.testing.assert_array_equal(store.episode_counts(np.array([0, 1, 2, 3, -1]))[:, 0], [2, 3, 3, 3, 0])
     counts = store.episode_counts(np.array([1, -1]))
     by_name = dict(zip(("steps", *COMPONENTS), counts[0].tolist()))
     assert {name: n for name, n in by_name.items() if n} == {"steps": 3, "PLAN": 3, "MOVE": 3, "GRIPPER POSITION": 3}
@@ -53,8 +59,13 @@ def test_counts(path):
     assert store.counts[1 + COMPONENTS.index("PLAN")] == 9  # of 11 steps, all but the odd ones, 0's 1 and 2's 3
 
 
+def test_what_is_known_of_an_episode_itself(path):
+    store = ReasoningStore(path)
+    assert [store.facts(e) for e in range(4)] == [(None, 1, ""), (21, 4, "put 1 ü"), (None, 6, ""), (23, 8, "put 3 ü")]
+
+
 def test_what_write_store_returns_are_the_counts(tmp_path):
-    counts = write_store(tmp_path / "a.store", [("a", {5: Reasoning(task="x")}), ("empty", {})], {})
+    counts = write_store(tmp_path / "a.store", [Episode("a", {5: Reasoning(task="x")}), Episode("empty", {}, 9)], {})
     assert dict(zip(("episodes", "steps", *COMPONENTS), counts.tolist())) == {
         "episodes": 1,
         "steps": 1,
@@ -101,7 +112,7 @@ def test_a_read_only_file_in_a_read_only_folder_is_enough(path):
 
 
 def test_the_same_episodes_give_the_same_bytes(path, tmp_path):
-    write_store(tmp_path / "again.store", EPISODES.items(), {"format": "test"})
+    write_store(tmp_path / "again.store", episodes(), {"format": "test"})
     assert (tmp_path / "again.store").read_bytes() == path.read_bytes()
 
 
@@ -109,7 +120,7 @@ def test_a_failed_write_leaves_what_was_there(path):
     before = path.read_bytes()
 
     def broken():
-        yield "a", {0: Reasoning(task="x")}
+        yield Episode("a", {0: Reasoning(task="x")})
         raise DataError("the annotations are cut off")
 
     with pytest.raises(DataError, match="cut off"):
@@ -121,10 +132,10 @@ def test_a_failed_write_leaves_what_was_there(path):
 @pytest.mark.parametrize(
     ("episodes", "message"),
     [
-        ([("a", {0: Reasoning(task="x")})] * 2, "episode 'a' comes twice"),
-        ([("a", {-1: Reasoning(task="x")})], r"steps -1 to -1"),
-        ([("a", {1 << 20: Reasoning(task="x")})], r"outside 0 to 2\^20"),
-        ([("a", {})], "no annotated step"),
+        ([Episode("a", {0: Reasoning(task="x")})] * 2, "episode 'a' comes twice"),
+        ([Episode("a", {-1: Reasoning(task="x")})], r"steps -1 to -1"),
+        ([Episode("a", {1 << 20: Reasoning(task="x")})], r"outside 0 to 2\^20"),
+        ([Episode("a", {})], "no annotated step"),
         ([], "no annotated step"),
     ],
 )
@@ -137,7 +148,7 @@ def test_episodes_that_cannot_be_written(tmp_path, episodes, message):
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file.*cannot be written"):
-        write_store(tmp_path / "file" / "a.store", EPISODES.items(), {})
+        write_store(tmp_path / "file" / "a.store", episodes(), {})
 
 
 def foreign(path):
@@ -147,9 +158,9 @@ def foreign(path):
     connection.close()
 
 
-def newer(path):
+def older(path):
     connection = sqlite3.connect(path)
-    connection.execute("PRAGMA user_version = 7")
+    connection.execute("PRAGMA user_version = 1")
     connection.close()
 
 
@@ -171,7 +182,7 @@ def cut(keep):
         (lambda path: path.write_text(json.dumps({"a": 1}) * 500), "no reasoning store, or a damaged one"),
         (lambda path: path.write_text(""), "is no reasoning store"),
         (foreign, "is no reasoning store"),
-        (newer, "of version 7, not 1"),
+        (older, r"of version 1, not 2: make it with data_processing/reasoning_to_store\.py --overwrite"),
         (cut(50), "is no reasoning store"),
         (cut(4096), "damaged"),
         (cut(-4096), "damaged"),
@@ -189,7 +200,7 @@ def test_a_file_that_is_no_whole_store_is_named(path, damage, message):
 
 def test_damage_after_opening_is_named(tmp_path):
     path = tmp_path / "long.store"
-    write_store(path, [("a", {t: Reasoning(task="x" * 200) for t in range(2000)})], {})
+    write_store(path, [Episode("a", {t: Reasoning(task="x" * 200) for t in range(2000)})], {})
     store = ReasoningStore(path)
     with open(path, "r+b") as file:
         file.seek(20 * 4096)

@@ -1,0 +1,90 @@
+import pytest
+from data.bridge_files import write_dataset
+from reasoning.text_cases import thinking_tokenizer
+
+from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.errors import DataError
+from jaxvla.reasoning.curriculum import CurriculumConfig
+from jaxvla.reasoning.prompt import PromptConfig
+from jaxvla.reasoning.record import Episode, Reasoning
+from jaxvla.reasoning.store import write_store
+from jaxvla.reasoning.texts import open_texts
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Trajectories a/train/0 to 3 of 6 transitions, told "a" or "a again", and a/val/0 of 4, told "do it"."""
+    return write_dataset(tmp_path / "data", {"a": [6, 6, 6, 6]})
+
+
+def annotated(key, num_steps, instruction):
+    return Episode(key, {t: Reasoning(move=f"{key} {t}") for t in range(num_steps)}, num_steps, instruction)
+
+
+GOOD = {f"a/train/{i}#0": (7 - i % 2, "A again.") for i in range(4)} | {"a/val/0#0": (5, "")}
+
+
+def opened(data, include=(("**",),), max_mismatched=0.25, **changes):
+    """The texts with a store of `GOOD`, but for the episodes in `changes`."""
+    facts = GOOD | changes
+    write_store(data / "r.store", [annotated(key, *known) for key, known in facts.items()], {})
+    config = SourceConfig("bridge_tfrecord", str(data), include)
+    training = open_dataset(config, DataConfig(), "train")
+    validation = open_dataset(config, DataConfig(), "val", training.statistics)
+    store = str(data / "r.store")
+    settings = (thinking_tokenizer(), PromptConfig(), CurriculumConfig(), (2,))
+    return open_texts(*settings, training, validation, store, max_mismatched), store
+
+
+def test_annotations_that_fit_are_joined(data):
+    texts, store = opened(data)
+    assert texts.report == (
+        f"reasoning    4 of 4 trajectories, 24 of 24 transitions (100.0%), {store}\n             MOVE 100.0%",
+        "             100.0% of the validation transitions",
+    )
+    assert texts.training.split.episodes.tolist() == [0, 1, 2, 3]
+
+
+def test_annotations_of_something_else_are_left_out_and_reported(data):
+    texts, store = opened(data, **{"a/train/2#0": (7, "take the cup")})
+    assert texts.report[1:] == (
+        f"warning: 1 of the 4 training trajectories that {store} names are not what it annotates: 1 have another "
+        "instruction, such as 'a/train/2#0' ('take the cup' annotated, 'a' in the data); they get no reasoning",
+        "             100.0% of the validation transitions",
+    )
+    assert texts.report[0].startswith("reasoning    3 of 4 trajectories, 18 of 24 transitions (75.0%)")
+    assert texts.training.split.episodes.tolist() == [0, 1, -1, 3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"a/train/0#0": (9, ""), "a/train/1#0": (5, "")},
+            r"^2 of the 4 training trajectories .* 2 have another number of steps, such as "
+            r"'a/train/0#0' \(9 annotated, 7 frames\); .*bridgedata_config\.max_mismatched=0\.25",
+        ),
+        ({"a/val/0#0": (7, "")}, r"^1 of the 1 validation trajectories .*'a/val/0#0' \(7 annotated, 5 frames\)"),
+    ],
+)
+def test_annotations_of_other_data_are_refused(data, changes, message):
+    with pytest.raises(DataError, match=message):
+        opened(data, **changes)
+
+
+def test_a_file_in_two_groups_keeps_its_reasoning(data):
+    texts, _ = opened(data, (("**",), ("a",)))
+    assert texts.training.split.episodes.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_two_folders_whose_trajectories_have_the_same_keys_get_no_reasoning(data):
+    write_dataset(data / "elsewhere", {"a": [6]})
+    with pytest.raises(DataError, match=r"2 share their key, such as 'a/train/0#0' \(that of 2 trajectories\)"):
+        opened(data)
+
+
+def test_validation_without_annotations_is_a_warning(data):
+    texts, store = opened(data, **{"a/val/0#0": (0, "")})
+    coverage, warning = texts.report[1:]
+    assert coverage == "             0.0% of the validation transitions"
+    assert warning.startswith(f"warning: {store} annotates only 0.0% of the validation transitions: the data has keys")
