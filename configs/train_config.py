@@ -282,15 +282,20 @@ def _ecot() -> dict:
 
 
 def _ecot_lara() -> dict:
-    """The values of LaRA-VLA's release where they can be told by a configuration; its stages count from 1."""
+    """The values of LaRA-VLA's release where a configuration can say them: docs/ecot.md has what it cannot.
+
+    The order of the components is that of its launchers and its prompt; its stages count from 1.
+    """
     config = _ecot() | {"batch_size": 128, "num_steps": 50_000}
     config["backbone"]["position_mode"] = "linear"
     config["prompt"]["base_prompt"] = (
         "Robot task reasoning: first output the Subtask to preform next, then output the BBox of target object, "
         "then generate the Motion Reasoning. Instruction:"
     )
+    config["prompt"]["lower_case_instruction"] = False
     config["curriculum"] |= {
         "component_set": "lara",
+        "component_order": ("SUBTASK", "BBOX", "REASON"),
         "schedule": ((0, 0), (10_000, 1), (15_000, 2), (20_000, 3)),
         "uniform_stage_probability": 0.0,
         "reasoning_dropout": 0.0,
@@ -298,6 +303,7 @@ def _ecot_lara() -> dict:
     }
     config["agent_kwargs"] |= {"language_loss_weight": 1.0, "hide_words": 0.0}
     config["agent_kwargs"]["action_head"] |= {"repeated_diffusion_steps": 4, "t_clamp": None}
+    config["augment"] = AUGMENT | {"order": ()}
     config["data"]["image_size"] = (256, 256)
     config["optimizer"] |= {
         "learning_rate": 3e-5,

@@ -147,10 +147,12 @@ class ECoT:
         model: Qwen3VL = bind(self.backbone, params["backbone"])
         thought = self._think(model, batch)
         total = jnp.zeros((), jnp.float32)
+        # The stage does not tell: by LaRA's rule a sample of stage 0 may have neither.
+        reasons_b = text["slots"].any(1) | text["labels"].any(1)
         metrics = {
             "n_latents": text["slots"].sum(1).astype(jnp.float32).mean(),
             "stage": text["stage"].max().astype(jnp.float32),
-            "without_reasoning": (text["stage"] < 0).astype(jnp.float32).mean(),
+            "without_reasoning": (~reasons_b).astype(jnp.float32).mean(),
             "truncated": text["truncated"].astype(jnp.float32).mean(),
         }
         if config.learns_language:

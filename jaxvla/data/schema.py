@@ -32,7 +32,7 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
             suffix         int32 [b, s]        the end of thinking and the words, padded on the right
             suffix_stop    int32 [b]           where the padding begins
             labels         bool [b, s]         True at the suffix tokens that are to be learned
-            stage          int32 [b]           of the curriculum; -1 where the sample has no reasoning
+            stage          int32 [b]           of the curriculum; -1 where the sample has the bare instruction
             truncated      bool [b]            True where something did not fit
 
 Proprio and actions are normalized in a batch, and in robot units in a trajectory. An agent names the top-level keys

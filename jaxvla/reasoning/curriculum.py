@@ -34,8 +34,10 @@ class CurriculumConfig:
         tag_dropout: probability with which a component that would be words is left out, tag and text.
         reasoning_dropout: share of samples without any reasoning, words or slots, so that the policy can act without.
         slots_for_missing: True gives every sample the slots of all latent components, as at inference, whether they are
-            annotated or not. False is LaRA's rule: slots only for those that a sample has, and from stage 1 on the
-            whole image as the box of a sample without one.
+            annotated or not. False is LaRA's rule: slots only for those that a sample has; from stage 1 on, the whole
+            image is the box of every sample without one, annotated or not. A sample without any slot has, at stage 0,
+            the delimiter behind its instruction even where no words follow, and from stage 1 on its bare instruction,
+            whatever words it has.
     """
 
     component_set: str = "ecot"
@@ -82,7 +84,7 @@ class Plan:
     """How one sample reasons.
 
     Attributes:
-        stage: -1 where it does not reason: no slots, no words.
+        stage: -1 where it does not reason: no slots, no words, and the bare instruction.
         num_slots: latent slots that it uses.
         words: its components in words, in order, each with its tag; they are joined by single spaces.
     """
@@ -165,7 +167,7 @@ class Curriculum:
         """Every component that a sample has at a stage, in words, latent or not: name to tag and text, in order."""
         given = reasoning.components() if reasoning is not None else {}
         texts = {name: text for name in self.components if (text := given.get(name, "").strip())}
-        if texts and stage > 0 and "BBOX" in self.components and not self.config.slots_for_missing:
+        if stage > 0 and "BBOX" in self.components and not self.config.slots_for_missing:
             texts.setdefault("BBOX", _WHOLE_IMAGE)
         component_set = self.config.component_set
         return {name: render(component_set, name, texts[name]) for name in self.components if name in texts}
@@ -197,4 +199,5 @@ class Curriculum:
             for name, u in zip(self.components, tags, strict=True)
             if name in words and name not in latent and u >= config.tag_dropout
         )
-        return Plan(stage, slots, kept) if slots or kept else _NO_REASONING
+        reasons = slots or kept if config.slots_for_missing else slots or stage == 0
+        return Plan(stage, slots, kept) if reasons else _NO_REASONING

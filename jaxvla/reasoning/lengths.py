@@ -16,7 +16,7 @@ from jaxvla.reasoning.batch import SplitText, too_long
 from jaxvla.reasoning.curriculum import Curriculum
 from jaxvla.reasoning.prompt import BARE, SLOTS, WORDS, PromptBuilder
 
-_VERSION = 1
+_VERSION = 2
 _CHUNK = 2048
 _MULTIPLE = 8
 
@@ -175,10 +175,13 @@ def _suffix_lengths(
         return np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
 
     # From stage 1 on a sample's components are the same, and only move from words to slots.
-    first = count(0)
-    later = first if curriculum.config.slots_for_missing else count(1)
-    end = len(builder.end_of_turn)
-    return np.concatenate([first[:, :1] + end, later[:, 1:] + end + 1], axis=1)
+    first, end = count(0), len(builder.end_of_turn)
+    if curriculum.config.slots_for_missing:
+        later, has_slots = first, np.ones((len(reasonings), len(curriculum.components)), bool)
+    else:
+        later = count(1)
+        has_slots = later[:, 1:] < later[:, :1]
+    return np.concatenate([first[:, :1] + end, np.where(has_slots, later[:, 1:] + 1, 0) + end], axis=1)
 
 
 def _check_limit(part: str, longest: Longest, limit: int) -> None:

@@ -4,7 +4,7 @@ One user turn, as LaRA-VLA lays it out, cut in two where the latent slots are (S
 
     HEAD BASE INSTRUCTION. @ S  [slots]  E WORDS<|im_end|>\\n     with slots
     HEAD BASE INSTRUCTION. @             WORDS<|im_end|>\\n       without
-    HEAD BASE INSTRUCTION<|im_end|>\\n                            without any reasoning
+    HEAD BASE INSTRUCTION<|im_end|>\\n                            without any reasoning, see `Curriculum.plan`
 
 HEAD is <|im_start|>user\\n and, for each view, <|vision_start|><|image_pad|>...<|vision_end|>.
 Encoding the parts of a text by themselves gives the ids of the whole, since they meet where no token can reach across:
@@ -42,7 +42,7 @@ class PromptConfig:
         base_prompt: said before the instruction; may be empty. That of LaRA's released weights is "Robot task
             reasoning: first output the Subtask to preform next, then output the BBox of target object, then generate
             the Motion Reasoning. Instruction:", with this spelling.
-        lower_case_instruction: as ECoT does, since people write "Put" and "put".
+        lower_case_instruction: as ECoT does, since people write "Put" and "put"; LaRA leaves instructions as they are.
         max_prefix_length: most columns of the prefix, image tokens included; 0 for as many as the data needs.
         max_suffix_length: most columns of the suffix; 0 for as many as the data needs.
         on_overflow: "error", or "truncate" to cut the end of an instruction or of the words, which is counted.

@@ -38,6 +38,16 @@ def test_actions_behind_the_end_of_a_trajectory_change_nothing():
     jax.tree.map(np.testing.assert_array_equal, *(loss(weighted, params(), x, KEY) for x in (made, other)))
 
 
+def test_samples_without_slots_and_words_are_counted():
+    made = batch()
+    assert float(loss(agent(language_loss_weight=0.25), params(), made, KEY)[1]["without_reasoning"]) == 0
+    labels = made["text"]["labels"].copy()
+    labels[1] = False  # the sample without slots
+    silent = made | {"text": made["text"] | {"labels": labels}}
+    assert made["text"]["stage"][1] == 0
+    assert float(loss(agent(language_loss_weight=0.25), params(), silent, KEY)[1]["without_reasoning"]) == 1 / 4
+
+
 @pytest.mark.parametrize(
     ("changes", "lacks", "frozen"),
     [

@@ -1,12 +1,15 @@
 import concurrent.futures
 import dataclasses
+import pathlib
 import pickle
+import runpy
 
 import numpy as np
 import pytest
 from data.bridge_files import write_dataset
 from reasoning.text_cases import FULL, FULL_WORDS, LARA_FULL, LARA_WORDS, MemoryStore, thinking_tokenizer
 
+from jaxvla.config import from_mapping
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import TextSource, training_batches
 from jaxvla.data.schema import TextSpec
@@ -18,6 +21,7 @@ from jaxvla.reasoning.record import Reasoning
 
 S, E, END = "<|start_of_thinking|>", "<|end_of_thinking|>", "<|im_end|>\n"
 HEAD = "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|vision_end|>Say. "
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"
 KEYS = ("store.h5#0", "store.h5#1", "other#0")
 LANGUAGE = (("put the pot down", "pot down"), ("Reach",), ())
 
@@ -113,8 +117,49 @@ def test_layout_of_lara_with_ragged_slots(tokenizer):
     expect(tokenizer, text, 0, prefix=prefix, slots=2, suffix=words + END, learned=f"{words}<|im_end|>", stage=2)
     words = f"{E} Reasoning: up"
     expect(tokenizer, text, 1, prefix=prefix, slots=1, suffix=words + END, learned=f"{words}<|im_end|>", stage=2)
-    expect(tokenizer, text, 2, prefix=f"{HEAD}put the pot down", slots=0, suffix=END, learned="", stage=-1)
-    expect(tokenizer, text, 3, prefix=f"{HEAD}reach", slots=0, suffix=END, learned="", stage=-1)
+    # Without any annotation the whole image is the box, which has a slot.
+    expect(tokenizer, text, 2, prefix=prefix, slots=1, suffix=E + END, learned=E, stage=2)
+    expect(tokenizer, text, 3, prefix=f"{HEAD}reach. @ {S}", slots=1, suffix=E + END, learned=E, stage=2)
+
+
+def test_layout_of_lara_without_slots(tokenizer):
+    """The delimiter stands before words that may be none, and without the slot of a later stage there is neither."""
+    made = batches(tokenizer, LARA_FULL, component_set="lara", slots_for_missing=False, schedule=((0, 0), (1, 1)))
+    store = MemoryStore({(5, 0): Reasoning(reason="up")})
+    made = dataclasses.replace(made, split=dataclasses.replace(made.split, store=store))
+    text = draw(made, 0, [0, 1], [0, 0], [0, 2])
+    words, put = " Reasoning: up", f"{HEAD}put the pot down. @"
+    expect(tokenizer, text, 0, prefix=put, slots=0, suffix=words + END, learned=f"{words}<|im_end|>", stage=0)
+    expect(tokenizer, text, 1, prefix=f"{HEAD}reach. @", slots=0, suffix=END, learned="", stage=0)
+    text = draw(made, 1, [0, 1], [0, 0], [0, 2])
+    expect(tokenizer, text, 0, prefix=f"{HEAD}put the pot down", slots=0, suffix=END, learned="", stage=-1)
+    expect(tokenizer, text, 1, prefix=f"{HEAD}reach", slots=0, suffix=END, learned="", stage=-1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ending", "slots", "said"),
+    [
+        (0, ". @", 0, f" {' '.join(LARA_WORDS)}"),
+        (1, f". @ {S}", 1, f"{E} {' '.join(LARA_WORDS[1:])}"),
+        (2, f". @ {S}", 2, f"{E} {LARA_WORDS[2]}"),
+        (3, f". @ {S}", 3, E),
+    ],
+)
+def test_the_preset_of_lara_words_as_lara_does(tokenizer, stage, ending, slots, said):
+    preset = runpy.run_path(str(CONFIGS))["get_config"]("ecot_lara").to_dict()
+    stages = Curriculum(from_mapping(CurriculumConfig, preset["curriculum"], "config.curriculum"))
+    builder = PromptBuilder(tokenizer, from_mapping(PromptConfig, preset["prompt"], "config.prompt"), (2,))
+    specs = tuple(TextSpec(90, stages.num_slots(k), 80) for k in range(4))
+    text = draw(TextBatches(builder, stages, split(LARA_FULL), specs).at_stage(stage), 0, [0, 1], [0, 0], [0, 2])
+    for row, instruction in enumerate(("put the pot down", "Reach")):
+        before = tokenizer.decode(text["prefix"][row, text["prefix_start"][row] :])
+        if row == 0:
+            assert before.endswith(f"<|vision_end|>{preset['prompt']['base_prompt']} {instruction}{ending}")
+            assert text["slots"][row].sum() == slots
+            assert tokenizer.decode(text["suffix"][row, : text["suffix_stop"][row]]) == said + END
+        else:  # nothing is annotated; the whole image is the box, which is thought from stage 2 on
+            assert before.endswith(f"Instruction: {instruction}{('. @', '', f'. @ {S}', f'. @ {S}')[stage]}")
+            assert text["slots"][row].sum() == (0, 0, 1, 1)[stage]
 
 
 def test_words_without_slots_at_a_stage_with_slots(tokenizer):

@@ -83,14 +83,20 @@ def test_laras_rule_for_what_is_not_annotated():
     no_subtask = dataclasses.replace(LARA_FULL, subtask="")
     assert [lara.plan(no_subtask, stage, KEEP) for stage in range(4)] == [
         Plan(0, 0, (BBOX, REASON)),
-        Plan(1, 0, (BBOX, REASON)),
+        Plan(-1, 0, ()),
         Plan(2, 1, (REASON,)),
         Plan(3, 2, ()),
     ]
-    for stage in range(4):
-        assert lara.plan(None, stage, KEEP) == Plan(-1, 0, ())
+    for nothing in (None, Reasoning()):
+        assert [lara.plan(nothing, stage, KEEP) for stage in range(4)] == [
+            Plan(0, 0, ()),
+            Plan(-1, 0, ()),
+            Plan(2, 1, ()),
+            Plan(3, 1, ()),
+        ]
     ecot = curriculum(slots_for_missing=False)
-    assert ecot.plan(Reasoning(move="up"), 6, KEEP) == Plan(6, 0, ("MOVE: up",))
+    assert ecot.plan(Reasoning(move="up"), 6, KEEP) == Plan(-1, 0, ())
+    assert ecot.plan(Reasoning(move="up"), 7, KEEP) == Plan(7, 1, ())
     assert ecot.plan(Reasoning(task="up"), 6, KEEP) == Plan(6, 1, ())
 
 

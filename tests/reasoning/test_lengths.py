@@ -18,6 +18,7 @@ from jaxvla.reasoning.record import Reasoning
 REASONINGS = {
     (0, 0): FULL,
     (0, 2): Reasoning(move="move up " * 20),
+    (0, 3): Reasoning(reason="never said without a slot by LaRA's rule " * 9),
     (1, 1): Reasoning(task="t " * 40, move="up"),
     (1, 7): Reasoning(move="never drawn " * 90),
     (2, 0): Reasoning(move="trajectory 2 is not used " * 90),
@@ -48,9 +49,10 @@ def make(tokenizer, curriculum=None, **prompt):
     [
         {},
         {"component_set": "lara"},
+        {"component_set": "lara", "slots_for_missing": False},
         {"component_set": "lara", "slots_for_missing": False, "component_order": ("REASON", "BBOX")},
     ],
-    ids=["ecot", "lara", "lara_rule"],
+    ids=["ecot", "lara", "lara_rule", "lara_rule_reordered"],
 )
 def test_lengths_are_those_of_the_batches(tokenizer, split, curriculum, chunk, monkeypatch):
     monkeypatch.setattr(lengths_module, "_CHUNK", chunk)
