@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import operator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -37,6 +39,9 @@ RAIL, RAIL_HEIGHT, RAIL_COLOR = geometry.box(0.009, 0.056, 0.005), 0.063, (30, 3
 WRIST, WRIST_HEIGHT, WRIST_COLOR = geometry.frustum(14, 0.018, 0.020, 0.045), 0.0905, (132, 138, 148)
 FINGER_OFFSET = 0.007
 
+# Directions on the table [2, k] in which the corners of a shadow are looked for.
+_SHADOW_DIRECTIONS = np.array([np.cos(_turns := np.arange(24) * (np.pi / 12)), np.sin(_turns)])
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Body:
@@ -57,11 +62,45 @@ class Body:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Meshes:
+    """Several meshes end to end, each in axes of its own; what of them does not change from frame to frame.
+
+    Attributes:
+        vertices [v, 3], centers [f, 3], normals [f, 3]: of all vertices and faces.
+        corners: per face a function that picks its vertices from a list of those of all.
+        mesh_of_vertex [v], mesh_of_face [f]: which mesh each belongs to.
+        starts: int [n + 1], where the vertices of each mesh begin, and their number.
+    """
+
+    vertices: np.ndarray
+    centers: np.ndarray
+    normals: np.ndarray
+    corners: tuple[operator.itemgetter, ...]
+    mesh_of_vertex: np.ndarray
+    mesh_of_face: np.ndarray
+    starts: tuple[int, ...]
+
+    @classmethod
+    @functools.lru_cache(maxsize=512)
+    def of(cls, *meshes: Mesh) -> "Meshes":
+        """Puts meshes end to end."""
+        counts, faces = [len(mesh.vertices) for mesh in meshes], [len(mesh.faces) for mesh in meshes]
+        starts = (0, *np.cumsum(counts).tolist())
+        return cls(
+            *(np.concatenate([getattr(m, name) for m in meshes]) for name in ("vertices", "centers", "normals")),
+            tuple(operator.itemgetter(*(start + k for k in f)) for start, m in zip(starts, meshes) for f in m.faces),
+            np.repeat(np.arange(len(meshes)), counts),
+            np.repeat(np.arange(len(meshes)), faces),
+            starts,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Faces:
     """All faces of several bodies in world axes: vertices [v, 3]; per face its vertices, and the rest [f, 3]."""
 
+    meshes: Meshes
     vertices: np.ndarray
-    polygons: list[tuple[int, ...]]
     centers: np.ndarray
     normals: np.ndarray
     anchors: np.ndarray
@@ -70,23 +109,28 @@ class Faces:
     @classmethod
     def of(cls, bodies: list[Body]) -> "Faces":
         """Moves every body to its place."""
-        vertices, polygons, centers, normals, anchors, colors = [], [], [], [], [], []
-        start = 0
-        for body in bodies:
-            mesh = body.mesh
-            vertices.append(mesh.vertices @ body.turn.T + body.position)
-            polygons.extend(tuple(start + k for k in face) for face in mesh.faces)
-            start += len(mesh.vertices)
-            centers.append(mesh.centers @ body.turn.T + body.position)
-            normals.append(mesh.normals @ body.turn.T)
-            anchors.append(centers[-1] if body.anchor is None else np.broadcast_to(body.anchor, centers[-1].shape))
-            colors.append(np.broadcast_to(np.array(body.color, float), centers[-1].shape))
-        arrays = (np.concatenate(parts) for parts in (centers, normals, anchors, colors))
-        return cls(np.concatenate(vertices), polygons, *arrays)
+        meshes = Meshes.of(*(body.mesh for body in bodies))
+        turns, positions = np.array([body.turn for body in bodies]), np.array([body.position for body in bodies])
+        face, vertex = meshes.mesh_of_face, meshes.mesh_of_vertex
+        centers = _turned(turns[face], meshes.centers) + positions[face]
+        anchored = np.array([body.anchor is not None for body in bodies])
+        anchors = np.array([body.position if body.anchor is None else body.anchor for body in bodies])
+        return cls(
+            meshes,
+            _turned(turns[vertex], meshes.vertices) + positions[vertex],
+            centers,
+            _turned(turns[face], meshes.normals),
+            np.where(anchored[face, None], anchors[face], centers),
+            np.array([body.color for body in bodies], float)[face],
+        )
+
+
+def _turned(turns_n33: np.ndarray, vectors_n3: np.ndarray) -> np.ndarray:
+    return (turns_n33 * vectors_n3[:, None]).sum(-1)
 
 
 class Renderer:
-    """Draws both cameras of one table; what does not move in an episode is drawn once, in `reset`."""
+    """Draws all cameras of one table; what does not move in an episode is drawn once, in `reset`."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
@@ -94,22 +138,24 @@ class Renderer:
 
     def reset(self, containers: list[Item]) -> None:
         """Paints the table, the floors of the containers and their shadows."""
-        walls, floors = Faces.of(_containers(containers, "walls")), Faces.of(_containers(containers, "floor"))
+        walls, floors = _containers(containers, "walls"), _containers(containers, "floor")
         for name, camera in CAMERAS.items():
             picture = _table(camera, self.image_size * SUPERSAMPLE).copy()
-            _cast_shadows(picture, camera, walls)
-            _paint(picture, camera, floors)
+            if containers:
+                _cast_shadows(picture, camera, _outlines(Faces.of(walls)))
+                _paint(picture, camera, Faces.of(floors))
             self._backgrounds[name] = picture
 
     def render(self, solids: list[Item], containers: list[Item], state: np.ndarray) -> dict[str, np.ndarray]:
         """One uint8 image [image_size, image_size, 3] per camera, of the gripper in `state` [7] among the items."""
         standing = [Body(SOLIDS[s.kind].mesh, s.turn, s.position, COLORS[s.color], s.position) for s in solids]
         standing += _gripper(state)
-        shadowing, drawn = Faces.of(standing), Faces.of(standing + _containers(containers, "walls"))
+        drawn = Faces.of(standing + _containers(containers, "walls"))
+        outlines = _outlines(drawn)[: len(standing)]
         images = {}
         for name, camera in CAMERAS.items():
             picture = self._backgrounds[name].copy()
-            _cast_shadows(picture, camera, shadowing)
+            _cast_shadows(picture, camera, outlines)
             _paint(picture, camera, drawn)
             images[name] = np.array(picture.reduce(SUPERSAMPLE))
         return images
@@ -122,52 +168,66 @@ def _containers(containers: list[Item], part: str) -> list[Body]:
 def _gripper(state: np.ndarray) -> list[Body]:
     turn = geometry.rotation(*state[3:6])
     gap = MAX_OPENING * state[6] / 2
-
-    def part(mesh: Mesh, color: tuple[int, int, int], y: float, height: float, anchor_height: float) -> Body:
-        center, anchor = (state[:3] + turn @ (0.0, y, z) for z in (height, anchor_height))
-        return Body(mesh, turn, center, color, anchor)
-
-    bodies = []
+    parts: list[tuple[Mesh, tuple[int, int, int], float, float, float]] = []  # y, height of centre, height of anchor
     for side in (-1.0, 1.0):
         # A finger sorts by its tip, so that the far one goes behind what is held and the near one in front.
         y = side * (gap + FINGER_OFFSET)
-        bodies.append(part(FINGER, FINGER_COLOR, y, FINGER_HEIGHT, PAD_HEIGHT))
-        bodies.append(part(PAD, PAD_COLOR, side * gap, PAD_HEIGHT, PAD_HEIGHT))
-        bodies.append(part(CARRIAGE, CARRIAGE_COLOR, y, CARRIAGE_HEIGHT, CARRIAGE_HEIGHT))
-    bodies.append(part(RAIL, RAIL_COLOR, 0.0, RAIL_HEIGHT, RAIL_HEIGHT))
-    bodies.append(part(WRIST, WRIST_COLOR, 0.0, WRIST_HEIGHT, WRIST_HEIGHT))
-    return bodies
+        parts.append((FINGER, FINGER_COLOR, y, FINGER_HEIGHT, PAD_HEIGHT))
+        parts.append((PAD, PAD_COLOR, side * gap, PAD_HEIGHT, PAD_HEIGHT))
+        parts.append((CARRIAGE, CARRIAGE_COLOR, y, CARRIAGE_HEIGHT, CARRIAGE_HEIGHT))
+    parts.append((RAIL, RAIL_COLOR, 0.0, RAIL_HEIGHT, RAIL_HEIGHT))
+    parts.append((WRIST, WRIST_COLOR, 0.0, WRIST_HEIGHT, WRIST_HEIGHT))
+    local = np.array([[(0.0, y, z), (0.0, y, anchor)] for _, _, y, z, anchor in parts])
+    placed = local @ turn.T + state[:3]
+    return [Body(mesh, turn, at, color, anchor) for (mesh, color, *_), (at, anchor) in zip(parts, placed)]
 
 
 def _paint(picture: Image.Image, camera: Camera, faces: Faces) -> None:
     """Draws the faces that look at the camera, the farthest first."""
     position = np.asarray(camera.position)
     to_camera = position - faces.centers
-    to_camera /= np.linalg.norm(to_camera, axis=1, keepdims=True)
-    halfway = to_camera + LIGHT
-    halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
-    shade = AMBIENT + DIFFUSE * np.maximum(faces.normals @ LIGHT, 0)
-    shine = SPECULAR * np.maximum((faces.normals * halfway).sum(1), 0) ** SHININESS
-    fills = np.clip(faces.colors * shade[:, None] + shine[:, None], 0, 255).astype(int).tolist()
+    facing = np.flatnonzero((faces.normals * to_camera).sum(1) > 0)
+    seen = facing[np.argsort((position - faces.anchors[facing]) @ camera.axes[2], kind="stable")]
+    normals, to_camera = faces.normals[seen], _unit(to_camera[seen])
+    shade = AMBIENT + DIFFUSE * np.maximum(normals @ LIGHT, 0)
+    shine = SPECULAR * np.maximum((normals * _unit(to_camera + LIGHT)).sum(1), 0) ** SHININESS
+    fills = np.clip(faces.colors[seen] * shade[:, None] + shine[:, None], 0, 255).astype(int).tolist()
 
     points = list(map(tuple, camera.project(faces.vertices, picture.width)[0].tolist()))
-    farthest_first = np.argsort((position - faces.anchors) @ camera.axes[2], kind="stable")
-    visible = (faces.normals * to_camera).sum(1) > 0
-    draw = ImageDraw.Draw(picture)
-    for i in farthest_first[visible[farthest_first]].tolist():
-        draw.polygon([points[k] for k in faces.polygons[i]], fill=tuple(fills[i]))
+    corners, draw = faces.meshes.corners, ImageDraw.Draw(picture)
+    for i, fill in zip(seen.tolist(), fills):
+        draw.polygon(corners[i](points), fill=tuple(fill))
 
 
-def _cast_shadows(picture: Image.Image, camera: Camera, faces: Faces) -> None:
-    """Darkens the table where the faces keep the light away."""
+def _unit(vectors_n3: np.ndarray) -> np.ndarray:
+    return vectors_n3 / np.sqrt((vectors_n3**2).sum(1, keepdims=True))
+
+
+def _outlines(faces: Faces) -> list[np.ndarray]:
+    """What each body keeps the light away from on the table: the corners [k, 3] of a convex polygon.
+
+    They are the points of its shadow that lie farthest in each of k directions.
+    """
     ground = faces.vertices - faces.vertices[:, 2:] * (LIGHT / LIGHT[2])
-    points = list(map(tuple, camera.project(ground, picture.width)[0].tolist()))
-    mask = Image.new("L", picture.size)
+    reach = ground[:, :2] @ _SHADOW_DIRECTIONS
+    return [ground[a + reach[a:b].argmax(0)] for a, b in itertools.pairwise(faces.meshes.starts)]
+
+
+def _cast_shadows(picture: Image.Image, camera: Camera, outlines: list[np.ndarray]) -> None:
+    """Darkens the table inside the outlines."""
+    half = picture.width // 2
+    points = camera.project(np.concatenate(outlines), half)[0].reshape(len(outlines), -1)
+    mask = Image.new("L", (half, half))
     draw = ImageDraw.Draw(mask)
-    for i in np.flatnonzero(faces.normals @ LIGHT > 0).tolist():
-        draw.polygon([points[k] for k in faces.polygons[i]], fill=round(255 * SHADOW_OPACITY))
-    soft = mask.reduce(2).filter(ImageFilter.BoxBlur(picture.width / 256)).resize(picture.size)
-    picture.paste(SHADOW_COLOR, mask=soft)
+    for corners in points.tolist():
+        draw.polygon(corners, fill=round(255 * SHADOW_OPACITY))
+    soft = mask.filter(ImageFilter.BoxBlur(max(picture.width / 256, 0.7)))
+    if found := soft.getbbox():
+        # One more pixel all around, so that the edge fades out; the rest of the picture need not be looked at.
+        left, top, right, bottom = max(found[0] - 1, 0), max(found[1] - 1, 0), found[2] + 1, found[3] + 1
+        box = (left, top, min(right, half), min(bottom, half))
+        size = (2 * (box[2] - left), 2 * (box[3] - top))
+        picture.paste(SHADOW_COLOR, (2 * left, 2 * top), soft.crop(box).resize(size, Image.Resampling.BILINEAR))
 
 
 @functools.lru_cache(maxsize=8)
