@@ -29,6 +29,11 @@ REACHED, REACHED_TURN, FUNNEL = 0.008, 0.08, 0.03
 # farther than FUNNEL, so that it does not count as reached.
 DETOUR_MARGIN, LOOK_AHEAD = 0.02, 0.05
 
+# A push lasts one to PUSH_STEPS steps, each of a length up to PUSH_LENGTH (m) and a turn up to PUSH_TURN (rad). It
+# comes only while the gripper is under way.
+PUSH_STEPS, PUSH_LENGTH, PUSH_TURN = 3, 0.035, 0.2
+PUSHED_PHASES = ("approach", "descend", "lift", "transport", "lower")
+
 # Exploration noise: standard deviation per step in x, y, z (m) and yaw (rad), and its correlation with the step before.
 NOISE, NOISE_MEMORY = np.array([0.0012, 0.0012, 0.0012, 0.008]), 0.7
 
@@ -42,21 +47,32 @@ class Decision:
         target: the name of the item that the phase is about: the object to pick, then the reference of its place.
         waypoint: float64 [3], where the gripper is heading, m.
         action: float32 [7].
+        taught: whether it is to be imitated; not where something pushes the gripper off its way.
     """
 
     phase: str
     target: str
     waypoint: np.ndarray
     action: np.ndarray
+    taught: bool = True
 
 
 class Expert:
-    """Decides one step at a time; reads the truth from `env` and never changes it."""
+    """Decides one step at a time; reads the truth from `env` and never changes it.
 
-    def __init__(self, env: TabletopEnv, rng: np.random.Generator) -> None:
+    Args:
+        env: the world.
+        rng: of noise and pushes.
+        push_rate: the probability with which a push begins at a step.
+    """
+
+    def __init__(self, env: TabletopEnv, rng: np.random.Generator, push_rate: float = 0.0) -> None:
         self.phase = "start"
         self._env = env
         self._rng = rng
+        self._push_rate = push_rate
+        self._push = np.zeros(6)
+        self._pushed_steps = 0
         self._noise = np.zeros(4)
         self._phase_start = np.zeros(3)
         self._decisions = 0
@@ -82,7 +98,22 @@ class Expert:
         task = self._env.task
         target = task.target if self.phase in PICK_PHASES else task.reference
         self._decisions += 1
-        return Decision(self.phase, target, waypoint, np.append(motion, gripper).astype(np.float32))
+        pushed = self._is_pushed()
+        action = np.append(self._push if pushed else motion, gripper).astype(np.float32)
+        return Decision(self.phase, target, waypoint, action, not pushed)
+
+    def _is_pushed(self) -> bool:
+        """Whether a push goes on, or begins, at this step; draws its direction as it begins."""
+        if self.phase not in PUSHED_PHASES:
+            self._pushed_steps = 0
+        elif self._pushed_steps:
+            self._pushed_steps -= 1
+        elif self._push_rate and self._rng.random() < self._push_rate:
+            way = self._rng.standard_normal(3)
+            self._push[:3] = way / np.linalg.norm(way) * PUSH_LENGTH * self._rng.uniform(0.3, 1.0)
+            self._push[5] = self._rng.uniform(-PUSH_TURN, PUSH_TURN)
+            self._pushed_steps = int(self._rng.integers(1, PUSH_STEPS + 1))
+        return self._pushed_steps > 0
 
     def _waypoint(self) -> tuple[np.ndarray, float, float]:
         """Position [3], yaw and gripper target of the current phase."""
@@ -150,14 +181,21 @@ class Expert:
         return np.append(way, turn) + self._noise
 
 
-def demonstrate(env: TabletopEnv, seed: int, task: str | None = None) -> Iterator[tuple[Observation, Decision | None]]:
+def demonstrate(
+    env: TabletopEnv, seed: int, task: str | None = None, *, anywhere: bool = False, push_rate: float = 0.0
+) -> Iterator[tuple[Observation, Decision | None]]:
     """Runs one episode and yields each frame with the expert's decision for it; the last frame with None.
+
+    Args:
+        env: the world.
+        seed, task, anywhere: of the episode, see `TabletopEnv.reset`.
+        push_rate: the probability with which a push begins at a step, so that recovery from errors is shown, too.
 
     Between two yields `env` holds the world of the frame just yielded. The demonstration succeeded if `env.success()`
     holds at its end.
     """
-    observation, _ = env.reset(seed=seed, task=task)
-    expert = Expert(env, np.random.default_rng([seed, 1]))
+    observation, _ = env.reset(seed=seed, task=task, anywhere=anywhere)
+    expert = Expert(env, np.random.default_rng([seed, 1]), push_rate)
     for _ in range(env.max_steps):
         if expert.done:
             break

@@ -1,9 +1,21 @@
 """How an episode's scene is drawn: which things stand where, and what is to be done with them."""
 
+import dataclasses
+
 import numpy as np
 
 from jaxvla.envs.items import COLORS, OBSTACLES, SHAPES, VESSELS, Item, bearing
-from jaxvla.envs.tasks import GO_AROUND, MOVE_TO_SIDE, Task, is_done, place_position, sample_task
+from jaxvla.envs.tasks import (
+    EXTRA_TASKS,
+    GO_AROUND,
+    MOVE_TO_SIDE,
+    PUT_IN_CONTAINER,
+    TASKS,
+    Task,
+    is_done,
+    place_position,
+    sample_task,
+)
 
 # Where things are put down at first, m; the gripper reaches 2 cm farther.
 PLACE_LOW, PLACE_HIGH = np.array([0.205, -0.145]), np.array([0.395, 0.145])
@@ -22,16 +34,47 @@ CARRY = 0.125
 DETOUR_AHEAD, DETOUR_ASIDE, DETOUR_SPREAD = 0.30, 0.125, 0.015
 
 
-def sample_scene(task_id: str, rng: np.random.Generator) -> tuple[list[Item], Task]:
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """How much there is to tell apart in a scene: one container, and some objects, all of different colours.
+
+    Attributes:
+        vessels, shapes, colors: what containers, objects and their colours are drawn from.
+        objects: the least and the largest number of objects.
+        tasks: those that a seed draws from.
+        extra_tasks: what there is besides where it is asked for by name.
+    """
+
+    vessels: tuple[str, ...] = tuple(VESSELS)
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    colors: tuple[str, ...] = tuple(COLORS)
+    objects: tuple[int, int] = (2, 3)
+    tasks: tuple[str, ...] = TASKS
+    extra_tasks: tuple[str, ...] = ()
+
+    @property
+    def all_tasks(self) -> tuple[str, ...]:
+        """Every task that can be asked for."""
+        return self.tasks + self.extra_tasks
+
+
+LEVELS = {
+    "one": Level(("bowl",), ("cube",), ("blue", "red"), (1, 1), (PUT_IN_CONTAINER,)),
+    "few": Level(("bowl", "plate"), ("cube", "cylinder"), ("blue", "red", "green", "yellow"), (2, 2), TASKS[:2]),
+    "full": Level(extra_tasks=EXTRA_TASKS),
+}
+
+
+def sample_scene(task_id: str, level: Level, rng: np.random.Generator) -> tuple[list[Item], Task]:
     """Draws the items of a scene, their places, and a task that is possible and not yet done.
 
-    One container and two to three objects; to go around, a container, an object in the gripper and a post.
+    To go around, there are a container, an object in the gripper and a post.
     """
     if task_id == GO_AROUND:
-        items = _place_detour(_draw_kinds(rng), rng)
+        items = _place_detour(_draw_kinds(level, rng), rng)
         return items, sample_task(task_id, items, rng)
     while True:
-        items = _place(_draw_kinds(rng), rng)
+        items = _place(_draw_kinds(level, rng), rng)
         task = items and sample_task(task_id, items, rng)
         if task and _is_possible(task, items):
             return items, task
@@ -42,12 +85,15 @@ def find(items: list[Item], name: str) -> Item:
     return next(item for item in items if item.name == name)
 
 
-def _draw_kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
+def _draw_kinds(level: Level, rng: np.random.Generator) -> list[tuple[str, str]]:
     """(kind, colour) of the container, then of the objects; all of different colours."""
-    count = int(rng.integers(2, 4))
-    colors = [list(COLORS)[i] for i in rng.permutation(len(COLORS))]
-    shapes = [list(SHAPES)[i] for i in rng.integers(len(SHAPES), size=count)]
-    return list(zip([list(VESSELS)[rng.integers(len(VESSELS))], *shapes], colors))
+    fewest, most = level.objects
+    count = int(rng.integers(fewest, most + 1))
+    # With as many colours as things, each keeps its own: the container has the first.
+    spare = len(level.colors) > 1 + most
+    colors = [level.colors[i] for i in rng.permutation(len(level.colors))] if spare else level.colors
+    shapes = [level.shapes[i] for i in rng.integers(len(level.shapes), size=count)]
+    return list(zip([level.vessels[rng.integers(len(level.vessels))], *shapes], colors))
 
 
 def _place(kinds: list[tuple[str, str]], rng: np.random.Generator) -> list[Item]:

@@ -22,6 +22,11 @@ STATE_HIGH = np.array([0.42, 0.17, 0.25, np.pi / 4, np.pi / 4, np.pi / 2, 1.0])
 NEUTRAL_STATE = np.array([0.30, 0.0, 0.15, 0.0, 0.0, 0.0, 1.0])
 START_SPREAD = 0.03
 
+# Where the gripper is at first in episodes that begin anywhere: bounds of x, y, z (m), and how far it is turned (rad)
+# from facing away from the robot.
+ANYWHERE_LOW, ANYWHERE_HIGH = np.array([0.20, -0.15, 0.05]), np.array([0.40, 0.15, 0.21])
+ANYWHERE_TURN = 0.5
+
 # How far an object's centre may be from the point between the fingers, and how far it may be turned, to be caught.
 GRASP_DISTANCE, GRASP_HEIGHT, GRASP_TURN = 0.02, 0.018, 0.35
 RELEASE_OPENING = 0.08
@@ -42,6 +47,10 @@ class TabletopEnv:
         image_size: pixels a side of the square images.
         render: whether observations hold images; most of the time of a step goes into them.
         max_steps: after which an episode is truncated.
+        level: how much there is to tell apart, one of `scene.LEVELS`.
+
+    Raises:
+        ConfigError: there is no such level.
 
     Attributes (the truth about the world, for annotations; valid until the next step):
         items: containers, objects and obstacles, each with name, kind, color, position, yaw and support.
@@ -51,7 +60,10 @@ class TabletopEnv:
         held: the item in the gripper, or None.
     """
 
-    def __init__(self, image_size: int = 128, render: bool = True, max_steps: int = 60) -> None:
+    def __init__(self, image_size: int = 128, render: bool = True, max_steps: int = 60, level: str = "full") -> None:
+        if level not in scene.LEVELS:
+            raise ConfigError(f"no tabletop level named {level!r}; there are: {', '.join(scene.LEVELS)}")
+        self.level = level
         self.image_size = image_size
         self.max_steps = max_steps
         self.items: list[Item] = []
@@ -63,24 +75,31 @@ class TabletopEnv:
         self._steps = 0
         self._renderer = Renderer(image_size) if render else None
 
-    def reset(self, *, seed: int, task: str | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int, task: str | None = None, anywhere: bool = False
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts the episode that `seed` determines.
 
         Args:
             seed: of the scene.
-            task: one of `tasks.ALL_TASKS`; None for one of `tasks.TASKS`, drawn from the seed.
+            task: one of the level's tasks; None for one that is drawn from the seed.
+            anywhere: the gripper begins anywhere above the table, not near one pose.
 
         Raises:
-            ConfigError: there is no such task.
+            ConfigError: there is no such task on this level.
         """
-        if task not in (None, *tasks.ALL_TASKS):
-            raise ConfigError(f"no tabletop task named {task!r}; there are: {', '.join(tasks.ALL_TASKS)}")
+        level = scene.LEVELS[self.level]
+        if task not in (None, *level.all_tasks):
+            known = ", ".join(level.all_tasks)
+            raise ConfigError(f"no tabletop task named {task!r} on level {self.level}; there are: {known}")
         rng = np.random.default_rng(seed)
-        drawn = tasks.TASKS[rng.integers(len(tasks.TASKS))]
-        self.items, self.task = scene.sample_scene(task or drawn, rng)
+        drawn = level.tasks[rng.integers(len(level.tasks))]
+        self.items, self.task = scene.sample_scene(task or drawn, level, rng)
         self.state = NEUTRAL_STATE.copy()
         self.state[:3] += rng.uniform(-START_SPREAD, START_SPREAD, 3)
-        self.state[5] = bearing(*self.state[:2])
+        if anywhere:
+            self.state[:3] = rng.uniform(ANYWHERE_LOW, ANYWHERE_HIGH)
+        self.state[5] = bearing(*self.state[:2]) + (rng.uniform(-ANYWHERE_TURN, ANYWHERE_TURN) if anywhere else 0.0)
         self.held = None
         for item in self.items:
             if item.support == "gripper":
