@@ -1,9 +1,10 @@
 """Statistics of actions and proprio, and the normalizations made of them, which the policy inverts for the robot."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,10 @@ class FieldStatistics:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "FieldStatistics":
-        """Computes the statistics of `values` [n, d]; moments in float64, quantiles with linear interpolation.
+        """Computes the statistics of `values` [n, d]; moments in float64.
+
+        Quantiles are interpolated linearly, but not over a jump of more than half of the range: between the two
+        positions of a gripper there is no value, so the one farther out is taken.
 
         Raises:
             DataError: no rows, or a value that is not finite.
@@ -38,9 +42,13 @@ class FieldStatistics:
         if not np.isfinite(values).all():
             row, column = np.argwhere(~np.isfinite(values))[0]
             raise DataError(f"value at transition {row}, dimension {column} is {values[row, column]}")
-        q01, q99 = np.quantile(values, [0.01, 0.99], axis=0)
+        low, high = values.min(0), values.max(0)
         moments = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-        return cls(*(np.asarray(x, np.float32) for x in (*moments, values.min(0), values.max(0), q01, q99)))
+        methods = ("linear", "lower", "higher")
+        between, below, above = (np.quantile(values, [0.01, 0.99], axis=0, method=method) for method in methods)
+        jump = above - below > (high - low) / 2
+        q01, q99 = np.where(jump, [below[0], above[1]], between)
+        return cls(*(np.asarray(x, np.float32) for x in (*moments, low, high, q01, q99)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FieldStatistics":
@@ -85,9 +93,18 @@ class Statistics:
         return json.dumps(self.to_json(), indent=1)
 
 
+class _Map(NamedTuple):
+    """y = (x - shift) / scale, kept within [low, high]; each float64 [d]."""
+
+    shift: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Normalizer:
-    """An invertible per-dimension affine map, clipped forward for the bounded kinds.
+    """An invertible per-dimension affine map, clipped for the bounded kinds.
 
     normal      (x - mean) / std
     bounds      2 (x - min) / (max - min) - 1, clipped to [-1, 1]
@@ -95,12 +112,16 @@ class Normalizer:
     none        x
 
     Dimensions outside `mask` pass through; those that are constant in the data become 0 and come back as the constant.
+    A dimension that moves, but in so few steps that q01 = q99, has no quantiles to be scaled by: bounds_q99 takes its
+    min and max, and so it does for `ends`, dimensions whose rare values are no outliers, such as a gripper that closes
+    rarely. Within the bounds `inverse` undoes `forward`; beyond them both give the bound.
     bridge_data_v2 maps bounds to [0, 1]; [-1, 1] is used here, as Octo and OpenVLA do, so that both kinds agree.
     """
 
     kind: str
     statistics: FieldStatistics
     mask: tuple[bool, ...] | None = None
+    ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -111,37 +132,36 @@ class Normalizer:
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         """Robot units [..., d] to normalized float32 [..., d]."""
-        shift, scale = self._affine()
-        y = (np.asarray(x, np.float32) - shift) / scale
-        if self.kind.startswith("bounds"):
-            y = np.where(self._active(), np.clip(y, -1, 1), y)
-        return y.astype(np.float32)
+        m = self._map
+        return np.clip((np.asarray(x, np.float64) - m.shift) / m.scale, m.low, m.high).astype(np.float32)
 
     def inverse(self, y: np.ndarray) -> np.ndarray:
-        """Normalized [..., d] to robot units, float32 [..., d]."""
-        shift, scale = self._affine()
-        moving = self._range() > CONSTANT_BELOW
-        y = np.where(self._active() & ~moving, 0, np.asarray(y, np.float32))
-        return (y * scale + shift).astype(np.float32)
+        """Normalized [..., d] to robot units, float32 [..., d]; values beyond the limits count as the limits."""
+        m = self._map
+        return (np.clip(np.asarray(y, np.float64), m.low, m.high) * m.scale + m.shift).astype(np.float32)
 
-    def _active(self) -> np.ndarray:
-        mask = np.ones(len(self.statistics.mean), bool) if self.mask is None else np.asarray(self.mask)
-        return mask & (self.kind != "none")
+    def limits(self) -> tuple[tuple[float, float], ...]:
+        """The lowest and the highest normalized value of each dimension that `inverse` tells apart from others.
 
-    def _range(self) -> np.ndarray:
-        s = self.statistics
-        return {"normal": s.max - s.min, "bounds": s.max - s.min, "bounds_q99": s.q99 - s.q01}.get(
-            self.kind, np.full_like(s.mean, np.inf)
-        )
+        (-1, 1) where a kind has bounds, (0, 0) where the data is constant, (-inf, inf) elsewhere.
+        """
+        return tuple(zip(self._map.low.tolist(), self._map.high.tolist()))
 
-    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
-        s = self.statistics
-        shift, scale = {
-            "normal": (s.mean, s.std),
-            "bounds": ((s.max + s.min) / 2, (s.max - s.min) / 2),
-            "bounds_q99": ((s.q99 + s.q01) / 2, (s.q99 - s.q01) / 2),
-            "none": (np.zeros_like(s.mean), np.ones_like(s.mean)),
-        }[self.kind]
-        scale = np.where(self._range() > CONSTANT_BELOW, scale, 1)
-        active = self._active()
-        return np.where(active, shift, 0).astype(np.float32), np.where(active, scale, 1).astype(np.float32)
+    @functools.cached_property
+    def _map(self) -> _Map:
+        """What is constant, and the scale of what is not; in float64, for ranges that are small beside their offset."""
+        values = {
+            f.name: getattr(self.statistics, f.name).astype(np.float64) for f in dataclasses.fields(FieldStatistics)
+        }
+        low, high = values["min"], values["max"]
+        active = np.full(len(low), self.kind != "none") & (True if self.mask is None else np.asarray(self.mask))
+        constant = active & (high - low < CONSTANT_BELOW)
+        if self.kind == "bounds_q99":
+            inner = values["q99"] - values["q01"] >= CONSTANT_BELOW
+            inner[list(self.ends)] = False
+            low, high = np.where(inner, values["q01"], low), np.where(inner, values["q99"], high)
+        shift, scale, limit = (low + high) / 2, (high - low) / 2, 1.0
+        if self.kind == "normal":
+            shift, scale, limit = values["mean"], values["std"], np.inf
+        limit = np.where(constant, 0.0, np.where(active, limit, np.inf))
+        return _Map(np.where(active, shift, 0.0), np.where(active & ~constant, scale, 1.0), 0.0 - limit, limit)

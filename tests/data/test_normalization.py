@@ -28,12 +28,71 @@ def test_not_finite_values_are_named(values):
         FieldStatistics.of(values)
 
 
+def kinds_of_dimensions(rows):
+    """Columns that move, stand still, move rarely (one and two steps), and move little far from zero."""
+    rng = np.random.default_rng(1)
+    columns = {
+        "moving": rng.normal(0, 0.02, rows),
+        "constant": np.full(rows, 0.25),
+        "far constant": np.full(rows, 1234.5),
+        "rare": np.where(np.arange(rows) == 5, 0.3, 0.0),
+        "rarely closed gripper": np.where(np.arange(rows) < 2, 0.0, 1.0),
+        "noisy gripper": np.where(np.arange(rows) < 2, 0.0, 1.0) + rng.uniform(0, 0.02, rows),
+        "far and small": 1000 + rng.integers(0, 3, rows) * np.spacing(np.float32(1000)),
+        "large": rng.normal(0, 1e4, rows),
+    }
+    return np.stack(list(columns.values()), 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 195, 2000])
+@pytest.mark.parametrize("masked", [None, "all", "none", "every other"])
 @pytest.mark.parametrize("kind", ["normal", "bounds", "bounds_q99", "none"])
-def test_inverse_undoes_forward_within_the_bounds(values, kind):
-    normalizer = Normalizer(kind, FieldStatistics.of(values))
-    s = normalizer.statistics
-    inside = np.clip(values, s.q01, s.q99)
-    np.testing.assert_allclose(normalizer.inverse(normalizer.forward(inside)), inside, atol=1e-6)
+def test_inverse_undoes_forward_within_the_bounds(kind, masked, rows):
+    data = kinds_of_dimensions(rows)
+    dims = data.shape[1]
+    mask = {None: None, "all": (True,) * dims, "none": (False,) * dims, "every other": (True, False) * (dims // 2)}
+    normalizer = Normalizer(kind, FieldStatistics.of(data), mask[masked], ends=(4,))
+    low, high = (normalizer.inverse(np.full(dims, bound)) for bound in (-np.inf, np.inf))
+    inside = np.clip(data, low, high)
+    y = normalizer.forward(data)
+    assert (abs(normalizer.inverse(y) - inside) <= 3e-7 * abs(data).max(0)).all()
+    np.testing.assert_array_equal(normalizer.forward(inside), y)
+    limits = np.array(normalizer.limits())
+    assert (limits[:, 0] <= y).all()
+    assert (y <= limits[:, 1]).all()
+    # Only outliers of dimensions that move steadily are cut.
+    cut = (inside != data).any(0)
+    assert not cut[1:5].any()
+    assert not (cut.any() and kind != "bounds_q99")
+
+
+def test_a_gripper_that_closes_rarely_closes():
+    for rows in (195, 400, 5000):
+        data = kinds_of_dimensions(rows)
+        normalizer = Normalizer("bounds_q99", FieldStatistics.of(data))
+        np.testing.assert_array_equal(normalizer.forward(data)[:, 4], np.where(np.arange(rows) < 2, -1, 1))
+        np.testing.assert_array_equal(normalizer.inverse(normalizer.forward(data))[:, 3:5], data[:, 3:5])
+
+
+def test_the_ends_of_a_gripper_are_no_outliers():
+    width = np.clip(np.linspace(-0.001, 0.08, 1000), 0.02, 0.08).astype(np.float32)[::-1, None]
+    width[-4:] = 0  # closed in four steps, 0.02 and more in the others
+    width[-8:-4] = 0.01
+    s = FieldStatistics.of(width)
+    assert Normalizer("bounds_q99", s).inverse(np.array([-1.0])) == s.q01 == np.float32(0.02)
+    assert Normalizer("bounds_q99", s, ends=(0,)).inverse(np.array([-1.0])) == 0
+
+
+def test_limits_are_what_the_inverse_tells_apart(values):
+    mask = (True, False, True, True)
+    s, free = FieldStatistics.of(values), (-np.inf, np.inf)
+    assert Normalizer("bounds", s, mask).limits() == ((-1, 1), free, (-1, 1), (0, 0))
+    assert Normalizer("normal", s, mask).limits() == (free, free, free, (0, 0))
+    assert Normalizer("none", s).limits() == (free,) * 4
+    beyond = np.array([[-5.0] * 4, [5.0] * 4])
+    robot = Normalizer("bounds", s, mask).inverse(beyond)
+    np.testing.assert_array_equal(robot[:, 0], [s.min[0], s.max[0]])
+    np.testing.assert_array_equal(robot[:, 1], [-5, 5])
 
 
 def test_normal_has_zero_mean_and_unit_deviation_where_data_moves(values):
