@@ -6,6 +6,13 @@ shares. `cameras` maps a batch's camera names to the stored ones; `image_size` (
 stored size. `reasoning_path` is the store of annotations that reasoning policies learn from, below `data_path` unless
 it is absolute; empty for none. `max_mismatched` is the largest share, 0 to 1, of the trajectories found there that may
 have another length or instruction than their annotations, or share their key; these get no reasoning.
+
+`actions` says what the actions are. `relabel` makes each but the gripper the difference of two successive states, in
+the proprio dimension of the same number: for commanded movements only. `gripper` are the dimensions that are absolute
+gripper states, with the values `open` and `closed`; `binarize` makes them one of the two. `angles` are dimensions (rad)
+that may jump by 2 pi, and `wrap` takes their differences the short way round. `names` are of all dimensions. The base
+says nothing, and then nothing is done to them; what is said is checked against the data.
+`--config.data.relabel_actions` takes the place of `relabel`.
 """
 
 from ml_collections import ConfigDict
@@ -21,13 +28,46 @@ def _base() -> dict:
         "cameras": {"images0": "images0"},
         "image_size": (),
         "action_mask": (),
+        "actions": {
+            "relabel": False,
+            "gripper": (),
+            "open": 1.0,
+            "closed": 0.0,
+            "binarize": False,
+            "angles": (),
+            "wrap": False,
+            "names": (),
+        },
         "reasoning_path": "reasoning.sqlite",
         "max_mismatched": 0.1,
     }
 
 
+def _tfrecord() -> dict:
+    """Another robot's data in the TFRecords of BridgeData; needs --config.data_path."""
+    return _base()
+
+
+def _rlds() -> dict:
+    """Another RLDS dataset; needs --config.data_path, cameras and an image size."""
+    return _base() | {"format": "rlds", "include": ()}
+
+
+def _bridge() -> dict:
+    """BridgeData V2: commanded movements of the pose, which reached states relabel, and the absolute gripper."""
+    config = _base()
+    config["actions"] |= {
+        "relabel": True,
+        "gripper": (6,),
+        "binarize": True,
+        "angles": (3, 4, 5),
+        "names": ("x (m)", "y (m)", "z (m)", "roll (rad)", "pitch (rad)", "yaw (rad)", "gripper (1 open)"),
+    }
+    return config
+
+
 def _bdv2_local() -> dict:
-    return _base() | {"data_path": "data/bdv2"}
+    return _bridge() | {"data_path": "data/bdv2"}
 
 
 def _all() -> dict:
@@ -39,15 +79,15 @@ def _all() -> dict:
         "bridge_data_v2/?*/?*/?*",
         "scripted/?*",
     )
-    return _base() | {"data_path": "data/bdv2", "include": (patterns,)}
+    return _bridge() | {"data_path": "data/bdv2", "include": (patterns,)}
 
 
 def _sample() -> dict:
-    return _base() | {"data_path": "data/sample/tfrecord"}
+    return _bridge() | {"data_path": "data/sample/tfrecord"}
 
 
 def _bridge_rlds() -> dict:
-    return _base() | {
+    return _bridge() | {
         "format": "rlds",
         "data_path": "data/bridge_dataset/1.0.0",
         "include": (),
@@ -56,7 +96,14 @@ def _bridge_rlds() -> dict:
     }
 
 
-PRESETS = {"bdv2_local": _bdv2_local, "all": _all, "sample": _sample, "bridge_rlds": _bridge_rlds}
+PRESETS = {
+    "bdv2_local": _bdv2_local,
+    "all": _all,
+    "sample": _sample,
+    "bridge_rlds": _bridge_rlds,
+    "tfrecord": _tfrecord,
+    "rlds": _rlds,
+}
 
 
 def get_config(name: str = "") -> ConfigDict:

@@ -8,6 +8,7 @@ LaRA-VLA). Each but the last has a small one, such as gc_bc_tiny and ecot_tiny, 
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 AUGMENT = {
     "order": ("random_resized_crop", "brightness", "contrast", "saturation", "hue"),
@@ -36,7 +37,7 @@ def _base() -> dict:
         "save_dir": "runs",
         "resume_path": "",
         "data": {
-            "relabel_actions": True,
+            "relabel_actions": placeholder(bool),  # as the dataset says
             "goal_relabeling": {"strategy": "uniform", "reached_proportion": 0.0, "discount": 0.98, "delta": (0, 24)},
             "obs_horizon": 1,
             "action_horizon": 1,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from jaxvla.training.loop import Summary
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
-ACTION_NAMES = ("x (m)", "y (m)", "z (m)", "roll (rad)", "pitch (rad)", "yaw (rad)", "gripper (1 open)")
 DEBUG = {"num_steps": 4, "log_interval": 1, "eval_interval": 2, "eval_batches": 1, "save_interval": 4}
 
 FLAGS = flags.FLAGS
@@ -93,9 +92,12 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     for name, dataset in (("training", job.training), ("validation", job.validation)):
         counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
+    print("actions      " + f"\n{'':<13}".join(job.training.describe_actions()))
+    for remark in job.training.remarks:
+        print(f"warning: {remark}")
     if job.training.config.action_horizon > 1:
         horizon, share = job.training.config.action_horizon, job.training.padded_share
-        print(f"actions      chunks of {horizon}; {share:.1%} of their slots lie behind an end, and carry no loss")
+        print(f"             chunks of {horizon}; {share:.1%} of their slots lie behind an end, and carry no loss")
     if job.texts is not None:
         print("\n".join(job.texts.report))
         for first, stage in job.texts.wording.curriculum.config.schedule:
@@ -140,8 +142,7 @@ def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> No
         inference = "implicit" if stage else "none"
     policy = load_policy(checkpoint, inference=inference)
     predicted = np.stack([policy.act(view, task)[0] for view in views[:-1]])
-    names = ACTION_NAMES if true.shape[1] == len(ACTION_NAMES) else [f"action {d}" for d in range(true.shape[1])]
-    plot_actions(predicted, true, names, path)
+    plot_actions(predicted, true, job.validation.convention.labels(true.shape[1]), path)
 
 
 if __name__ == "__main__":

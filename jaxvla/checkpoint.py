@@ -12,6 +12,7 @@ reads params and assets only, and nothing outside the folder.
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,9 +21,11 @@ import jax
 import orbax.checkpoint as ocp
 
 import jaxvla
+from jaxvla.config import from_mapping
+from jaxvla.data.actions import ActionConvention
 from jaxvla.data.normalization import Normalizer, Statistics
 from jaxvla.data.schema import BatchSpec, InstructionSpec, TextSpec
-from jaxvla.errors import CheckpointError
+from jaxvla.errors import CheckpointError, ConfigError
 from jaxvla.parallel.sharding import path_string
 
 ARRAY_ITEMS = ("params", "train")
@@ -46,6 +49,7 @@ class Assets:
         data_config: the whole data configuration, as plain values.
         text: how prompts become tokens (`reasoning.texts.Wording.to_json`); None where the agent reads none.
         language: how instructions are encoded (`agents.language.Language.to_json`); None where the agent follows none.
+        actions: what the numbers of an action are; None where the checkpoint is too old to say.
         version: of jaxvla.
     """
 
@@ -60,20 +64,25 @@ class Assets:
     data_config: Mapping[str, Any]
     text: Mapping[str, Any] | None = None
     language: Mapping[str, Any] | None = None
+    actions: ActionConvention | None = None
     version: str = jaxvla.__version__
 
     def action_normalizer(self) -> Normalizer:
         """Between robot units and the actions of a batch."""
-        return Normalizer(self.action_normalization, self.statistics.actions, self.action_mask or None)
+        ends = () if self.actions is None else self.actions.gripper
+        return Normalizer(self.action_normalization, self.statistics.actions, self.action_mask or None, ends)
 
     def proprio_normalizer(self) -> Normalizer:
         """Between robot units and the proprio of a batch."""
         return Normalizer(self.proprio_normalization, self.statistics.proprio)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; tuples become lists."""
+        """Plain JSON values; tuples become lists, and limits that there are not, for which JSON has no number, null."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields |= {"spec": dataclasses.asdict(self.spec), "statistics": self.statistics.to_json()}
+        spec = dataclasses.asdict(self.spec)
+        spec["action_limits"] = [[x if math.isfinite(x) else None for x in pair] for pair in self.spec.action_limits]
+        actions = None if self.actions is None else dataclasses.asdict(self.actions)
+        fields |= {"spec": spec, "statistics": self.statistics.to_json(), "actions": actions}
         return json.loads(json.dumps(fields))
 
     @classmethod
@@ -81,16 +90,23 @@ class Assets:
         """The inverse of `to_json`; lists inside the configurations stay lists."""
         spec = {key: tuple(value) if isinstance(value, list) else value for key, value in values["spec"].items()}
         text, instruction = spec.pop("text", None), spec.pop("instruction", None)
+        limits = (
+            (-math.inf if low is None else low, math.inf if high is None else high)
+            for low, high in spec.pop("action_limits", ())
+        )
+        actions = values.get("actions")
         return cls(
             **{
                 **values,
                 "spec": BatchSpec(
                     **spec,
+                    action_limits=tuple(limits),
                     text=None if text is None else TextSpec(**text),
                     instruction=None if instruction is None else InstructionSpec(**instruction),
                 ),
                 "statistics": Statistics.from_json(values["statistics"]),
                 "action_mask": tuple(values["action_mask"]),
+                "actions": None if actions is None else from_mapping(ActionConvention, actions, "actions"),
             }
         )
 
@@ -162,7 +178,7 @@ def read_assets(folder: pathlib.Path) -> Assets:
     values = read_json(folder, "assets")
     try:
         return Assets.from_json(values)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         version = values.get("version", "unknown")
         raise CheckpointError(
             f"{folder / 'assets'} was written by jaxvla {version} and does not fit {jaxvla.__version__} ({error})"

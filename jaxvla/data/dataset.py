@@ -6,7 +6,9 @@ import pathlib
 
 import numpy as np
 
-from jaxvla.data import actions, bridge_tfrecord, rlds, sidecar
+from jaxvla.data import bridge_tfrecord, rlds, sidecar
+from jaxvla.data.action_checks import check_actions, describe_actions
+from jaxvla.data.actions import ActionConvention
 from jaxvla.data.goals import GoalConfig
 from jaxvla.data.index import open_indices
 from jaxvla.data.normalization import FieldStatistics, Normalizer, Statistics
@@ -35,6 +37,7 @@ class SourceConfig:
     cameras: dict[str, str] = dataclasses.field(default_factory=lambda: {"images0": "images0"})
     image_size: tuple[int, ...] = ()
     action_mask: tuple[bool, ...] = ()
+    actions: ActionConvention = dataclasses.field(default_factory=ActionConvention)
     reasoning_path: str = "reasoning.sqlite"
     max_mismatched: float = 0.1
 
@@ -60,7 +63,7 @@ class SourceConfig:
 class DataConfig:
     """What becomes of the trajectories; the keys of config.data in configs/train_config.py."""
 
-    relabel_actions: bool = True
+    relabel_actions: bool | None = None
     goal_relabeling: GoalConfig = dataclasses.field(default_factory=GoalConfig)
     obs_horizon: int = 1
     action_horizon: int = 1
@@ -90,6 +93,8 @@ class Dataset:
         usable: int64 [n], how many leading transitions of each trajectory are drawn from.
         group_sizes: how many usable transitions each group has.
         weights: the share of batches that each group has.
+        convention: what the actions are.
+        remarks: what speaks against it in the data, a warning of one line each; of the training split.
     """
 
     source: TrajectorySource
@@ -102,6 +107,8 @@ class Dataset:
     usable: np.ndarray
     group_sizes: tuple[int, ...]
     weights: tuple[float, ...]
+    convention: ActionConvention
+    remarks: tuple[str, ...]
 
     @property
     def num_transitions(self) -> int:
@@ -118,6 +125,7 @@ class Dataset:
             action_dim=self.actions.shape[1],
             obs_horizon=self.config.obs_horizon,
             action_horizon=self.config.action_horizon,
+            action_limits=self.action_normalizer.limits(),
         )
 
     @property
@@ -128,6 +136,10 @@ class Dataset:
             for ahead in range(1, self.config.action_horizon)
         )
         return float(behind / (self.num_transitions * self.config.action_horizon))
+
+    def describe_actions(self) -> tuple[str, str]:
+        """What the actions are, and the range of each dimension, as they are learned; one line each."""
+        return describe_actions(self.convention, self.statistics.actions)
 
     def annotations(self) -> tuple[str, ...]:
         """All annotations, trajectory after trajectory: the table that a batch's `language` points into."""
@@ -153,10 +165,16 @@ def open_dataset(
     groups = _find_groups(source_config, root, split)
     image_size = config.image_size or source_config.image_size
     source = _open_source(source_config, image_size, root, tuple(path for files in groups for path in files))
-    table = _transform_actions(source, config)
+    convention = _convention(source_config, config)
+    convention.check(source.actions.shape[1], source.proprio.shape[1])
+    table = _transform_actions(source, convention)
+    remarks = ()
     if statistics is None:
-        statistics = _kept_statistics(source, table, root, config.relabel_actions)
-    action_normalizer = Normalizer(config.normalization, statistics.actions, source_config.action_mask or None)
+        remarks = check_actions(source, convention)
+        statistics = _kept_statistics(source, table, root, convention)
+    action_normalizer = Normalizer(
+        config.normalization, statistics.actions, source_config.action_mask or None, convention.gripper
+    )
     proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
     usable = config.goal_relabeling.usable_transitions(source.lengths)
     if config.skip_unlabeled:
@@ -181,6 +199,8 @@ def open_dataset(
         usable,
         group_sizes,
         source_config.sample_weights or (1.0,) * len(groups),
+        convention,
+        remarks,
     )
 
 
@@ -201,12 +221,19 @@ def _open_source(
     return TrajectorySource(paths, indices, tuple(config.cameras.items()), image_size)
 
 
-def _transform_actions(source: TrajectorySource, config: DataConfig) -> np.ndarray:
+def _convention(source_config: SourceConfig, config: DataConfig) -> ActionConvention:
+    """What the dataset says of its actions, or the run in its place."""
+    if config.relabel_actions is None:
+        return source_config.actions
+    return dataclasses.replace(source_config.actions, relabel=config.relabel_actions)
+
+
+def _transform_actions(source: TrajectorySource, convention: ActionConvention) -> np.ndarray:
     """Actions [sum T, d] in robot units, after the transforms of whole trajectories."""
-    if not config.relabel_actions:
+    if not (convention.relabel or convention.binarize):
         return source.actions
     tables = (source.table(i) for i in range(len(source)))
-    return np.concatenate([actions.relabel_actions(table.actions, table.proprio) for table in tables])
+    return np.concatenate([convention.transform(table.actions, table.proprio) for table in tables])
 
 
 def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:

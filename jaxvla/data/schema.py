@@ -7,8 +7,9 @@ k thinking slots, s suffix columns; l tokens of an instruction, or values of its
 A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transition t goes from frame t to frame t + 1.
 
     Trajectory (host, raw robot units)
-        actions    float32 [T, d]       BridgeData: 6 deltas (m, rad, world axes) and the absolute gripper (1 open)
-        proprio    float32 [T + 1, p]   x, y, z (m), roll, pitch, yaw (rad), gripper opening (1 open)
+        actions    float32 [T, d]       what they are says the dataset's `ActionConvention`; of BridgeData 6 deltas
+                                        (m, rad, world axes) and the absolute gripper (1 open)
+        proprio    float32 [T + 1, p]   of BridgeData x, y, z (m), roll, pitch, yaw (rad), gripper opening (1 open)
         language   tuple of str         the annotations; empty where the trajectory is unlabelled
         key        str                  what errors call it, and the join key of annotations
 

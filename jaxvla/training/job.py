@@ -132,6 +132,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         data_config=source_settings,
         text=None if texts is None else texts.wording.to_json(),
         language=None if language is None else language.to_json(),
+        actions=training.convention,
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     tables = None if language is None else (language.table(training), language.table(validation))

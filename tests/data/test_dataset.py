@@ -1,13 +1,16 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from data.bridge_files import trajectory, write, write_dataset
 
-from jaxvla.data.actions import relabel_actions
+from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.goals import GoalConfig
 from jaxvla.errors import ConfigError, DataError
+
+BRIDGE = ActionConvention(relabel=True, gripper=(6,), binarize=True, angles=(3, 4, 5))
 
 
 def source_config(root, include=(("**",),), **changes):
@@ -20,9 +23,9 @@ def root(tmp_path):
 
 
 def test_actions_are_transformed_then_normalized(root):
-    dataset = open_dataset(source_config(root), DataConfig(), "train")
+    dataset = open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "train")
     tables = [dataset.source.table(i) for i in range(3)]
-    relabelled = np.concatenate([relabel_actions(t.actions, t.proprio) for t in tables])
+    relabelled = np.concatenate([BRIDGE.transform(t.actions, t.proprio) for t in tables])
     np.testing.assert_allclose(dataset.statistics.actions.mean, relabelled.mean(0), atol=1e-6)
     np.testing.assert_allclose(dataset.actions, (relabelled - relabelled.mean(0)) / relabelled.std(0), atol=1e-4)
     np.testing.assert_allclose(dataset.action_normalizer.inverse(dataset.actions), relabelled, atol=1e-6)
@@ -48,9 +51,35 @@ def test_statistics_are_kept_beside_the_data_until_it_changes(root):
 
 
 def test_other_transforms_have_other_statistics(root):
-    raw = open_dataset(source_config(root), DataConfig(relabel_actions=False), "train")
-    relabelled = open_dataset(source_config(root), DataConfig(), "train")
+    relabelled = open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "train")
+    raw = open_dataset(source_config(root, actions=BRIDGE), DataConfig(relabel_actions=False), "train")
     assert (raw.statistics.actions.mean[:6] != relabelled.statistics.actions.mean[:6]).all()
+    plain = open_dataset(source_config(root), DataConfig(), "train")
+    np.testing.assert_array_equal(
+        plain.statistics.actions.mean, plain.source.actions.mean(0, dtype=np.float64).astype("f4")
+    )
+
+
+def test_the_run_may_speak_in_place_of_the_dataset(root):
+    def convention(**changes):
+        return open_dataset(source_config(root, actions=BRIDGE), DataConfig(**changes), "train").convention
+
+    assert convention() == BRIDGE == convention(relabel_actions=True)
+    assert convention(relabel_actions=False) == dataclasses.replace(BRIDGE, relabel=False)
+
+
+def test_claims_are_held_against_the_training_split(root):
+    widths = dataclasses.replace(BRIDGE, open=0.08)
+    with pytest.raises(ConfigError, match="gripper dimension 6"):
+        open_dataset(source_config(root, actions=widths), DataConfig(), "train")
+    with pytest.raises(ConfigError, match="gripper must be different numbers"):
+        open_dataset(source_config(root, actions=dataclasses.replace(BRIDGE, gripper=(7,))), DataConfig(), "val")
+    dataset = open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "train")
+    assert "no movements of the proprio" in dataset.remarks[0]  # the commands of these files are noise
+    assert open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "val", dataset.statistics).remarks == ()
+    what, ranges = dataset.describe_actions()
+    assert what.startswith("7: 6 reached movements")
+    assert f"action 0 {dataset.statistics.actions.min[0]:.3g}.." in ranges
 
 
 def test_validation_uses_the_statistics_of_training(root):
@@ -92,6 +121,13 @@ def test_unlabelled_trajectories_are_left_out_on_request(tmp_path):
 def test_excluded_tasks_are_left_out(root):
     dataset = open_dataset(source_config(root, exclude=("*/push/*",)), DataConfig(), "train")
     assert [key.split("/")[0] for key in dataset.source.keys] == ["open", "open"]
+
+
+def test_the_spec_says_what_reaches_the_robot(root):
+    mask = (True,) * 6 + (False,)
+    dataset = open_dataset(source_config(root, action_mask=mask), DataConfig(normalization="bounds"), "train")
+    assert dataset.spec.action_limits == ((-1, 1),) * 6 + ((-np.inf, np.inf),)
+    hash(dataset.spec)
 
 
 def test_spec(root):
