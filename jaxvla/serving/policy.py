@@ -91,6 +91,7 @@ class Policy:
 
     Attributes:
         spec: cameras, image size (height, width), horizons and dimensions.
+        action_convention: what the numbers of an action are; None where the checkpoint is too old to say.
         robots: as given.
         needed: the names that an observation and a goal must hold, by "observation" and "goals": those that the agent's
             computation reads.
@@ -114,6 +115,7 @@ class Policy:
         if not 0 <= temperature < np.inf:
             raise PolicyError(f"the temperature of actions is 0 or positive, not {temperature}")
         self.spec, self.robots, self.words = assets.spec, robots, ""
+        self.action_convention = assets.actions
         self._agent, self._params = agent, params
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
         self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]

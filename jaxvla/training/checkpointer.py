@@ -47,6 +47,8 @@ _FREE_KEYS = (
     "train_config.mesh.",
     "data_config.data_path",
     "data_config.max_mismatched",
+    "data_config.actions.names",
+    "actions.names",
 )
 _ABSENT = "absent"
 

@@ -71,13 +71,22 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     assert saved_steps(run) == [3, 6]
     moved = tmp_path / "elsewhere"
     run.rename(moved)
-    action = load_policy(moved).act({"images0": frame(0, 0, 16)}, {"images0": frame(0, 5, 40)})
+    policy = load_policy(moved)
+    action = policy.act({"images0": frame(0, 0, 16)}, {"images0": frame(0, 5, 40)})
     assert action.shape == (1, 7)
     statistics = json.loads((moved / "dataset_statistics.json").read_text())["actions"]
     assert np.all(np.abs(action[0] - statistics["mean"]) < 5 * np.array(statistics["std"]) + 1e-6)
     printed = capsys.readouterr().out
     assert str(run / "checkpoints" / "6") in printed
     assert "of that of always predicting the mean action" in printed
+    lines = printed.splitlines()
+    said = lines.index(
+        "actions      7: 6 reached movements (differences of states), gripper 6 (1 open, 0 closed, binarized)"
+    )
+    assert lines[said + 1].startswith("             from x (m) -0.0")
+    assert lines[said + 1].endswith("gripper (1 open) 0..1")
+    assert lines[said + 2].startswith("warning: the actions do not explain the differences of the states")
+    assert policy.action_convention.gripper == (6,)
 
 
 def test_a_resumed_run_gives_the_same_losses_bit_for_bit(settings, data):

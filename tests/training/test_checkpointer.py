@@ -13,6 +13,7 @@ from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore, saved_steps
+from jaxvla.data.actions import ActionConvention
 from jaxvla.errors import CheckpointError
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.checkpointer import Checkpointer, config_differences, restore_state, resume
@@ -153,6 +154,33 @@ def test_assets_survive_json():
     assert again.train_config == {"hidden_dims": [256, 256]}
     np.testing.assert_array_equal(again.statistics.actions.q99, assets.statistics.actions.q99)
     assert again.to_json() == assets.to_json()
+
+
+def test_what_actions_are_survives_json():
+    limits = ((-1.0, 1.0), (-np.inf, np.inf))
+    convention = ActionConvention(gripper=(1,), open=0.08, names=("x (m)", "width (m)"))
+    spec = dataclasses.replace(make_assets().spec, action_limits=limits)
+    assets = dataclasses.replace(make_assets(), spec=spec, actions=convention)
+    text = json.dumps(assets.to_json(), allow_nan=False)
+    again = Assets.from_json(json.loads(text))
+    assert (again.spec, again.actions) == (spec, convention)
+    assert hash(again.spec) == hash(spec)
+
+
+def test_assets_from_before_actions_were_described_are_read():
+    values = make_assets().to_json()
+    del values["actions"], values["spec"]["action_limits"]
+    old = Assets.from_json(values)
+    assert (old.actions, old.spec.action_limits) == (None, ())
+    np.testing.assert_array_equal(old.action_normalizer().inverse(np.zeros(2)), old.statistics.actions.mean)
+
+
+def test_the_ends_of_the_gripper_bound_its_quantiles():
+    assets = dataclasses.replace(
+        make_assets(), action_normalization="bounds_q99", actions=ActionConvention(gripper=(1,))
+    )
+    s = assets.statistics.actions
+    np.testing.assert_array_equal(assets.action_normalizer().inverse(np.full(2, 9.0)), [s.q99[0], s.max[1]])
 
 
 def test_normalizers_of_assets():
