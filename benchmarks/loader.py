@@ -142,7 +142,7 @@ def measure_training() -> dict[str, object]:
 def measure_tfdata(augment: bool) -> dict[str, object]:
     import tfdata_design
 
-    paths = sorted(map(str, pathlib.Path(FLAGS.data_path).rglob("train/out.tfrecord")))
+    paths = bridge_tfrecord.find_files(pathlib.Path(FLAGS.data_path), ("**",), (), "train")
     start = time.perf_counter()
     stream = tfdata_design.batches(paths, FLAGS.batch_size, FLAGS.image_size, augment)
     next(stream)
@@ -172,7 +172,7 @@ def in_a_process_of_its_own(name: str, data_path: str) -> dict:
 
 
 def build_index(data_path: str) -> None:
-    paths = sorted(map(str, pathlib.Path(data_path).rglob("train/out.tfrecord")))
+    paths = bridge_tfrecord.find_files(pathlib.Path(data_path), ("**",), (), "train")
     size = sum(pathlib.Path(path).stat().st_size for path in paths)
     start = time.perf_counter()
     indices = [bridge_tfrecord.build_index(path) for path in paths]

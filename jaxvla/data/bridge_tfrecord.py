@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from jaxvla.data import tfrecord
+from jaxvla.data.folders import distinct, ends_with, glob
 from jaxvla.data.index import Frames, Index, IndexBuilder
 from jaxvla.data.protobuf import Read
 from jaxvla.data.tfrecord import FeatureSpan
@@ -99,32 +100,39 @@ class _Example:
 
 
 def find_files(root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str, ...], split: str) -> list[str]:
-    """The files `<root>/<pattern>/<split>/out.tfrecord`, sorted; `**` in a pattern matches any number of folders.
+    """The files `<root>/<pattern>/<split>/out.tfrecord`, sorted; each once, by however many links it can be reached.
 
     Args:
         root: the data path.
-        patterns: glob patterns of task folders.
-        exclude: glob patterns; a task folder whose path matches one is left out.
+        patterns: glob patterns of task folders; `**` matches any number of folders.
+        exclude: glob patterns; a task folder is left out where the end of its path matches one.
         split: "train" or "val".
 
     Raises:
-        DataError: the root is missing, a pattern matches no task folder, or no task folder has the split.
+        DataError: the root is missing or cannot be read, a pattern matches no task folder or leads out of the root, no
+            task folder has the split, or a file is a link that leads nowhere.
     """
     if not root.is_dir():
         raise DataError(f"no data folder {root}: convert data into it (see README, From raw data) or set the data path")
-    found: set[str] = set()
+    found: set[pathlib.Path] = set()
     for pattern in patterns:
-        files = [path for part in ("train", "val") for path in root.glob(f"{pattern}/{part}/out.tfrecord")]
+        files = [
+            root / folder.path / part / "out.tfrecord" for folder in glob(root, pattern) for part in folder.folders
+        ]
+        files = [path for path in files if path.parent.name in ("train", "val") and os.path.lexists(path)]
         if not files:
             below = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:5]) or "no folders"
             raise DataError(
                 f"include pattern {pattern!r} matches no <task>/(train|val)/out.tfrecord below {root} "
                 f"(which has {below}): correct bridgedata_config.include or the data path"
             )
-        found |= {os.fspath(path) for path in files if path.parent.name == split}
-    found = {path for path in found if not any(pathlib.PurePath(path).parents[1].match(e) for e in exclude)}
+        found |= {path for path in files if path.parent.name == split}
+    found = {path for path in found if not any(ends_with(path.parents[1], pattern) for pattern in exclude)}
     if not found:
         raise DataError(
             f"no {split}/out.tfrecord below {root} for include {patterns}, exclude {exclude}: convert again"
         )
-    return sorted(found)
+    for path in found:
+        if not path.is_file():
+            raise DataError(f"{path} is no file, or a link that leads nowhere: mend it, or exclude its task folder")
+    return [os.fspath(path) for path in distinct(found)[0]]
