@@ -1,6 +1,7 @@
 """How every main of the project starts, finds its configs, and fails."""
 
 import contextlib
+import io
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (),
             return _parse(list(argv), config_flags, config_dir)
 
     def guarded(argv: Sequence[str]) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries tell much of themselves at INFO
         with _one_line_errors():
