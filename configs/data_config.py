@@ -1,7 +1,8 @@
 """Which data to train on: `--bridgedata_config data_config.py:NAME`. Values only.
 
 `include` is a tuple of groups, each a tuple of glob patterns below `data_path` that name task folders holding
-`(train|val)/out.tfrecord`; `sample_weights` gives each group its share of the batches, empty for equal
+`(train|val)/out.tfrecord`, `exclude` patterns of those that are left out, by the end of their paths. `**` matches any
+number of folders, and links are followed. `sample_weights` gives each group its share of the batches, empty for equal
 shares. `cameras` maps a batch's camera names to the stored ones; `image_size` (height, width) is empty to keep the
 stored size. `reasoning_path` is the store of annotations that reasoning policies learn from, below `data_path` unless
 it is absolute; empty for none. `max_mismatched` is the largest share, 0 to 1, of the trajectories found there that may

@@ -50,12 +50,20 @@ def make_session(task: pathlib.Path, date: str = DATE, count: int = 3, first_see
 
 
 def to_numpy(raw: pathlib.Path, out: pathlib.Path, **options):
-    defaults = {"depth": 2, "train_proportion": 0.7, "im_size": SIZE, "seed": 0, "overwrite": False, "num_workers": 1}
+    defaults = {
+        "depth": 2,
+        "train_proportion": 0.7,
+        "im_size": SIZE,
+        "cameras": (),
+        "seed": 0,
+        "overwrite": False,
+        "num_workers": 1,
+    }
     return convert_raw(raw, out, **(defaults | options))
 
 
 def to_tfrecord(source: pathlib.Path, out: pathlib.Path, **options):
-    return convert_numpy(source, out, **({"depth": 2, "overwrite": False, "num_workers": 1} | options))
+    return convert_numpy(source, out, **({"depth": 2, "cameras": (), "overwrite": False, "num_workers": 1} | options))
 
 
 def load(path: pathlib.Path) -> np.ndarray:

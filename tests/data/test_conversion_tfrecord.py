@@ -27,8 +27,11 @@ def test_features_of_a_trajectory(tmp_path):
     assert (report.tasks, report.converted["train"], report.bytes_written) == (1, 1, path.stat().st_size)
     (features,) = read_features(path)
     frames = np.stack([expected_frame(3, 0, t) for t in range(5)])
+    second = np.stack([expected_frame(3, 1, t) for t in range(5)])
     expected = {
         "observations/images0": frames[:-1],
+        "observations/images1": second[:-1],
+        "next_observations/images1": second[1:],
         "observations/state": states[:-1].astype(np.float32),
         "next_observations/images0": frames[1:],
         "next_observations/state": states[1:].astype(np.float32),
@@ -92,13 +95,18 @@ STEPS = original_trajectory()["observations"]
         (original_trajectory(actions=[np.full(7, np.nan)] * 3), "not finite"),
         (original_trajectory(actions=[np.ones(6)] * 3), r"not \[steps, 7\]"),
         (original_trajectory(actions=[np.ones(7), np.ones(6), np.ones(7)]), "no table of numbers"),
-        (original_trajectory(observations=[{"state": np.ones(7)}] * 3), "no images0"),
+        (original_trajectory(observations=[{"state": np.ones(7)}] * 3), "no camera images0"),
         (original_trajectory(observations=[{"images0": STEPS[0]["images0"]}] * 3), "no state"),
         (
             original_trajectory(observations=[STEPS[0] | {"images0": np.zeros((4, 4, 3), np.uint8)}, *STEPS[1:]]),
             "sizes",
         ),
-        (original_trajectory(observations=[STEPS[0] | {"images0": np.zeros((4, 4, 3))}] * 3), "not uint8"),
+        (original_trajectory(observations=[STEPS[0] | {"images0": np.zeros((SIZE, SIZE, 3))}] * 3), "not uint8"),
+        (original_trajectory(observations=[STEPS[0] | {"images1": STEPS[0]["images0"]}, *STEPS[1:]]), "no images1"),
+        (original_trajectory(language=["lift", "\udcff"]), "text that is not Unicode"),
+        (original_trajectory(path="ta\udcff"), "text that is not Unicode"),
+        (original_trajectory(taught=[True, False]), "lengths disagree"),
+        (original_trajectory(taught=[1, 0, 1]), "`taught` is no list of bools"),
         (original_trajectory(language="lift"), "language is no list"),
         (original_trajectory(path=3), "path is no string"),
     ],
@@ -114,7 +122,7 @@ def test_a_faulty_trajectory_of_an_out_npy_is_skipped(tmp_path, trajectory, reas
 
 
 def test_a_damaged_out_npy_does_not_stop_the_others(tmp_path):
-    save_npy(tmp_path / "np" / "cut", "train", [original_trajectory()])
+    save_npy(tmp_path / "np" / "cut", "train", [original_trajectory()] * 3)
     save_npy(tmp_path / "np" / "evil", "train", [original_trajectory(language=Bomb())])
     save_npy(tmp_path / "np" / "good", "train", [original_trajectory()])
     (tmp_path / "np" / "numbers" / "val").mkdir(parents=True)
@@ -127,7 +135,10 @@ def test_a_damaged_out_npy_does_not_stop_the_others(tmp_path):
         "damaged or refused out.npy": 2,
         "out.npy holds no trajectories": 1,
     }
-    report.check()
+    assert sum(report.lost.values()) == 5
+    report.check(max_skipped=0.9)
+    with pytest.raises(DataError, match=r"5 of 6 trajectories .* more than --max_skipped 0.8, 4 for: damaged"):
+        report.check(max_skipped=0.8)
 
 
 def test_tfrecords_parse_as_in_the_loader_of_bridge_data_v2(tmp_path):

@@ -14,7 +14,7 @@ from data.raw_files import (
 )
 
 from jaxvla.data.conversion.raw_to_numpy import split_sessions
-from jaxvla.data.conversion.workers import completed
+from jaxvla.data.conversion.workers import alone_in, completed
 from jaxvla.errors import ConfigError, DataError
 
 
@@ -89,7 +89,9 @@ def test_stray_entries_are_counted_not_fatal(tmp_path):
     assert report.converted == {"train": 1, "val": 1}
     ignored = {reason: sorted(pathlib.Path(path).name for path in paths) for reason, paths in report.ignored.items()}
     assert ignored == {
-        "not a dated folder": ["2022-13-40_00-00-00", "lmdb", "lmdb_copy", "notes.txt"],
+        "file beside dated folders": ["notes.txt"],
+        "folder without a dated folder": ["2022-13-40_00-00-00"],
+        "lmdb folder": ["lmdb", "lmdb_copy"],
         "dated folder without raw/traj_group*/traj*": ["2022-03-05_00-00-00"],
     }
     assert "ignored        5 files and folders" in report.table(1.0)
@@ -190,10 +192,30 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path, convert):
     make_session(tmp_path / "in" / "task", count=1)
     to_numpy(tmp_path / "in", tmp_path / "in")
     (tmp_path / "blocked").write_text("a file")
-    with pytest.raises(DataError, match=r"blocked.*: cannot be written: Not a directory"):
+    with pytest.raises(DataError, match=r"blocked.*: cannot be written: a file is in the way"):
         convert(tmp_path / "in", tmp_path / "blocked")
 
 
 def test_killed_worker_is_one_line():
     with pytest.raises(DataError, match="a worker process was killed"):
         list(completed(os._exit, [1], num_workers=2))
+
+
+@pytest.mark.parametrize("convert", [to_numpy, to_tfrecord])
+def test_two_conversions_into_one_folder_are_refused(tmp_path, convert):
+    make_session(tmp_path / "in" / "task", count=2)
+    to_numpy(tmp_path / "in", tmp_path / "in")
+    message = r"another conversion writes into .*out: wait for its end, or give another --output_path"
+    with alone_in(tmp_path / "out"), pytest.raises(DataError, match=message):
+        convert(tmp_path / "in", tmp_path / "out")
+    assert sum(convert(tmp_path / "in", tmp_path / "out").converted.values()) == 2
+
+
+def test_a_file_in_the_place_of_a_task_folder_is_named(tmp_path):
+    make_session(tmp_path / "raw" / "task", count=2)
+    make_session(tmp_path / "raw" / "zoo", count=2)
+    (tmp_path / "np").mkdir()
+    (tmp_path / "np" / "zoo").write_bytes(b"")
+    with pytest.raises(DataError, match=r"np/zoo.*: cannot be written: a file is in the way"):
+        to_numpy(tmp_path / "raw", tmp_path / "np")
+    assert set(files_of(tmp_path / "np")) == {"zoo", "task/train/out.npy", "task/val/out.npy"}

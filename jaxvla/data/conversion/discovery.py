@@ -5,23 +5,32 @@
 
 `depth` says how many components of a raw path lie between the input and the trajectories' dated folder, that folder
 included: the task folder has depth - 1. The output keeps these components; at depth 1 the input is the task folder
-itself and its name is kept.
+itself and its name is kept. What lies beside all this is listed by kind, so that nothing is left out without a word.
 """
 
+import collections
 import dataclasses
 import datetime
-import glob
+import fnmatch
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from jaxvla.data.folders import distinct, is_hidden, walk
 from jaxvla.errors import ConfigError, DataError
 
 DATE_FORMAT = "%Y-%m-%d_%H-%M-%S"
 SPLITS = ("train", "val")
+PARTIAL = ".partial"  # what a conversion writes before it is whole
 
-_MAX_LEVELS = 12  # a link that points upwards must not be followed for ever
+Ignored = dict[str, list[pathlib.Path]]  # paths by what they are
+
+_GROUP = "traj_group"
+_AGAIN = "another path to what is converted already"
+_DEAD = "link that leads nowhere or back up, or no file"
+# Files that every collection has, and that hold nothing of a trajectory.
+_METADATA = {"collection_metadata.json", "config.json", "diagnostics.png", "hparams.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +40,20 @@ class DatedFolder:
     path: pathlib.Path
     date: datetime.datetime
 
-    def trajectories(self) -> list[pathlib.Path]:
-        """The trajectory folders, in order of recording."""
-        found = [path for path in self.path.glob("raw/traj_group*/traj*") if path.is_dir()]
+    def trajectories(self, ignored: Ignored) -> list[pathlib.Path]:
+        """The trajectory folders, in order of recording; whatever else lies in the dated folder goes to `ignored`."""
+        names = ("raw", f"{_GROUP}*", "traj*")  # at each level
+        other = ignored["entry of a dated folder that is no trajectory"]
+        found = []
+        for folder in walk(self.path, lambda path: _is_at(path, names[:2])):
+            here, level = self.path / folder.path, len(folder.path.parts)
+            right = [here / name for name in folder.folders if _is_at(folder.path / name, names)]
+            found += right if level == 2 else []
+            other += [here / name for name in folder.folders if here / name not in right]
+            other += [here / name for name in folder.files if name not in _METADATA and not is_hidden(name)]
+            ignored[_DEAD] += [here / name for name in folder.dead]
+        found, again = distinct(found)
+        ignored[_AGAIN] += again
         return sorted(found, key=lambda path: (_numbers(path.parent.name), _numbers(path.name), path.name))
 
 
@@ -47,8 +67,16 @@ class RawTree:
 
     root: pathlib.Path
     tasks: dict[pathlib.PurePath, list[DatedFolder]]
-    ignored: list[pathlib.Path]
+    ignored: Ignored
     notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class NumpyTree:
+    """Task folders by the path that the output keeps for them, and other entries that might have been data."""
+
+    tasks: dict[pathlib.PurePath, pathlib.Path]
+    ignored: Ignored
 
 
 def local_path(text: str) -> pathlib.Path:
@@ -73,15 +101,9 @@ def find_raw(input_path: pathlib.Path, depth: int) -> RawTree:
             folder that cannot be read.
     """
     input_path = _existing(input_path)
-    try:
-        dated, ignored = _walk(input_path, 0)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    dated, ignored = _find_dated(input_path)
     if not dated:
-        mend = "give a folder above them as the input path"
-        if any(_parse_date(part) for part in input_path.parts):
-            mend = "the input path lies inside one, give a folder above it"
-        raise DataError(f"{input_path} holds no dated folder (like 2021-07-23_14-05-59): {mend}")
+        raise DataError(f"{input_path} holds no dated folder (like 2021-07-23_14-05-59): {_mend(input_path, ignored)}")
     paths = [folder.path.relative_to(input_path) for folder in dated]
     _check_depth({path: len(path.parts) - 1 for path in paths}, input_path, depth, depth - 1, "dated folder")
     tasks: dict[pathlib.PurePath, list[DatedFolder]] = {}
@@ -98,21 +120,34 @@ def find_raw(input_path: pathlib.Path, depth: int) -> RawTree:
     return RawTree(input_path if depth > 1 else input_path.parent, tasks, ignored, notes)
 
 
-def find_numpy(input_path: pathlib.Path, depth: int) -> dict[pathlib.PurePath, pathlib.Path]:
-    """The task folders below `input_path` that hold (train|val)/out.npy, by the path that the output keeps for them.
+def find_numpy(input_path: pathlib.Path, depth: int) -> NumpyTree:
+    """The task folders below `input_path` that hold (train|val)/out.npy.
 
     Raises:
-        DataError: no such folder, no out.npy, or none where `depth` says; then the fitting depth is named.
+        DataError: no such folder, no out.npy, or none where `depth` says; then the fitting depth is named. Or a folder
+            that cannot be read.
     """
     input_path = _existing(input_path)
-    found = [path for s in SPLITS for path in glob.glob(f"**/{s}/out.npy", root_dir=input_path, recursive=True)]
-    kept = sorted({pathlib.PurePath(path).parents[1] for path in found})
+    ignored: Ignored = collections.defaultdict(list)
+    found = set()
+    for folder in walk(input_path, lambda path: not is_hidden(path.name)):
+        here = input_path / folder.path
+        split = folder.path.name in SPLITS
+        if split and "out.npy" in folder.files:
+            found.add(here.parent)
+        others = [name for name in folder.files if name.endswith(".npy") and not (split and name == "out.npy")]
+        ignored[".npy file that is no (train|val)/out.npy"] += [here / name for name in others]
+        ignored["hidden folder"] += [here / name for name in folder.folders if is_hidden(name) and name != PARTIAL]
+        ignored[_DEAD] += [here / name for name in folder.dead]
+    tasks, again = distinct(found)
+    ignored[_AGAIN] += again
+    kept = {path.relative_to(input_path): path for path in tasks}
     if not kept:
         raise DataError(f"{input_path} holds no (train|val)/out.npy: convert the raw data into it first")
     levels = {path: len(path.parts) for path in kept}
     if depth > 1 or 0 not in levels.values():  # at depth 1 the task folder is the input, or lies in it
         _check_depth(levels, input_path, depth, max(depth - 1, 1), "(train|val)/out.npy")
-    return {pathlib.PurePath(*path.parts or (input_path.name,)): input_path / path for path in kept}
+    return NumpyTree({pathlib.PurePath(*path.parts or (input_path.name,)): kept[path] for path in kept}, ignored)
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:
@@ -130,20 +165,52 @@ def _check_depth(levels: Mapping[pathlib.PurePath, int], root: pathlib.Path, dep
         )
 
 
-def _walk(folder: pathlib.Path, level: int) -> tuple[list[DatedFolder], list[pathlib.Path]]:
-    """The dated folders at and below `folder`, and the entries beside them that neither are nor hold any."""
-    dated, below, ignored, barren = [], [], [], []
-    for entry in sorted(folder.iterdir()):
-        if not entry.is_dir() or "lmdb" in entry.name or level == _MAX_LEVELS:
-            barren.append(entry)
-        elif date := _parse_date(entry.name):
-            dated.append(DatedFolder(entry, date))
-        else:
-            found, strays = _walk(entry, level + 1)
-            below += found
-            ignored += strays
-            barren += [] if found else [entry]
-    return dated + below, ignored + (barren if dated else [])
+_UNDATED = "trajectories in a folder whose name is no date"
+
+
+def _find_dated(root: pathlib.Path) -> tuple[list[DatedFolder], Ignored]:
+    """The dated folders below `root`, and by kind what neither is nor holds one."""
+    ignored: Ignored = collections.defaultdict(list)
+    dates: dict[pathlib.Path, datetime.datetime] = {}
+    visited = []
+    for folder in walk(root, lambda path: _special(path.name) is None and not _parse_date(path.name)):
+        here = root / folder.path
+        visited.append((here, folder.files))
+        for name in folder.folders:
+            if kind := _special(name):
+                ignored[kind].append(here / name)
+            elif date := _parse_date(name):
+                dates[here / name] = date
+        ignored[_DEAD] += [here / name for name in folder.dead]
+    ignored[_UNDATED] = sorted({path.parents[path.parent.name == "raw"] for path in ignored[_UNDATED]})
+    holding = {parent for path in dates for parent in path.parents}
+    beside = {path.parent for path in dates}
+    known = holding | {folder for path in ignored[_UNDATED] for folder in (path, *path.parents)}
+    for here, files in visited:
+        if here not in known and here.parent in known and here.parent not in ignored[_UNDATED]:
+            ignored["folder without a dated folder"].append(here)
+        if here in beside:
+            ignored["file beside dated folders"] += [here / name for name in files if not is_hidden(name)]
+    found, again = distinct(dates)
+    ignored[_AGAIN] += again
+    return [DatedFolder(path, dates[path]) for path in found], ignored
+
+
+def _special(name: str) -> str | None:
+    """The kind of a folder that is not looked into for dated ones, None for any other."""
+    if name.startswith(_GROUP):
+        return _UNDATED
+    if is_hidden(name):
+        return "hidden folder"
+    return "lmdb folder" if "lmdb" in name else None
+
+
+def _mend(root: pathlib.Path, ignored: Ignored) -> str:
+    if any(_parse_date(part) for part in root.parts):
+        return "the input path lies inside one, give a folder above it"
+    if ignored[_UNDATED]:
+        return f"rename {ignored[_UNDATED][0]}, which holds trajectories, to the date of their recording"
+    return "give a folder above them as the input path"
 
 
 def _parse_date(name: str) -> datetime.datetime | None:
@@ -151,6 +218,11 @@ def _parse_date(name: str) -> datetime.datetime | None:
         return datetime.datetime.strptime(name, DATE_FORMAT)
     except ValueError:
         return None
+
+
+def _is_at(path: pathlib.PurePath, names: Sequence[str]) -> bool:
+    """Whether the name of the folder `path` matches that of its level."""
+    return len(path.parts) <= len(names) and fnmatch.fnmatchcase(path.name, names[len(path.parts) - 1])
 
 
 def _numbers(name: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@
     actions                           T arrays float64 [7]
     terminals                         T zeros
     language                          list of str
+    taught                            T bools, whether a policy is to learn the action; left out where all are True
     path                              str, the raw trajectory's folder below the raw root: the join key of annotations
 
 The arrays are pickled by public names only, so that files written with numpy 2 load in numpy 1 (where bridge_data_v2
@@ -46,7 +47,7 @@ def to_numpy_format(trajectory: RawTrajectory, path: str) -> dict[str, Any]:
         if trajectory.time_stamps is not None:
             step["time_stamp"] = trajectory.time_stamps[t]
         steps.append(step)
-    return {
+    content = {
         "observations": steps[:-1],
         "next_observations": steps[1:],
         "actions": list(trajectory.actions),
@@ -54,12 +55,24 @@ def to_numpy_format(trajectory: RawTrajectory, path: str) -> dict[str, Any]:
         "language": trajectory.language,
         "path": path,
     }
+    return content if trajectory.taught.all() else content | {"taught": trajectory.taught.tolist()}
 
 
 def write_part(path: pathlib.Path, trajectory: dict[str, Any]) -> None:
     """Writes one trajectory to a file of its own, for `join_parts`."""
     with open(path, "wb") as file:
         _Pickler(file, _PROTOCOL).dump(trajectory)
+
+
+def count_trajectories(path: pathlib.Path) -> int:
+    """How many trajectories an out.npy says it has, without reading them; 1 where it says nothing that can be read."""
+    try:
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return 1
+    return shape[0] if len(shape) == 1 and dtype.hasobject else 1
 
 
 def join_parts(parts: Sequence[pathlib.Path], path: pathlib.Path) -> None:

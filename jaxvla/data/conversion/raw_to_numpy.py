@@ -21,15 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvla.data.conversion import numpy_format
-from jaxvla.data.conversion.discovery import RawTree, find_raw
+from jaxvla.data.conversion.discovery import PARTIAL, Ignored, RawTree, find_raw
 from jaxvla.data.conversion.raw import LATENCY_FIXED, read_trajectory
 from jaxvla.data.conversion.report import Report, UnusableError
-from jaxvla.data.conversion.workers import completed, writing
-from jaxvla.errors import ConfigError
+from jaxvla.data.conversion.workers import alone_in, completed, writing
+from jaxvla.errors import ConfigError, DataError
 
 T = TypeVar("T")
-
-_PARTIAL = ".partial"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +43,20 @@ class _Job:
     session: str
     im_size: int
     latency_shift: bool
+    cameras: tuple[str, ...]
 
     @property
     def part(self) -> pathlib.Path:
-        return self.target / _PARTIAL / f"{self.number}.pkl"
+        return self.target / PARTIAL / f"{self.number}.pkl"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What became of a job: its part is written, or `reason` and `detail` say why not."""
+    """What became of a job: whether its part is written, and the counts of it."""
 
     job: _Job
-    reason: str = ""
-    detail: str = ""
+    written: bool
+    report: Report
 
 
 def convert_raw(
@@ -67,6 +66,7 @@ def convert_raw(
     depth: int,
     train_proportion: float,
     im_size: int,
+    cameras: Sequence[str],
     seed: int,
     overwrite: bool,
     num_workers: int,
@@ -79,24 +79,25 @@ def convert_raw(
         depth: see `discovery`.
         train_proportion: share of each dated folder's usable trajectories that go to the training split, in (0, 1].
         im_size: height and width of the stored frames.
+        cameras: those to convert; trajectories that lack one are skipped. Empty: all that each trajectory has.
         seed: of the split, which depends on nothing but it, the dated folders' names and which trajectories are usable.
         overwrite: also replace outputs that are there.
         num_workers: processes.
 
     Raises:
         ConfigError: a train_proportion outside (0, 1].
-        DataError: nothing to convert is found, or an output cannot be written.
+        DataError: nothing to convert is found, an output cannot be written, or another conversion writes there.
     """
     if not 0 < train_proportion <= 1:
         raise ConfigError(f"train_proportion must be above 0 and at most 1, not {train_proportion}")
     tree = find_raw(input_path, depth)
     report = Report(notes=list(tree.notes))
-    for path in tree.ignored:
-        report.ignored["not a dated folder"].append(str(path))
-    jobs = _plan(tree, output_path, im_size, overwrite, report)
-    remaining = {target: len(part) for target, part in jobs.items()}
-    usable: dict[pathlib.Path, list[_Job]] = {target: [] for target in jobs}
+    report.ignore(tree.ignored)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone_in(output_path))
+        jobs = _plan(tree, output_path, im_size, tuple(cameras), overwrite, report)
+        remaining = {target: len(part) for target, part in jobs.items()}
+        usable: dict[pathlib.Path, list[_Job]] = {target: [] for target in jobs}
         for target in jobs:
             stack.callback(_remove_parts, target)
         outcomes = completed(_convert, itertools.chain.from_iterable(jobs.values()), num_workers)
@@ -104,9 +105,8 @@ def convert_raw(
         total = sum(remaining.values())
         for outcome in tqdm(outcomes, desc="raw to numpy", total=total, unit="trajectory", disable=None):
             target = outcome.job.target
-            if outcome.reason:
-                report.skipped[outcome.reason].append(outcome.detail)
-            else:
+            report.add(outcome.report)
+            if outcome.written:
                 usable[target].append(outcome.job)
             remaining[target] -= 1
             if not remaining[target]:
@@ -115,41 +115,62 @@ def convert_raw(
 
 
 def _plan(
-    tree: RawTree, output_path: pathlib.Path, im_size: int, overwrite: bool, report: Report
+    tree: RawTree,
+    output_path: pathlib.Path,
+    im_size: int,
+    cameras: tuple[str, ...],
+    overwrite: bool,
+    report: Report,
 ) -> dict[pathlib.Path, list[_Job]]:
     """The jobs of every task folder that is to be done, by its output folder."""
     plan = {}
     for kept, folders in tree.tasks.items():
         target = output_path / kept
         _remove_parts(target)
-        if (target / "train" / "out.npy").exists() and not overwrite:
-            report.tasks_there += 1
-            continue
         jobs: list[_Job] = []
         for folder in folders:
-            sources = folder.trajectories()
+            ignored: Ignored = collections.defaultdict(list)
+            sources = folder.trajectories(ignored)
             if not sources:
-                report.ignored["dated folder without raw/traj_group*/traj*"].append(str(folder.path))
+                ignored["dated folder without raw/traj_group*/traj*"].append(folder.path)
+            report.ignore(ignored)
             session = f"{folder.path.parent.name}/{folder.path.name}"
+            shift = folder.date < LATENCY_FIXED
             for source in sources:
-                path = source.relative_to(tree.root).as_posix()
-                jobs.append(_Job(source, path, target, len(jobs), session, im_size, folder.date < LATENCY_FIXED))
-        if jobs:
+                # A name that is not UTF-8 cannot be a key of annotations, and must not break the files.
+                path = os.fsencode(source.relative_to(tree.root).as_posix()).decode(errors="replace")
+                jobs.append(_Job(source, path, target, len(jobs), session, im_size, shift, cameras))
+        if (target / "train" / "out.npy").exists() and not overwrite:
+            report.tasks_there += 1
+            report.there += len(jobs)
+        elif jobs:
             plan[target] = jobs
+    shifted = sum(job.latency_shift for jobs in plan.values() for job in jobs)
+    if shifted:
+        report.notes.append(
+            f"{shifted} trajectories are from before {LATENCY_FIXED:%Y-%m-%d}, when cameras lagged by one step: their "
+            "first frame and last action are left out"
+        )
     return plan
 
 
 def _convert(job: _Job) -> _Outcome:
+    report = Report()
     try:
-        trajectory = read_trajectory(job.source, job.im_size, job.latency_shift)
+        trajectory = read_trajectory(job.source, job.im_size, job.latency_shift, job.cameras)
     except UnusableError as error:
-        return _Outcome(job, error.reason, error.detail)
+        report.skip(error)
+    except DataError as error:
+        report.skip(UnusableError("cannot be read", str(error)))
     except OSError as error:
-        return _Outcome(job, "cannot be read", f"{error.filename or job.source}: {error.strerror}")
+        report.skip(UnusableError("cannot be read", f"{error.filename or job.source}: {error.strerror}"))
+    if report.skipped:
+        return _Outcome(job, False, report)
     with writing(job.part):
         job.part.parent.mkdir(parents=True, exist_ok=True)
         numpy_format.write_part(job.part, numpy_format.to_numpy_format(trajectory, job.path))
-    return _Outcome(job)
+    report.count(trajectory.frames, trajectory.language, trajectory.taught, trajectory.unread)
+    return _Outcome(job, True, report)
 
 
 def _finish(target: pathlib.Path, jobs: Sequence[_Job], train_proportion: float, seed: int, report: Report) -> None:
@@ -165,7 +186,7 @@ def _finish(target: pathlib.Path, jobs: Sequence[_Job], train_proportion: float,
     with writing(target):
         for name, parts in split.items():
             if parts:
-                numpy_format.join_parts(parts, target / _PARTIAL / name)
+                numpy_format.join_parts(parts, target / PARTIAL / name)
         # While train/out.npy is absent the task folder counts as not done: it goes first and comes last.
         for name in ("train", "val"):
             (target / name / "out.npy").unlink(missing_ok=True)
@@ -173,7 +194,7 @@ def _finish(target: pathlib.Path, jobs: Sequence[_Job], train_proportion: float,
             if parts:
                 path = target / name / "out.npy"
                 path.parent.mkdir(exist_ok=True)
-                os.replace(target / _PARTIAL / name, path)
+                os.replace(target / PARTIAL / name, path)
                 report.bytes_written += path.stat().st_size
                 report.converted[name] += len(parts)
     _remove_parts(target)
@@ -183,7 +204,7 @@ def _finish(target: pathlib.Path, jobs: Sequence[_Job], train_proportion: float,
 
 
 def _remove_parts(target: pathlib.Path) -> None:
-    shutil.rmtree(target / _PARTIAL, ignore_errors=True)
+    shutil.rmtree(target / PARTIAL, ignore_errors=True)
 
 
 def split_sessions(sessions: Mapping[str, Sequence[T]], train_proportion: float, seed: int) -> tuple[list[T], list[T]]:
@@ -195,7 +216,7 @@ def split_sessions(sessions: Mapping[str, Sequence[T]], train_proportion: float,
     """
     train, val = [], []
     for name, items in sessions.items():
-        digest = hashlib.sha256(name.encode()).digest()
+        digest = hashlib.sha256(os.fsencode(name)).digest()
         rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
         chosen = set(rng.permutation(len(items))[: int(len(items) * train_proportion)].tolist())
         for i, item in enumerate(items):

@@ -1,58 +1,111 @@
 """The TFRecord step of BridgeData: one Example per trajectory, each feature one serialized tensor.
 
-observations/images0, next_observations/images0   uint8 [T, s, s, 3]
+observations/images0, next_observations/images0   uint8 [T, s, s, 3]; likewise images1 and so on, all that are converted
 observations/state, next_observations/state       float32 [T, 7]
 actions                                           float32 [T, 7]
 terminals, truncates                              bool [T]; terminals all False, truncates True at the last step
 language                                          string [L], L >= 1
+taught                                            bool [T], False where a policy is not to learn the action; left out
+                                                  where all are True
 path                                              string [1], the raw trajectory's folder below the raw root; left out
                                                   where the numpy step does not name it (bridge_data_v2's does not)
+
+All trajectories of a file have the same cameras. bridge_data_v2's reader asks for images0 and passes over the others,
+over `taught` and `path`.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxvla.data import tfrecord
+from jaxvla.data.conversion.cameras import is_camera, select
 from jaxvla.data.conversion.report import UnusableError
 from jaxvla.data.index import MIN_TRANSITIONS
 
+_KEYS = ("observations", "next_observations", "actions")
+_OTHER_KEYS = {*_KEYS, "terminals", "language", "taught", "path"}
 
-def trajectory_features(trajectory: Any, where: str) -> dict[str, np.ndarray | list[str]]:
-    """The features of the module docstring, from a trajectory dict of the numpy step.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CheckedTrajectory:
+    """A trajectory of which a record can be made; its frames are those of the numpy step, not copies.
+
+    where     its name in messages
+    tables    observations/state, next_observations/state and actions
+    frames    by camera, in numeric order: frames of the observations and of the next ones, T each
+    language  L >= 1 annotations
+    taught    bool [T]
+    path      its raw folder, "" where it is not known
+    unread    by kind: the trajectory, where it has something that a record does not hold
+    """
+
+    where: str
+    tables: dict[str, np.ndarray]
+    frames: dict[str, tuple[list[np.ndarray], list[np.ndarray]]]
+    language: list[str]
+    taught: np.ndarray
+    path: str
+    unread: dict[str, str]
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """(height, width, 3) by camera."""
+        return {camera: now[0].shape for camera, (now, _) in self.frames.items()}
+
+    def features(self, cameras: Iterable[str]) -> dict[str, np.ndarray | list[str]]:
+        """The features of the module docstring, with these cameras."""
+        steps = len(self.taught)
+        features: dict[str, np.ndarray | list[str]] = {}
+        for camera in cameras:
+            for part, frames in zip(("observations", "next_observations"), self.frames[camera]):
+                features[f"{part}/{camera}"] = np.stack(frames)
+        features |= self.tables | {"language": self.language}
+        features |= {"terminals": np.zeros(steps, bool), "truncates": np.arange(steps) == steps - 1}
+        features |= {} if self.taught.all() else {"taught": self.taught}
+        return features | ({"path": [self.path]} if self.path else {})
+
+
+def check_trajectory(trajectory: Any, where: str, cameras: Sequence[str] = ()) -> CheckedTrajectory:
+    """Checks a trajectory dict of the numpy step.
 
     Args:
         trajectory: as `numpy_format` describes it; arrays may be of any numeric dtype.
         where: the name of the trajectory in error messages.
+        cameras: those to take; all that it has, among which images0 must be, if empty.
 
     Raises:
-        UnusableError: keys are missing, lengths or sizes disagree, numbers are not finite, or it is too short.
+        UnusableError: keys or cameras are missing, lengths or sizes disagree, numbers are not finite, or it is short.
     """
-    keys = ("observations", "next_observations", "actions")
-    if not isinstance(trajectory, dict) or any(key not in trajectory for key in keys):
-        raise UnusableError("not a trajectory", f"{where}: needs {', '.join(keys)}")
-    if not all(isinstance(trajectory[key], list | tuple | np.ndarray) for key in keys):
-        raise UnusableError("not a trajectory", f"{where}: {', '.join(keys)} must be lists")
-    lengths = {key: len(trajectory[key]) for key in keys}
+    if not isinstance(trajectory, dict) or any(key not in trajectory for key in _KEYS):
+        raise UnusableError("not a trajectory", f"{where}: needs {', '.join(_KEYS)}")
+    if not all(isinstance(trajectory[key], list | tuple | np.ndarray) for key in _KEYS):
+        raise UnusableError("not a trajectory", f"{where}: {', '.join(_KEYS)} must be lists")
+    lengths = {key: len(trajectory[key]) for key in _KEYS}
     if len(set(lengths.values())) != 1:
         raise UnusableError("lengths disagree", f"{where}: {lengths}")
     steps = lengths["actions"]
     if steps < MIN_TRANSITIONS:
         raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: {steps}")
-    features: dict[str, np.ndarray | list[str]] = {}
-    for part in ("observations", "next_observations"):
-        features[f"{part}/images0"] = _images(trajectory[part], f"{where}: {part}")
-        features[f"{part}/state"] = _numbers(_column(trajectory[part], "state", where), f"{where}: {part}/state")
-    features["language"] = _language(trajectory.get("language"), where)
-    features |= _path(trajectory.get("path"), where)
-    features["actions"] = _numbers(trajectory["actions"], f"{where}: actions")
-    features["terminals"] = np.zeros(steps, bool)
-    features["truncates"] = np.arange(steps) == steps - 1
-    if features["observations/images0"].shape != features["next_observations/images0"].shape:
-        raise UnusableError("frames of several sizes", where)
-    return features
+    now, later = trajectory["observations"], trajectory["next_observations"]
+    tables = {
+        "observations/state": _numbers(_column(now, "state", where), f"{where}: observations/state"),
+        "next_observations/state": _numbers(_column(later, "state", where), f"{where}: next_observations/state"),
+        "actions": _numbers(trajectory["actions"], f"{where}: actions"),
+    }
+    there = {key for step in now for key in step if isinstance(key, str) and is_camera(key)}
+    return CheckedTrajectory(
+        where,
+        tables,
+        {camera: _frames(now, later, camera, where) for camera in select(there, cameras, ("images0",), where)},
+        _language(trajectory.get("language"), where),
+        _taught(trajectory.get("taught"), steps, where),
+        _path(trajectory.get("path"), where),
+        dict.fromkeys(_unread(trajectory, tables), where),
+    )
 
 
 def write_trajectories(path: pathlib.Path, trajectories: Iterable[dict[str, np.ndarray | list[str]]]) -> int:
@@ -71,14 +124,31 @@ def _column(steps: Any, key: str, where: str) -> list[Any]:
     return [step[key] for step in steps]
 
 
-def _images(steps: Any, where: str) -> np.ndarray:
-    frames = [np.asarray(frame) for frame in _column(steps, "images0", where)]
+def _frames(now: Any, later: Any, camera: str, where: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    pair = tuple([np.asarray(frame) for frame in _column(steps, camera, where)] for steps in (now, later))
+    frames = [*pair[0], *pair[1]]
     if len({frame.shape for frame in frames}) != 1:
-        raise UnusableError("frames of several sizes", where)
-    if frames[0].dtype != np.uint8 or frames[0].ndim != 3 or frames[0].shape[2] != 3:
-        detail = f"{where}: {frames[0].dtype} {list(frames[0].shape)}"
+        raise UnusableError("frames of several sizes", f"{where}: {camera}")
+    wrong = next((frame for frame in frames if frame.dtype != np.uint8), frames[0])
+    if wrong.dtype != np.uint8 or wrong.ndim != 3 or wrong.shape[2] != 3:
+        detail = f"{where}: {camera} is {wrong.dtype} {list(wrong.shape)}"
         raise UnusableError("frames are not uint8 [height, width, 3]", detail)
-    return np.stack(frames)
+    return pair
+
+
+def _unread(trajectory: dict[Any, Any], tables: dict[str, np.ndarray]) -> Iterator[str]:
+    """Names what a trajectory has and a record does not."""
+    for key in sorted(map(str, trajectory)):
+        if key not in _OTHER_KEYS:
+            yield f"key {key!r} of the trajectory"
+    keys = {str(key) for part in _KEYS[:2] for step in trajectory[part] for key in step}
+    for key in sorted(keys - {"state", "time_stamp"}):
+        if not is_camera(key):
+            yield f"key {key!r} of its steps"
+    if np.any([bool(np.any(done)) for done in trajectory.get("terminals", ())]):
+        yield "terminals that are not 0"
+    if not np.array_equal(tables["next_observations/state"][:-1], tables["observations/state"][1:]):
+        yield "next observations that differ from the observation after (training reads the latter, and the last one)"
 
 
 def _numbers(rows: Any, where: str) -> np.ndarray:
@@ -98,12 +168,30 @@ def _language(annotations: Any, where: str) -> list[str]:
         return [""]
     if not isinstance(annotations, list | tuple) or not all(isinstance(text, str) for text in annotations):
         raise UnusableError("language is no list of strings", where)
-    return list(annotations) or [""]
+    return [_utf8(text, where) for text in annotations] or [""]
 
 
-def _path(path: Any, where: str) -> dict[str, list[str]]:
+def _taught(taught: Any, steps: int, where: str) -> np.ndarray:
+    if taught is None:
+        return np.ones(steps, bool)
+    if not isinstance(taught, list | tuple | np.ndarray) or not all(isinstance(x, bool | np.bool_) for x in taught):
+        raise UnusableError("`taught` is no list of bools", where)
+    if len(taught) != steps:
+        raise UnusableError("lengths disagree", f"{where}: {len(taught)} taught for {steps} actions")
+    return np.array(taught, bool)
+
+
+def _path(path: Any, where: str) -> str:
     if path is None:
-        return {}
+        return ""
     if not isinstance(path, str):
         raise UnusableError("path is no string", where)
-    return {"path": [path]}
+    return _utf8(path, where)
+
+
+def _utf8(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnusableError("text that is not Unicode", f"{where}: {text!r}") from None
+    return text

@@ -1,13 +1,16 @@
 """Runs a function over many jobs on all cores, and writes files that are either whole or not there."""
 
 import contextlib
+import fcntl
+import multiprocessing
 import os
 import pathlib
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
 from typing import TypeVar
 
 from jaxvla.errors import DataError
@@ -31,7 +34,7 @@ def completed(function: Callable[[Job], Result], jobs: Iterable[Job], num_worker
         return
     # Spawned, not forked: a fork of a process with threads (a progress bar has one) can hang.
     context = get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _ignore_interrupt) as pool:
+    with ProcessPoolExecutor(num_workers, context, _start) as pool:
         pending: set[Future[Result]] = set()
         try:
             for job in jobs:
@@ -54,7 +57,9 @@ def writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename or path}: cannot be written: {error.strerror}") from None
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a file is in the way" if in_the_way else error.strerror
+        raise DataError(f"{error.filename or path}: cannot be written: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -73,6 +78,38 @@ def replacing(path: pathlib.Path, partial: pathlib.Path) -> Iterator[pathlib.Pat
             partial.unlink(missing_ok=True)
 
 
-def _ignore_interrupt() -> None:
-    """Leaves the handling of ctrl-C to the parent process."""
+@contextlib.contextmanager
+def alone_in(folder: pathlib.Path) -> Iterator[None]:
+    """Makes `folder` and keeps other conversions from writing into it meanwhile. The lock ends with the process.
+
+    Raises:
+        DataError: the folder cannot be made, or another process holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"another conversion writes into {folder}: wait for its end, or give another --output_path"
+            ) from None
+        except OSError:
+            pass  # network file systems may have no locks; who writes there takes care himself
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _start() -> None:
+    """Leaves the handling of ctrl-C to the parent process, and ends with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
