@@ -57,7 +57,9 @@ def walk(root: pathlib.Path, enters: Callable[[pathlib.PurePath], bool]) -> Iter
             stack += reversed(below)
             yield Folder(path, **{kind: tuple(found) for kind, found in names.items()})
     except OSError as error:
-        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from None
+        raise DataError(
+            f"{error.filename or root}: cannot be read: {error.strerror}; mend it, or keep it out of what is searched"
+        ) from None
 
 
 def glob(root: pathlib.Path, pattern: str) -> Iterator[Folder]:
@@ -104,8 +106,8 @@ def distinct(paths: Iterable[pathlib.Path]) -> tuple[list[pathlib.Path], list[pa
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the name of a file or folder begins with a dot."""
-    return name.startswith(".")
+    """Whether the name of a file or folder begins with a dot, or is what file systems keep at their root."""
+    return name.startswith(".") or name == "lost+found"
 
 
 def _kind(entry: os.DirEntry, above: frozenset[_Identity]) -> tuple[str, frozenset[_Identity]]:

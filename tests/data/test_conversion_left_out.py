@@ -184,7 +184,7 @@ def test_what_an_out_npy_holds_beyond_the_format_is_counted(tmp_path):
     path = tmp_path / "np" / "task" / "train" / "out.npy"
     trajectories = load(path)
     odd = trajectories[0]
-    odd |= {"infos": 1, "terminals": np.array([0, 0, 1])}
+    odd |= {"infos": 1, "terminals": [[0], [0, 1], "x"]}
     odd["next_observations"] = [step | {"saliency": 1, "state": step["state"] + 1} for step in odd["next_observations"]]
     np.save(path, trajectories)
     for name in ("task/train/out_old.npy", "task/test/out.npy", ".old/train/out.npy", "task/train/notes.txt"):

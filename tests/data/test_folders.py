@@ -99,7 +99,7 @@ def test_stars_in_an_ending_stand_for_any_number_of_folders():
 
 
 def test_hidden_folders_are_found_by_name_only(tmp_path):
-    make(tmp_path, ".kept/a/f", "b/.old/c/f")
+    make(tmp_path, ".kept/a/f", "b/.old/c/f", "lost+found/f")
     assert paths(tmp_path) == [".", "b"]
     assert paths(tmp_path, "?*/*") == []
     assert paths(tmp_path, ".kept/*") == [".kept/a"]

@@ -111,7 +111,8 @@ class Report:
         ]
         if count:
             rate = f"{count / seconds:.1f} trajectories/s, {megabytes / seconds:.1f} MB/s"
-            of_all = ", ".join(f"{name} in {self._all_or(have)}" for name, have in sorted(self.cameras.items()))
+            cameras = sorted(self.cameras.items(), key=lambda item: (len(item[0]), item[0]))
+            of_all = ", ".join(f"{name} in {self._all_or(have)}" for name, have in cameras)
             lines.append(f"written        {megabytes:.1f} MB in {seconds:.1f} s ({rate})")
             lines.append(f"cameras        {of_all}")
             lines.append(f"instructions   in {self._all_or(self.labelled)}")
@@ -120,7 +121,9 @@ class Report:
         lines += _listing("skipped", "trajectories", self.skipped, self.lost)
         lines += _listing("not converted", "entries of trajectories", self.unread)
         lines += _listing("ignored", "files and folders", self.ignored)
-        lines += [f"note           {note}" for note in self.notes]
+        lines += [f"note           {note}" for note in self.notes[:_KINDS]]
+        if len(self.notes) > _KINDS:
+            lines.append(f"note           and {len(self.notes) - _KINDS} more, as the last one")
         return "\n".join(lines)
 
     def check(self, max_skipped: float) -> None:

@@ -82,7 +82,7 @@ def check_trajectory(trajectory: Any, where: str, cameras: Sequence[str] = ()) -
     """
     if not isinstance(trajectory, dict) or any(key not in trajectory for key in _KEYS):
         raise UnusableError("not a trajectory", f"{where}: needs {', '.join(_KEYS)}")
-    if not all(isinstance(trajectory[key], list | tuple | np.ndarray) for key in _KEYS):
+    if not all(_is_list(trajectory[key]) for key in _KEYS):
         raise UnusableError("not a trajectory", f"{where}: {', '.join(_KEYS)} must be lists")
     lengths = {key: len(trajectory[key]) for key in _KEYS}
     if len(set(lengths.values())) != 1:
@@ -118,6 +118,10 @@ def write_trajectories(path: pathlib.Path, trajectories: Iterable[dict[str, np.n
     return count
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
 def _column(steps: Any, key: str, where: str) -> list[Any]:
     if not all(isinstance(step, dict) and key in step for step in steps):
         raise UnusableError(f"a step has no {key}", where)
@@ -125,12 +129,15 @@ def _column(steps: Any, key: str, where: str) -> list[Any]:
 
 
 def _frames(now: Any, later: Any, camera: str, where: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    pair = tuple([np.asarray(frame) for frame in _column(steps, camera, where)] for steps in (now, later))
+    try:
+        pair = tuple([np.asarray(frame) for frame in _column(steps, camera, where)] for steps in (now, later))
+    except ValueError:
+        raise UnusableError("frames are not uint8 [height, width, 3]", f"{where}: {camera} is ragged") from None
     frames = [*pair[0], *pair[1]]
     if len({frame.shape for frame in frames}) != 1:
         raise UnusableError("frames of several sizes", f"{where}: {camera}")
     wrong = next((frame for frame in frames if frame.dtype != np.uint8), frames[0])
-    if wrong.dtype != np.uint8 or wrong.ndim != 3 or wrong.shape[2] != 3:
+    if wrong.dtype != np.uint8 or wrong.ndim != 3 or wrong.shape[2] != 3 or not wrong.size:
         detail = f"{where}: {camera} is {wrong.dtype} {list(wrong.shape)}"
         raise UnusableError("frames are not uint8 [height, width, 3]", detail)
     return pair
@@ -145,10 +152,17 @@ def _unread(trajectory: dict[Any, Any], tables: dict[str, np.ndarray]) -> Iterat
     for key in sorted(keys - {"state", "time_stamp"}):
         if not is_camera(key):
             yield f"key {key!r} of its steps"
-    if np.any([bool(np.any(done)) for done in trajectory.get("terminals", ())]):
+    if not _all_zero(trajectory.get("terminals", ())):
         yield "terminals that are not 0"
     if not np.array_equal(tables["next_observations/state"][:-1], tables["observations/state"][1:]):
         yield "next observations that differ from the observation after (training reads the latter, and the last one)"
+
+
+def _all_zero(values: Any) -> bool:
+    try:
+        return not np.asarray(values, bool).any()
+    except (TypeError, ValueError):
+        return False
 
 
 def _numbers(rows: Any, where: str) -> np.ndarray:
@@ -174,7 +188,7 @@ def _language(annotations: Any, where: str) -> list[str]:
 def _taught(taught: Any, steps: int, where: str) -> np.ndarray:
     if taught is None:
         return np.ones(steps, bool)
-    if not isinstance(taught, list | tuple | np.ndarray) or not all(isinstance(x, bool | np.bool_) for x in taught):
+    if not _is_list(taught) or not all(isinstance(x, bool | np.bool_) for x in taught):
         raise UnusableError("`taught` is no list of bools", where)
     if len(taught) != steps:
         raise UnusableError("lengths disagree", f"{where}: {len(taught)} taught for {steps} actions")
