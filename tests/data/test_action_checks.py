@@ -5,6 +5,7 @@ import pytest
 
 from jaxvla.data.action_checks import check_actions, describe_actions
 from jaxvla.data.actions import ActionConvention
+from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.index import Index
 from jaxvla.data.normalization import FieldStatistics
 from jaxvla.data.source import TrajectorySource
@@ -42,6 +43,13 @@ def one(remarks):
     (remark,) = remarks
     assert "\n" not in remark
     return remark
+
+
+def test_real_bridgedata_is_what_is_said_of_it(samples, tmp_path):
+    for path in (samples / "bridge_rlds" / "bridge_dataset" / "1.0.0").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = SourceConfig("rlds", str(tmp_path), cameras={"images0": "image_0"}, image_size=(8, 8), actions=BRIDGE)
+    assert open_dataset(config, DataConfig(), "train").remarks == ()
 
 
 def test_what_is_true_needs_no_word():
