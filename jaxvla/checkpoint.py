@@ -10,21 +10,29 @@ A folder of this name is complete: it is written under another name and renamed 
 reads params and assets only, and nothing outside the folder.
 """
 
+import contextlib
 import dataclasses
+import functools
+import gc
+import inspect
 import json
+import logging
 import math
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 import jaxvla
-from jaxvla.config import from_mapping
+from jaxvla.config import from_mapping, local_path
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.normalization import Normalizer, Statistics
-from jaxvla.data.schema import BatchSpec, InstructionSpec, TextSpec
+from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import CheckpointError, ConfigError
 from jaxvla.parallel.sharding import path_string
 
@@ -87,33 +95,31 @@ class Assets:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Assets":
-        """The inverse of `to_json`; lists inside the configurations stay lists."""
-        spec = {key: tuple(value) if isinstance(value, list) else value for key, value in values["spec"].items()}
-        text, instruction = spec.pop("text", None), spec.pop("instruction", None)
-        limits = (
+        """The inverse of `to_json`; lists inside the configurations stay lists.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value of another type.
+        """
+        limits = [
             (-math.inf if low is None else low, math.inf if high is None else high)
-            for low, high in spec.pop("action_limits", ())
-        )
-        actions = values.get("actions")
-        return cls(
-            **{
-                **values,
-                "spec": BatchSpec(
-                    **spec,
-                    action_limits=tuple(limits),
-                    text=None if text is None else TextSpec(**text),
-                    instruction=None if instruction is None else InstructionSpec(**instruction),
-                ),
-                "statistics": Statistics.from_json(values["statistics"]),
-                "action_mask": tuple(values["action_mask"]),
-                "actions": None if actions is None else from_mapping(ActionConvention, actions, "actions"),
-            }
-        )
+            for low, high in values["spec"].get("action_limits", ())
+        ]
+        made = {"spec": {**values["spec"], "action_limits": limits}}
+        made["statistics"] = Statistics.from_json(values["statistics"])
+        return from_mapping(cls, {**values, **made}, "assets")
 
 
 def is_run_folder(path: str | pathlib.Path) -> bool:
-    """Whether `path` is the folder of a run, not of one checkpoint."""
-    return (pathlib.Path(path).expanduser() / FOLDER).is_dir()
+    """Whether `path` is the folder of a run, not of one checkpoint.
+
+    Raises:
+        CheckpointError: the folder cannot be read.
+    """
+    folder = local_path(path) / FOLDER
+    try:
+        return folder.is_dir()
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def saved_steps(run: pathlib.Path) -> list[int]:
@@ -132,12 +138,20 @@ def find_checkpoint(
         items: what it must hold.
 
     Raises:
-        CheckpointError: there is none, or it is incomplete.
+        CheckpointError: there is none, it is incomplete, or its folder cannot be read.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = local_path(path).absolute()
+    try:
+        return _find(path, step, items)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+
+
+def _find(path: pathlib.Path, step: int | None, items: Sequence[str]) -> pathlib.Path:
     if is_run_folder(path):
         steps = saved_steps(path)
         if not steps:
+            os.listdir(path / FOLDER)  # raises where the folder cannot be read, in which a glob finds nothing
             raise CheckpointError(f"{path / FOLDER} holds no complete checkpoint: train longer than save_interval")
         if step is not None and step not in steps:
             raise CheckpointError(f"{path / FOLDER} has no step {step}; there are {', '.join(map(str, steps))}")
@@ -145,15 +159,42 @@ def find_checkpoint(
     elif step is not None and path.name != str(step):
         raise CheckpointError(f"{path} is no run folder, so step {step} cannot be chosen in it")
     missing = [item for item in items if not (path / item).is_dir()]
-    if len(missing) == len(items):
+    if len(missing) == len(items) and not (path.parent.name == FOLDER and path.exists()):
         raise CheckpointError(
             f"{path} is no checkpoint: looked in it for {FOLDER}/STEP (a run folder) and for {', '.join(items)} "
             "(the folder of one checkpoint)"
         )
     if missing or not path.name.isdigit():
         lacks = f"it lacks {', '.join(missing)}" if missing else "its writing was interrupted"
-        raise CheckpointError(f"checkpoint {path} is incomplete: {lacks}; use another step")
+        raise CheckpointError(f"checkpoint {path} is incomplete: {lacks}; {_instead(path, items)}")
     return path
+
+
+def _instead(folder: pathlib.Path, items: Sequence[str] | None = None) -> str:
+    """What to use in place of a damaged checkpoint: another step of its run, whose files look whole.
+
+    `items` are those that it must have; None for those that the damaged one has.
+    """
+    items = items or [item for item in ARRAY_ITEMS + JSON_ITEMS if (folder / item).is_dir()]
+    steps = saved_steps(folder.parents[1]) if folder.parent.name == FOLDER else []
+    others = [step for step in steps if str(step) != folder.name]
+    whole = [step for step in others if not any(fault(folder.with_name(str(step)), item) for item in items)]
+    if whole:
+        return f"whole is step {whole[-1]}: use {folder.with_name(str(whole[-1]))}"
+    return f"{folder.parent} has no other step that is whole: copy it again from where it was made, or train anew"
+
+
+def fault(folder: pathlib.Path, item: str) -> str:
+    """What is wrong with an item of a checkpoint folder at first sight, without reading arrays; "" where nothing is."""
+    path = folder / item / ("_METADATA" if item in ARRAY_ITEMS else f"{item}.json")
+    try:
+        json.loads(path.read_text())
+        empty = [file.name for file in sorted(path.parent.rglob("*")) if file.is_file() and not file.stat().st_size]
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    except ValueError as error:
+        return f"{path.name}: {first_line(error)}"
+    return f"{empty[0]} is empty" if empty else ""
 
 
 def read_json(folder: pathlib.Path, item: str) -> Any:
@@ -165,8 +206,15 @@ def read_json(folder: pathlib.Path, item: str) -> Any:
     path = folder / item / f"{item}.json"
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); use another step") from error
+    except OSError as error:
+        raise damaged(folder, f"{item}/{path.name}", error.strerror) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(folder, f"{item}/{path.name}", first_line(error)) from error
+
+
+def damaged(folder: pathlib.Path, what: str, reason: str) -> CheckpointError:
+    """The error of a checkpoint folder in which `what` cannot be used, with the step that can be."""
+    return CheckpointError(f"{folder / what} cannot be read ({reason}); {_instead(folder)}")
 
 
 def read_assets(folder: pathlib.Path) -> Assets:
@@ -176,13 +224,28 @@ def read_assets(folder: pathlib.Path) -> Assets:
         CheckpointError: missing, damaged, or of another version of jaxvla.
     """
     values = read_json(folder, "assets")
+    if not isinstance(values, dict):
+        raise damaged(folder, "assets/assets.json", f"it is a {type(values).__name__}, no mapping")
     try:
-        return Assets.from_json(values)
-    except (KeyError, TypeError, ConfigError) as error:
+        assets = Assets.from_json(values)
+        _check_widths(assets)
+        return assets
+    except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
         version = values.get("version", "unknown")
+        if version == jaxvla.__version__:
+            raise damaged(folder, "assets/assets.json", first_line(error)) from error
         raise CheckpointError(
             f"{folder / 'assets'} was written by jaxvla {version} and does not fit {jaxvla.__version__} ({error})"
         ) from error
+
+
+def _check_widths(assets: Assets) -> None:
+    """Raises ValueError where statistics have other dimensions than batches."""
+    wanted = {"actions": assets.spec.action_dim, "proprio": assets.spec.proprio_dim}
+    for field, width in wanted.items():
+        for name, values in getattr(assets.statistics, field).to_json().items():
+            if np.shape(values) != (width,):
+                raise ValueError(f"statistics.{field}.{name} has shape {np.shape(values)}, batches have {width}")
 
 
 def restore(folder: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,15 +259,61 @@ def restore(folder: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         CheckpointError: an array is missing, unexpected, of another shape, or cannot be read.
     """
-    handler = ocp.StandardCheckpointHandler()
-    restored = {}
-    for item, tree in abstract.items():
+    return {item: _restore(folder, item, tree) for item, tree in abstract.items()}
+
+
+def _restore(folder: pathlib.Path, item: str, tree: Any) -> Any:
+    handler, path = ocp.StandardCheckpointHandler(), folder / item
+    with _quiet_orbax():
         try:
-            _check_tree(folder / item, handler.metadata(folder / item), tree)
-            restored[item] = handler.restore(folder / item, args=ocp.args.StandardRestore(tree))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder / item} cannot be read ({first_line(error)}); use another step") from error
-    return restored
+            _check_tree(path, handler.metadata(path), tree)
+            return handler.restore(path, args=ocp.args.StandardRestore(tree))
+        except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # of any kind: Orbax raises this very class, and its libraries what damage makes
+            reason = fault(folder, item) or _innermost(error).replace(f"{folder}/", "")
+        gc.collect()  # the tasks that are left unfinished, while nobody listens to what they say as they go
+    raise damaged(folder, item, reason)
+
+
+def _innermost(error: BaseException) -> str:
+    """What the first cause of an error says, without the settings that TensorStore adds to it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error).split(" [tensorstore_spec=")[0]
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Without the tracebacks that Orbax logs beside the error that it raises."""
+    _drop_orphans()
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(not_from_orbax)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(not_from_orbax)
+
+
+@functools.cache
+def _drop_orphans() -> None:
+    """From now on nothing is printed of tasks that Orbax left unfinished, and of reads that end when nobody waits."""
+
+    def hook(unraisable: Any) -> None:
+        task, error = unraisable.object, unraisable.exc_value
+        left = inspect.iscoroutine(task) and "/orbax/" in task.cr_code.co_filename
+        late = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not (left or late):
+            before(unraisable)
+
+    before, sys.unraisablehook = sys.unraisablehook, hook
+
+
+def not_from_orbax(record: logging.LogRecord) -> bool:
+    """Drops what Orbax and its tasks log: several tracebacks for one failure, which one CheckpointError reports."""
+    return "/orbax/" not in record.pathname and record.name != "asyncio"
 
 
 def _check_tree(where: pathlib.Path, saved: Any, wanted: Any) -> None:

@@ -3,6 +3,8 @@
 import collections.abc
 import dataclasses
 import difflib
+import os
+import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -42,6 +44,20 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"unknown key {path}: {meant}known are {', '.join(known) or 'none'}"
+
+
+def local_path(text: str | os.PathLike) -> pathlib.Path:
+    """The path that a user gave, with ~ for the home folder.
+
+    Raises:
+        ConfigError: the address of a bucket or another remote place, or ~ where no home is known.
+    """
+    if "://" in os.fspath(text):
+        raise ConfigError(f"{text} is no local path: copy the data to a disk or mount the bucket, and give that folder")
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: there is no home folder to find it in; give the whole path") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

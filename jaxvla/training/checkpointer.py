@@ -18,7 +18,9 @@ from jaxvla.checkpoint import (
     FOLDER,
     JSON_ITEMS,
     Assets,
+    damaged,
     first_line,
+    not_from_orbax,
     read_assets,
     read_json,
     restore,
@@ -91,9 +93,10 @@ class Checkpointer:
         folder = (run / FOLDER).absolute()
         try:
             self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=registry)
-        except OSError as error:
+        except Exception as error:  # Orbax raises this very class
+            _check_metrics(folder)
             raise CheckpointError(f"cannot write checkpoints to {folder}: {first_line(error)}") from error
-        logging.getLogger("absl").addFilter(_not_from_orbax)
+        logging.getLogger("absl").addFilter(not_from_orbax)
 
     def save(self, state: TrainState, iterator_state: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
         """Copies `state` to the host and starts to write it; returns once the state may be donated.
@@ -114,7 +117,7 @@ class Checkpointer:
         )
         try:
             self._manager.save(int(state.step), args=items, metrics=None if metrics is None else dict(metrics))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Orbax raises this very class
             raise self._failure(error) from error
 
     def check(self) -> None:
@@ -132,12 +135,12 @@ class Checkpointer:
             self._wait()
         finally:
             self._manager.close()
-            logging.getLogger("absl").removeFilter(_not_from_orbax)
+            logging.getLogger("absl").removeFilter(not_from_orbax)
 
     def _wait(self) -> None:
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Orbax raises this very class
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> CheckpointError:
@@ -153,6 +156,18 @@ class Checkpointer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_metrics(folder: pathlib.Path) -> None:
+    """Raises CheckpointError for a checkpoint whose metrics, by which it stays or goes, cannot be read."""
+    for path in sorted(folder.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read ({first_line(error)}): remove {path.parent}, and the step counts as one "
+                "without a validation"
+            ) from error
 
 
 def resume(folder: pathlib.Path, assets: Assets, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -174,6 +189,8 @@ def resume(folder: pathlib.Path, assets: Assets, abstract: TrainState) -> tuple[
         )
     state = restore_state(folder, abstract)
     positions = read_json(folder, "data")
+    if not (isinstance(positions, list) and positions and all(isinstance(x, dict) for x in positions)):
+        raise damaged(folder, "data/data.json", f"it holds no data positions but {_short(positions)}")
     if len(positions) == jax.process_count():
         return state, positions[jax.process_index()]
     if any(position != positions[0] for position in positions):
@@ -242,8 +259,3 @@ def _gather(value: Mapping[str, Any]) -> list[Any]:
 def _cause(error: Exception) -> str:
     """The reason that the system gave, without the file names that Orbax and TensorStore wrap around it."""
     return str(error).strip().splitlines()[0].rsplit(": ", 1)[-1].split(" [")[0]
-
-
-def _not_from_orbax(record: logging.LogRecord) -> bool:
-    """Drops what Orbax logs: several tracebacks for each failed write, which one CheckpointError reports here."""
-    return "/orbax/" not in record.pathname

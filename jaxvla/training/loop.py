@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jaxvla.agents.agent import Agent
-from jaxvla.checkpoint import FOLDER, Assets, find_checkpoint, first_line, is_run_folder
+from jaxvla.checkpoint import FOLDER, Assets, damaged, find_checkpoint, first_line, is_run_folder
+from jaxvla.config import local_path
 from jaxvla.data.schema import Batch
 from jaxvla.errors import CheckpointError, ConfigError, TrainingError
 from jaxvla.ops.augmentation import augment_batch
@@ -76,7 +77,7 @@ def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
         checkpoint = find_checkpoint(config.resume_path)
         if is_run_folder(config.resume_path):
             return checkpoint.parents[1]
-    root = pathlib.Path(config.save_dir).expanduser().absolute()
+    root = local_path(config.save_dir).absolute()
     started, copy = int(time.time()), 0
     if jax.process_index() == 0:
         while not _make_folder(_run_name(root, name or config.agent, started, copy)):
@@ -189,12 +190,16 @@ def _prepare(
 
 def _resume(config: TrainConfig, batches: BatchIterator, assets: Assets, abstract: TrainState) -> TrainState:
     """The state of the checkpoint at `config.resume_path`; `batches` go to their place in it."""
-    state, position = resume(find_checkpoint(config.resume_path), assets, abstract)
+    folder = find_checkpoint(config.resume_path)
+    state, position = resume(folder, assets, abstract)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"{config.resume_path} is at step {int(state.step)} of {config.num_steps}: raise config.num_steps"
         )
-    batches.set_state(position)
+    try:
+        batches.set_state(position)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise damaged(folder, "data/data.json", f"no position of this data: {first_line(error)}") from error
     return state
 
 

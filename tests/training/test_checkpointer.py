@@ -217,7 +217,7 @@ def test_what_is_no_checkpoint(saved_run, tmp_path):
 def test_an_incomplete_checkpoint(saved_run, tmp_path, item):
     folder = shutil.copytree(saved_run / "checkpoints" / "10", tmp_path / "10")
     shutil.rmtree(folder / item)
-    with pytest.raises(CheckpointError, match=f"incomplete: it lacks {item}; use another step"):
+    with pytest.raises(CheckpointError, match=f"incomplete: it lacks {item}; .* has no other step"):
         find_checkpoint(folder)
 
 
@@ -237,17 +237,6 @@ def test_damaged_assets(saved_run, tmp_path):
     path.write_text(json.dumps({**values, "version": "0.0.1", "wheels": 4}))
     with pytest.raises(CheckpointError, match=r"written by jaxvla 0.0.1 and does not fit .*wheels"):
         read_assets(folder)
-
-
-def test_damaged_arrays(tmp_path):
-    state = large_state(1)
-    with Checkpointer(tmp_path, CheckpointConfig(), make_assets()) as checkpointer:
-        checkpointer.save(state, {}, None)
-    folder = find_checkpoint(tmp_path)
-    for path in (folder / "params").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(CheckpointError, match=r"params cannot be read \(.*\); use another step"):
-        restore(folder, {"params": abstract_of(state).params})
 
 
 @pytest.mark.parametrize(
