@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from jaxvla import cli
+from jaxvla.config import local_path
 from jaxvla.data.conversion.cameras import named_cameras
-from jaxvla.data.conversion.discovery import local_path
 from jaxvla.data.conversion.numpy_to_tfrecord import convert_numpy
 
 FLAGS = flags.FLAGS

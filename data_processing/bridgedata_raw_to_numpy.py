@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from jaxvla import cli
+from jaxvla.config import local_path
 from jaxvla.data.conversion.cameras import named_cameras
-from jaxvla.data.conversion.discovery import local_path
 from jaxvla.data.conversion.raw_to_numpy import convert_raw
 
 FLAGS = flags.FLAGS

@@ -19,7 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from jaxvla import cli
-from jaxvla.data.conversion.discovery import local_path
+from jaxvla.config import local_path
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.reasoning.annotations import Tally, ecot_episodes, lara_episodes
 from jaxvla.reasoning.record import COMPONENTS

@@ -1,9 +1,9 @@
 """Opening a backbone: from a folder of weights or the name of a size to a configuration, a tokenizer and parameters."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+from jaxvla.config import local_path
 from jaxvla.data.tokenizer import TINY, Tokenizer, load_tokenizer
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params
@@ -73,7 +73,7 @@ def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone
     if not config.path:
         model, plain = qwen3_vl.preset(config.preset), load_tokenizer(TINY)
     else:
-        folder = pathlib.Path(config.path).expanduser()
+        folder = local_path(config.path)
         model, plain = qwen3_vl.from_hf(read_hf_config(folder), str(folder)), load_tokenizer(folder)
     model = dataclasses.replace(model, **options)
     tokenizer = plain.with_added_tokens(new_tokens)

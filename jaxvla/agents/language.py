@@ -13,6 +13,7 @@ import functools
 import hashlib
 import pathlib
 import reprlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32, Num
 
+from jaxvla.config import local_path
 from jaxvla.data import sidecar
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.instructions import InstructionTable, open_table, rows_of
@@ -114,7 +116,7 @@ def open_language(config: LanguageConfig, datasets: Sequence[Dataset]) -> Langua
         case "learned":
             return LearnedLanguage(load_tokenizer(TINY), config.max_length)
         case "qwen3_vl":
-            folder = pathlib.Path(config.path).expanduser().absolute()
+            folder = local_path(config.path).absolute()
             model = from_hf(read_hf_config(folder), str(folder))
             return DecoderLanguage(str(folder), config.prompt, config.dtype, model.text.hidden_size)
         case _:
@@ -302,9 +304,9 @@ def _vectors_of_data(datasets: Sequence[Dataset]) -> StoredLanguage:
 
 def _vectors_of_file(path: str) -> StoredLanguage:
     try:
-        with np.load(pathlib.Path(path).expanduser(), allow_pickle=False) as stored:
+        with np.load(local_path(path), allow_pickle=False) as stored:
             texts, vectors_ml = stored["texts"], stored["vectors"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read ({error}): config.language.path must be an .npz file with texts and vectors"
         ) from error

@@ -6,9 +6,11 @@ import pathlib
 
 import numpy as np
 
+from jaxvla.config import local_path
 from jaxvla.data import bridge_tfrecord, rlds, sidecar
 from jaxvla.data.action_checks import check_actions, describe_actions
 from jaxvla.data.actions import ActionConvention
+from jaxvla.data.files import check_folder
 from jaxvla.data.goals import GoalConfig
 from jaxvla.data.index import open_indices
 from jaxvla.data.normalization import FieldStatistics, Normalizer, Statistics
@@ -161,7 +163,8 @@ def open_dataset(
         DataError: nothing found, a damaged file, or no transition that can be used.
         ConfigError: settings that do not fit the data.
     """
-    root = pathlib.Path(source_config.data_path).expanduser()
+    root = local_path(source_config.data_path)
+    check_folder(root)
     groups = _find_groups(source_config, root, split)
     image_size = config.image_size or source_config.image_size
     source = _open_source(source_config, image_size, root, tuple(path for files in groups for path in files))
@@ -238,14 +241,18 @@ def _transform_actions(source: TrajectorySource, convention: ActionConvention) -
 
 def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:
     name = sidecar.fingerprint(source.paths, settings)
-    kept = sidecar.place(root / f"dataset_statistics-{name}.json")
-    if kept.is_file():
-        return Statistics.from_json(json.loads(kept.read_text()))
-    last_frames = source.frame_starts + source.lengths
-    observed = np.delete(source.proprio, last_frames, axis=0)
-    statistics = Statistics(FieldStatistics.of(table), FieldStatistics.of(observed), len(table), len(source))
-    sidecar.write(kept, statistics.dumps().encode())
-    return statistics
+
+    def make() -> Statistics:
+        last_frames = source.frame_starts + source.lengths
+        observed = np.delete(source.proprio, last_frames, axis=0)
+        return Statistics(FieldStatistics.of(table), FieldStatistics.of(observed), len(table), len(source))
+
+    return sidecar.kept(
+        root / f"dataset_statistics-{name}.json",
+        lambda content: Statistics.from_json(json.loads(content)),
+        make,
+        lambda statistics: statistics.dumps().encode(),
+    )
 
 
 def _group_sizes(groups: list[list[str]], source: TrajectorySource, usable: np.ndarray) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvla.data import sidecar
+from jaxvla.data.files import reading
 from jaxvla.errors import DataError
 
 # Goals lie ahead of a transition, so a trajectory of one transition shows a policy nothing but its own end.
@@ -67,25 +69,25 @@ class Index:
             "frames": {camera: frames.shape for camera, frames in self.frames.items()},
             "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
         }
-        return json.dumps(header).encode() + b"\n" + b"".join(array.tobytes() for array in arrays.values())
+        body = b"".join(array.tobytes() for array in arrays.values())
+        header["crc32"] = zlib.crc32(body)
+        return json.dumps(header).encode() + b"\n" + body
 
     @classmethod
     def loads(cls, content: bytes, stamp: str) -> "Index | None":
-        """The inverse of `dumps`; None where `content` was made for another state of the file or is not whole."""
+        """The inverse of `dumps`; None where `content` was made for another state of the file or is not whole.
+
+        Raises:
+            Any error, where it is none of ours.
+        """
         line, _, body = content.partition(b"\n")
-        try:
-            header = json.loads(line)
-        except ValueError:
-            return None
-        if header.get("stamp") != stamp:
+        header = json.loads(line)
+        if header["stamp"] != stamp or header["crc32"] != zlib.crc32(body):
             return None
         arrays, offset = {}, 0
         for name, (dtype, shape) in header["arrays"].items():
-            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            if offset + size > len(body):
-                return None
             arrays[name] = np.frombuffer(body, dtype, int(np.prod(shape)), offset).reshape(shape)
-            offset += size
+            offset += arrays[name].nbytes
         frames = {
             camera: Frames(arrays[f"offsets/{camera}"], arrays[f"sizes/{camera}"], tuple(shape))
             for camera, shape in header["frames"].items()
@@ -182,16 +184,14 @@ def open_indices(paths: Sequence[str], build: Callable[[str], Index], options: s
     """
 
     def one(path: str) -> Index:
-        try:
+        with reading(path):
             stamp = sidecar.fingerprint([path], _VERSION, options)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-        kept = sidecar.place(pathlib.Path(f"{path}.index"))
-        index = Index.loads(kept.read_bytes(), stamp) if kept.is_file() else None
-        if index is None:
-            index = build(path)
-            sidecar.write(kept, index.dumps(stamp))
-        return index
+            return sidecar.kept(
+                pathlib.Path(f"{path}.index"),
+                lambda content: Index.loads(content, stamp),
+                lambda: build(path),
+                lambda index: index.dumps(stamp),
+            )
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(tqdm(pool.map(one, paths), "indexing", len(paths), unit="file", delay=1.0, leave=False))

@@ -6,8 +6,11 @@ Axis letters: n annotations, m different texts among them, b batch, l columns of
 import dataclasses
 import hashlib
 import json
+import math
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
@@ -44,6 +47,7 @@ def open_table(
 
     Args:
         dataset: whose annotations; the table lies beside its files, or in the user's cache where these are read-only.
+            Where neither takes it, it is held in memory.
         spec: of the values.
         encode: texts to rows [k, l]; called for many different ones at a time.
         stamp: what the result of `encode` depends on.
@@ -52,10 +56,18 @@ def open_table(
     texts = list(dict.fromkeys(annotations))
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     name = sidecar.fingerprint((), _VERSION, spec, stamp, digest)
-    kept = sidecar.place(pathlib.Path(dataset.source.paths[0]).parent / f"instructions-{name}.npy")
-    if not kept.is_file():
-        _write(kept, texts, spec, encode)
-    return InstructionTable(np.load(kept, mmap_mode="r"), rows_of(annotations, texts))
+    beside = pathlib.Path(dataset.source.paths[0]).parent / f"instructions-{name}.npy"
+    shape = (len(texts) + 1, spec.length)
+
+    def read(path: pathlib.Path) -> np.ndarray | None:
+        values_ml = np.load(path, mmap_mode="r")
+        return values_ml if (values_ml.shape, values_ml.dtype) == (shape, spec.dtype) else None
+
+    values_ml = sidecar.find(beside, read)
+    if values_ml is None:
+        path = sidecar.keep(beside, lambda file: _write(file, shape, _rows(texts, spec, encode), spec))
+        values_ml = read(path) if path else np.concatenate(list(_rows(texts, spec, encode)))
+    return InstructionTable(values_ml, rows_of(annotations, texts))
 
 
 def rows_of(annotations: Sequence[str], texts: Sequence[str]) -> np.ndarray:
@@ -64,13 +76,19 @@ def rows_of(annotations: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     return np.array([*(number[text] for text in annotations), len(texts)], np.int32)
 
 
-def _write(
-    path: pathlib.Path, texts: Sequence[str], spec: InstructionSpec, encode: Callable[[Sequence[str]], np.ndarray]
-) -> None:
-    shape = (len(texts) + 1, spec.length)
+def _rows(
+    texts: Sequence[str], spec: InstructionSpec, encode: Callable[[Sequence[str]], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The rows of a table, some [k, l] at a time."""
+    for start in range(0, len(texts), _CHUNK):
+        yield encode(texts[start : start + _CHUNK]).astype(spec.dtype)
+    yield spec.unlabelled()[None]
+
+
+def _write(file: BinaryIO, shape: tuple[int, int], rows: Iterable[np.ndarray], spec: InstructionSpec) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(spec.dtype), "fortran_order": False, "shape": shape}
-    with sidecar.writing(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(texts), _CHUNK):
-            file.write(encode(texts[start : start + _CHUNK]).astype(spec.dtype).tobytes())
-        file.write(spec.unlabelled().tobytes())
+    np.lib.format.write_array_header_1_0(file, header)
+    # Encoding may take long, so a disk without room is to refuse before it.
+    os.posix_fallocate(file.fileno(), 0, file.tell() + math.prod(shape) * spec.dtype.itemsize)
+    for part in rows:
+        file.write(part.tobytes())

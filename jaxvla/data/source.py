@@ -19,8 +19,8 @@ _OPEN_FILES = 256
 class _OpenFile:
     """A descriptor that is closed when the last reader lets go of it, even after it left the cache."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
         os.close(self.descriptor)
@@ -38,7 +38,7 @@ class _OpenFiles:
         with self._lock:
             file = self._files.pop(path, None)
             if file is None:
-                file = _OpenFile(path)
+                file = _OpenFile(os.open(path, os.O_RDONLY))
                 if len(self._files) >= _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files[path] = file
@@ -122,21 +122,24 @@ class TrajectorySource:
             out: uint8 [n, h, w, 3], C-contiguous, of `image_size`.
 
         Raises:
-            DataError: a file that ends too early, or an image that cannot be decoded.
+            DataError: a file that ends too early or cannot be read, or an image that cannot be decoded.
         """
         rows = self.frame_starts[trajectories] + steps
         offsets, sizes = self._offsets[camera][rows].tolist(), self._sizes[camera][rows].tolist()
         shapes = self._shapes[camera]
         for k, file in enumerate(self.file_of[trajectories].tolist()):
-            opened = _open_files.get(self.paths[file])
-            if shapes[file][:2] == self.image_size:
-                if os.preadv(opened.descriptor, [out[k]], offsets[k]) != sizes[k]:
-                    raise self._cut_off(file, offsets[k])
-            else:
-                data = os.pread(opened.descriptor, sizes[k], offsets[k])
-                if len(data) != sizes[k]:
-                    raise self._cut_off(file, offsets[k])
-                out[k] = self._image(data, shapes[file], f"{self.paths[file]}: {camera} at byte {offsets[k]}")
+            try:
+                opened = _open_files.get(self.paths[file])
+                if shapes[file][:2] == self.image_size:
+                    if os.preadv(opened.descriptor, [out[k]], offsets[k]) != sizes[k]:
+                        raise self._cut_off(file, offsets[k])
+                else:
+                    data = os.pread(opened.descriptor, sizes[k], offsets[k])
+                    if len(data) != sizes[k]:
+                        raise self._cut_off(file, offsets[k])
+                    out[k] = self._image(data, shapes[file], f"{self.paths[file]}: {camera} at byte {offsets[k]}")
+            except OSError as error:
+                raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
     def _image(self, data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
         image = np.frombuffer(data, np.uint8).reshape(shape) if shape else images.decode(data, name)

@@ -106,7 +106,7 @@ def open_checkpoint(folder: pathlib.Path) -> Iterator[dict[str, StoredTensor]]:
     """
     with contextlib.ExitStack() as stack:
         if (folder / SINGLE).is_file():
-            yield read_header(stack.enter_context(open(folder / SINGLE, "rb")))
+            yield read_header(stack.enter_context(_opened(folder / SINGLE)))
             return
         if not (folder / INDEX).is_file():
             raise WeightsError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX}; other formats are not read")
@@ -115,7 +115,7 @@ def open_checkpoint(folder: pathlib.Path) -> Iterator[dict[str, StoredTensor]]:
         for shard in sorted(set(weight_map.values())):
             if not (folder / shard).is_file():
                 raise WeightsError(f"{folder / INDEX} names the shard {shard}, which is missing: download it again")
-            found = read_header(stack.enter_context(open(folder / shard, "rb")))
+            found = read_header(stack.enter_context(_opened(folder / shard)))
             mapped = {name for name, where in weight_map.items() if where == shard}
             if mapped != found.keys():
                 differing = ", ".join(sorted(mapped ^ found.keys())[:3])
@@ -230,11 +230,20 @@ def _stored(name: str, entry: Mapping[str, Any], file: BinaryIO, data_start: int
     return StoredTensor(name, dtype, shape, file, data_start + begin)
 
 
+def _opened(path: pathlib.Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _read_index(path: pathlib.Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_bytes())["weight_map"]
         # A shard is a plain file name: an index cannot point out of its folder.
         valid = weight_map and all(pathlib.PurePath(shard).name == shard for shard in weight_map.values())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:

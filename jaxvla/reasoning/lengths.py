@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from jaxvla.config import from_mapping
 from jaxvla.data import sidecar
 from jaxvla.data.schema import TextSpec
 from jaxvla.reasoning.batch import SplitText, too_long
@@ -42,9 +43,12 @@ class TextLengths:
 
     @classmethod
     def loads(cls, content: bytes) -> "TextLengths":
-        """The inverse of `dumps`."""
-        values = json.loads(content)
-        return cls(Longest(**values["prefix"]), tuple(Longest(**suffix) for suffix in values["suffixes"]))
+        """The inverse of `dumps`.
+
+        Raises:
+            ConfigError, ValueError: it is garbled.
+        """
+        return from_mapping(cls, json.loads(content), "lengths")
 
 
 def open_lengths(
@@ -74,12 +78,12 @@ def open_lengths(
         (config.component_set, curriculum.components, config.slots_for_missing),
     )
     name = sidecar.fingerprint(paths, _VERSION, backend, rows, settings)
-    kept = sidecar.place(folder / f"text_lengths-{name}.json")
-    if kept.is_file():
-        return TextLengths.loads(kept.read_bytes())
-    lengths = measure(split, builder, curriculum)
-    sidecar.write(kept, lengths.dumps())
-    return lengths
+    return sidecar.kept(
+        folder / f"text_lengths-{name}.json",
+        TextLengths.loads,
+        lambda: measure(split, builder, curriculum),
+        TextLengths.dumps,
+    )
 
 
 def measure(split: SplitText, builder: PromptBuilder, curriculum: Curriculum) -> TextLengths:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxvla.data.conversion.workers import replacing
+from jaxvla.data.files import reading
 from jaxvla.errors import DataError
 from jaxvla.reasoning.record import COMPONENTS, Episode, Reasoning
 
@@ -136,8 +137,10 @@ class ReasoningStore:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = os.fspath(path)
-        if not os.path.isfile(self.path):
-            raise DataError(f"no reasoning store {self.path}: {_MEND}")
+        with reading(self.path):
+            if not pathlib.Path(self.path).is_file():
+                raise DataError(f"no reasoning store {self.path}: {_MEND}")
+            open(self.path, "rb").close()  # SQLite would not say why it cannot
         self._local = threading.local()
         if self._one("PRAGMA application_id") != (_APPLICATION_ID,):
             raise DataError(f"{self.path} is no reasoning store: {_MEND}")
@@ -149,10 +152,13 @@ class ReasoningStore:
         size = self._one("PRAGMA page_size")[0] * self._one("PRAGMA page_count")[0]
         if os.path.getsize(self.path) != size:
             raise DataError(f"{self.path} has {os.path.getsize(self.path)} of {size} bytes, it is damaged: {_MEND}")
-        self.metadata: dict[str, Any] = json.loads(self._meta("metadata"))
-        self.counts = np.frombuffer(self._meta("counts"), "<i8").astype(np.int64)
-        # The largest id, not a count of rows: it is found without a walk over the table.
-        self._len = 1 + self._one("SELECT max(id) FROM episodes")[0]
+        try:
+            self.metadata: dict[str, Any] = json.loads(self._meta("metadata"))
+            self.counts = np.frombuffer(self._meta("counts"), "<i8").astype(np.int64)
+            # The largest id, not a count of rows: it is found without a walk over the table.
+            self._len = 1 + self._one("SELECT max(id) FROM episodes")[0]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.path} is damaged ({error}): {_MEND}") from error
 
     def __reduce__(self) -> tuple[type["ReasoningStore"], tuple[str]]:
         return ReasoningStore, (self.path,)
@@ -202,7 +208,10 @@ class ReasoningStore:
         if episode < 0 or not 0 <= step < 1 << _STEP_BITS:
             return None
         row = self._one("SELECT reasoning FROM steps WHERE id = ?", episode << _STEP_BITS | step)
-        return None if row is None else Reasoning.from_json(json.loads(row[0]))
+        try:
+            return None if row is None else Reasoning.from_json(json.loads(row[0]))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DataError(f"{self.path} is damaged at step {step} of {self.key(episode)!r}: {_MEND}") from error
 
     def _meta(self, name: str) -> Any:
         return self._one("SELECT value FROM meta WHERE name = ?", name)[0]

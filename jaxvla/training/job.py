@@ -1,7 +1,6 @@
 """From plain settings to everything that a training run is made of: data, texts, agent, and what goes with them."""
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from jaxvla.agents import Agent, make_agent
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
 from jaxvla.checkpoint import Assets
-from jaxvla.config import from_mapping
+from jaxvla.config import from_mapping, local_path
 from jaxvla.data.chat import num_image_tokens
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.images import patch_grid
@@ -159,7 +158,7 @@ def _open_backbone(settings: Mapping[str, Any]) -> Backbone | None:
 def _open_texts(
     settings: Mapping[str, Any], source: SourceConfig, backbone: Backbone, training: Dataset, validation: Dataset
 ) -> Texts:
-    store = pathlib.Path(source.data_path).expanduser() / source.reasoning_path if source.reasoning_path else ""
+    store = local_path(source.data_path) / local_path(source.reasoning_path) if source.reasoning_path else ""
     return open_texts(
         backbone.tokenizer,
         from_mapping(PromptConfig, settings["prompt"], "config.prompt"),

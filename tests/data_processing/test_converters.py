@@ -57,7 +57,7 @@ def test_both_scripts_in_a_row(tmp_path):
         (RAW_TO_NUMPY, ["--input_path", "gone", "--output_path", "x"], "no input folder gone"),
         (NUMPY_TO_TFRECORD, ["--input_path", "gone", "--output_path", "x"], "no input folder gone"),
         (RAW_TO_NUMPY, ["--input_path", "x"], "--output_path"),
-        (RAW_TO_NUMPY, ["--input_path", "x", "--output_path", "gs://bucket"], "gs://bucket is no local folder"),
+        (RAW_TO_NUMPY, ["--input_path", "x", "--output_path", "gs://bucket"], "gs://bucket is no local path"),
         (RAW_TO_NUMPY, ["--input_path", "x", "--output_path", "x", "--num_workers", "0"], "num_workers=0"),
         (RAW_TO_NUMPY, ["--input_path", "x", "--output_path", "x", "--max_skipped", "2"], "max_skipped=2"),
         (RAW_TO_NUMPY, ["--input_path", "x", "--output_path", "x", "--cameras", "image0"], "not image0"),

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import pickle
@@ -179,6 +180,9 @@ def cut(keep):
     [
         (lambda path: path.unlink(), "no reasoning store"),
         (lambda path: (path.unlink(), path.mkdir()), "no reasoning store"),
+        (lambda path: execute(path, "DELETE FROM meta"), "is damaged"),
+        (lambda path: execute(path, "UPDATE meta SET value = '{'"), "is damaged"),
+        (lambda path: execute(path, "DELETE FROM episodes"), "is damaged"),
         (lambda path: path.write_text(json.dumps({"a": 1}) * 500), "no reasoning store, or a damaged one"),
         (lambda path: path.write_text(""), "is no reasoning store"),
         (foreign, "is no reasoning store"),
@@ -196,6 +200,32 @@ def test_a_file_that_is_no_whole_store_is_named(path, damage, message):
     assert str(path) in str(error.value)
     assert "data_processing/reasoning_to_store.py" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def execute(path, command):
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(command)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_garbled_step_is_named(tmp_path, content):
+    path = tmp_path / "r.store"
+    write_store(path, [("a", {2: Reasoning(task="x")})], {})
+    execute(path, f"UPDATE steps SET reasoning = '{content}'")
+    with pytest.raises(DataError, match=r"r\.store is damaged at step 2 of 'a': make it with"):
+        ReasoningStore(path).read(np.array([0]), np.array([2]))
+
+
+def test_a_store_that_cannot_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "r.store"
+    write_store(path, [("a", {2: Reasoning(task="x")})], {})
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(DataError, match=r"r\.store: cannot be read: Permission denied$"):
+        ReasoningStore(path)
 
 
 def test_damage_after_opening_is_named(tmp_path):

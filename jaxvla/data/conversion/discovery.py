@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from jaxvla.data.folders import distinct, is_hidden, walk
-from jaxvla.errors import ConfigError, DataError
+from jaxvla.errors import DataError
 
 DATE_FORMAT = "%Y-%m-%d_%H-%M-%S"
 SPLITS = ("train", "val")
@@ -77,17 +77,6 @@ class NumpyTree:
 
     tasks: dict[pathlib.PurePath, pathlib.Path]
     ignored: Ignored
-
-
-def local_path(text: str) -> pathlib.Path:
-    """The path that a user typed.
-
-    Raises:
-        ConfigError: the address of a bucket or another remote place.
-    """
-    if "://" in text:
-        raise ConfigError(f"{text} is no local folder: copy the data to a disk, or mount the bucket")
-    return pathlib.Path(text)
 
 
 def find_raw(input_path: pathlib.Path, depth: int) -> RawTree:

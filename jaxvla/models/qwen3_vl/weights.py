@@ -61,6 +61,8 @@ def read_hf_config(folder: str | pathlib.Path) -> dict[str, Any]:
         raise WeightsError(f"{path.parent} {there}: give a local folder of Hugging Face weights")
     try:
         values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: download it again") from error
     model_type = values.get("model_type") if isinstance(values, dict) else None
