@@ -52,8 +52,7 @@ def main(_: list[str]) -> None:
     config = job.config
     title = f"{config.agent}, batch {FLAGS.batch} of seed {config.seed}, {rows} of {config.batch_size} examples"
     sheet = draw(title, {name: x[:rows] for name, x in columns.items()}, captions(job, batch, rows))
-    path = pathlib.Path(FLAGS.output_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = cli.output_path(FLAGS.output_path)
     sheet.save(path)
     print(f"wrote {path}")
 

@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
         # Random choices as in training, so that what it leaves out and mixes is seen.
         text = job.texts.training(first, *_first_samples(job))
         panels[f"stage {stage}, from step {first}"] = kinds(text, image_token)
-    draw(panels, pathlib.Path(FLAGS.output_path))
+    draw(panels, cli.output_path(FLAGS.output_path))
     print(f"wrote {FLAGS.output_path}")
 
 
@@ -90,7 +90,6 @@ def draw(panels: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     grid[-1].set_xlabel("column")
     handles = [Patch(facecolor=color, edgecolor="#999999", label=name) for name, color in KINDS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(KINDS), frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 

@@ -24,7 +24,7 @@ from absl import flags
 from jaxvla import cli
 from jaxvla.envs.film import Frame, save_film
 from jaxvla.envs.goals import last_frame
-from jaxvla.envs.rollout import Episode, Observation, Result, World, rollouts
+from jaxvla.envs.rollout import Episode, Observation, Result, World, check_fit, rollouts
 from jaxvla.envs.tabletop import TabletopEnv
 from jaxvla.errors import ConfigError
 
@@ -72,9 +72,9 @@ _SETTINGS = ("env", "task", "episodes", "seed", "parallel", "temperature", "exec
 def main(_: list[str]) -> None:
     if FLAGS.videos and not FLAGS.output_path:
         raise ConfigError("--videos needs --output_path: films are written beside the report")
-    if FLAGS.output_path:
-        pathlib.Path(FLAGS.output_path).parent.mkdir(parents=True, exist_ok=True)
-    WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps).reset(seed=0, task=FLAGS.task or None)
+    output = cli.output_path(FLAGS.output_path) if FLAGS.output_path else None
+    world = WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps)
+    world.reset(seed=0, task=FLAGS.task or None)
     from jaxvla.checkpoint import find_checkpoint
     from jaxvla.serving.policy import load_policy
 
@@ -83,15 +83,16 @@ def main(_: list[str]) -> None:
     for mode in FLAGS.modes or [None]:
         robots = min(FLAGS.parallel, FLAGS.episodes)
         policy = load_policy(checkpoint, inference=mode, robots=robots, temperature=FLAGS.temperature)
+        check_fit(FLAGS.env, world.spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
         if not 0 <= FLAGS.execute_steps <= policy.spec.action_horizon:
             raise ConfigError(f"--execute_steps must be 0 to {policy.spec.action_horizon}, not {FLAGS.execute_steps}")
         name = mode or "policy"
         print(f"{name}: compiled in {policy.warm_up():.1f} s", flush=True)
         results[name] = evaluate(policy, name)
     print(table(results))
-    if FLAGS.output_path:
-        pathlib.Path(FLAGS.output_path).write_text(json.dumps(report(checkpoint, results), indent=1))
-        print(f"report       {FLAGS.output_path}")
+    if output:
+        output.write_text(json.dumps(report(checkpoint, results), indent=1))
+        print(f"report       {output}")
 
 
 def evaluate(policy: "Policy", mode: str) -> list[Result]:

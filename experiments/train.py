@@ -54,10 +54,11 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
     from jaxvla.parallel.mesh import make_mesh
     from jaxvla.parallel.sharding import batch_sharding
     from jaxvla.training import loop
-    from jaxvla.training.job import open_job
+    from jaxvla.training.job import open_job, read_train_config
 
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     jax.config.update("jax_debug_nans", FLAGS.debug)
+    loop.check_paths(read_train_config(settings))
     job = open_job(settings, source_settings)
     mesh = make_mesh(job.config.mesh)
     rows = process_rows(batch_sharding(mesh), job.config.batch_size)

@@ -1,7 +1,9 @@
 """How every main of the project starts, finds its configs, and fails."""
 
+import ast
 import contextlib
 import io
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,8 +11,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from jaxvla.config import unknown_key
+from jaxvla.config import local_path, unknown_key
 from jaxvla.errors import ConfigError, JaxvlaError
+
+# The mappings of the configs that take keys of any name, or whose keys are checked by who reads them.
+OPEN_MAPPINGS = {
+    "config": ("agent_kwargs", "optimizer.learning_rates", "curriculum.tag2think_count"),
+    "bridgedata_config": ("cameras",),
+}
 
 
 def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (), config_dir: str | None = None) -> None:
@@ -59,6 +67,22 @@ def read_configs(preset: str, data_preset: str) -> tuple[dict[str, Any], dict[st
     return settings, source_settings
 
 
+def output_path(text: str) -> pathlib.Path:
+    """The path of a file to write, from --output_path; its folder is made.
+
+    Raises:
+        ConfigError: no local path, a folder, or a place that cannot be written.
+    """
+    path = local_path(text, "--output_path").absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_path: {path.parent} cannot be made: {error.strerror}") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--output_path: {path} {'is a folder' if path.is_dir() else 'cannot be written'}")
+    return path
+
+
 @contextlib.contextmanager
 def _one_line_errors() -> Iterator[None]:
     try:
@@ -74,6 +98,8 @@ def _one_line_errors() -> Iterator[None]:
 def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None) -> list[str]:
     if config_dir is not None:
         argv = resolve_config_paths(argv, config_flags, pathlib.Path(config_dir))
+    argv, added = _split_overrides(argv, config_flags)
+    sys.argv[:] = argv  # where ml_collections looks for overrides
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -85,7 +111,87 @@ def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None)
         raise ConfigError(str(error)) from error
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}: flags are given as --name=value or --name value")
+    for name, path, value in added:
+        add_key(flags.FLAGS[name].value, path, value, f"--{name}.{path}")
     return rest
+
+
+def _split_overrides(argv: list[str], names: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """`argv` with every override once, and (flag, path, value) of the overrides that add a key to an open mapping.
+
+    Of overrides of the same value the last counts: ml_collections would append tuples.
+    """
+    configs = {}
+    for name, (_, value) in _flag_values(argv, names).items():
+        with contextlib.suppress(Exception):  # of the user's file, whatever it is; the flags raise and report it
+            configs[name] = flags.FLAGS[name].parser.parse(value)
+    kept: dict[Any, list[str]] = {}
+    added: dict[tuple[str, str], str] = {}
+    i = 0
+    while i < len(argv):
+        name, _, path = argv[i].lstrip("-").partition("=")[0].partition(".")
+        size, key = 1, i
+        if argv[i].startswith("-") and path and name in configs:
+            known, old = _look_up(configs[name], path)
+            size, key = _words(argv, i, old), (name, path)
+            kept.pop(key, None)
+            if not known and path.startswith(tuple(f"{open_path}." for open_path in OPEN_MAPPINGS.get(name, ()))):
+                added[key] = argv[i + 1] if size == 2 else (argv[i].partition("=")[2] if "=" in argv[i] else "True")
+                i += size
+                continue
+        kept[key] = argv[i : i + size]
+        i += size
+    return [word for words in kept.values() for word in words], [(*key, value) for key, value in added.items()]
+
+
+def _look_up(config: Any, path: str) -> tuple[bool, Any]:
+    """Whether the nested mapping has something at `path`, and that."""
+    for key in path.split("."):
+        if not hasattr(config, "keys") or key not in config:
+            return False, ""
+        config = config[key]
+    return True, config
+
+
+def _words(argv: Sequence[str], i: int, old: Any) -> int:
+    """How many words the override has that begins at argv[i] and takes the place of the value `old`."""
+    alone = "=" in argv[i] or isinstance(old, bool | None) or i + 1 == len(argv) or argv[i + 1].startswith("--")
+    return 1 if alone else 2
+
+
+def add_key(config: Any, path: str, text: str, flag: str) -> None:
+    """Puts a value at a `path` of the ConfigDict `config` where there is none, and folders above it where they lack.
+
+    The value is of the type that its neighbours have, if they all have one, else what `text` is in Python: a number, a
+    tuple, True; or the text itself.
+
+    Raises:
+        ConfigError: something above it is no mapping, or the text is no value of the neighbours' type.
+    """
+    *above, last = path.split(".")
+    with config.unlocked():
+        for key in above:
+            if not hasattr(config, "keys"):
+                raise ConfigError(unknown_key(flag, key, ()))
+            if key not in config:
+                config[key] = {}
+            config = config[key]
+        if not hasattr(config, "keys"):
+            raise ConfigError(unknown_key(flag, last, ()))
+        config[last] = _value(text, {type(value) for value in config.values()}, flag)
+
+
+def _value(text: str, kinds: set[type], flag: str) -> Any:
+    if kinds == {str}:
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (SyntaxError, ValueError):
+        value = text
+    value = float(value) if kinds == {float} and type(value) is int else value
+    if len(kinds) == 1 and kinds <= {int, float, bool} and type(value) not in kinds:
+        raise ConfigError(f"{flag} must be {kinds.pop().__name__}, as those beside it, not {text!r}")
+    return value
 
 
 def resolve_config_paths(argv: Sequence[str], names: Sequence[str], config_dir: pathlib.Path) -> list[str]:

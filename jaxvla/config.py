@@ -20,7 +20,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
 
     Args:
         cls: a dataclass. A field whose type is a dataclass takes a mapping, `tuple[X, ...]` takes a list or tuple,
-            float takes an int; fields without a default must be present.
+            a mapping has values of its type, float takes an int; fields without a default must be present.
         values: plain nested values, such as `ConfigDict.to_dict()` gives.
         where: the name of `values` in error messages, such as "config.optimizer".
 
@@ -46,18 +46,23 @@ def unknown_key(path: str, key: str, known: Iterable[str]) -> str:
     return f"unknown key {path}: {meant}known are {', '.join(known) or 'none'}"
 
 
-def local_path(text: str | os.PathLike) -> pathlib.Path:
+def local_path(text: str | os.PathLike, name: str = "") -> pathlib.Path:
     """The path that a user gave, with ~ for the home folder.
+
+    Args:
+        text: the path.
+        name: of the setting or flag that gave it, for errors.
 
     Raises:
         ConfigError: the address of a bucket or another remote place, or ~ where no home is known.
     """
+    given = f"{name}: {text}" if name else f"{text}"
     if "://" in os.fspath(text):
-        raise ConfigError(f"{text} is no local path: copy the data to a disk or mount the bucket, and give that folder")
+        raise ConfigError(f"{given} is no local path: use a local disk, or mount the bucket and give the folder")
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{text}: there is no home folder to find it in; give the whole path") from error
+        raise ConfigError(f"{given} cannot be found: no home folder is known; give the whole path") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -76,7 +81,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} needs {len(kinds)} values, not {len(value)}: {value!r}")
         return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value)))
     if origin in (dict, collections.abc.Mapping) and isinstance(value, Mapping):
-        return dict(value)
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()} if args else dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):

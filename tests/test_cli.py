@@ -1,18 +1,26 @@
+import collections.abc
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
+import typing
 
 import absl.flags
 import pytest
 from experiments.mains import load
 from ml_collections import config_flags
 
-from jaxvla.cli import check_overrides, resolve_config_paths
+from jaxvla.agents.backbone import BackboneConfig
+from jaxvla.agents.language import LanguageConfig
+from jaxvla.cli import OPEN_MAPPINGS, check_overrides, output_path, resolve_config_paths
 from jaxvla.config import from_mapping
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig
 from jaxvla.errors import ConfigError
+from jaxvla.reasoning.curriculum import CurriculumConfig
+from jaxvla.reasoning.prompt import PromptConfig
+from jaxvla.training.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -96,6 +104,125 @@ def test_mistakes_give_one_line_and_exit_code_1(arguments, line, tmp_path):
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+SHOW = """
+import json, sys
+from absl import flags
+from ml_collections import config_flags
+from jaxvla import cli
+for name in ("config", "bridgedata_config"):
+    config_flags.DEFINE_config_file(name, None, "")
+cli.run(lambda _: print(json.dumps(cli.read_configs("a", "b"))), ("config", "bridgedata_config"), sys.argv.pop(1))
+"""
+
+
+def read(*arguments):
+    """The settings that a main gets."""
+    configs = ["--config=train_config.py:ecot", "--bridgedata_config=data_config.py:sample"]
+    command = [sys.executable, "-c", SHOW, str(CONFIGS), *configs, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_open_mappings_take_new_keys():
+    done = read(
+        "--bridgedata_config.cameras.images1=5",
+        "--bridgedata_config.cameras.wrist",
+        "image_1",
+        "--config.optimizer.learning_rates.backbone/visual=0",
+        "--config.optimizer.learning_rates.backbone=2e-5",
+        "--config.curriculum.tag2think_count.SUBTASK REASONING=2",
+        "--config.agent_kwargs.action_head.num_layers=3",
+        "--config.agent_kwargs.other.pair",
+        "(1, 2)",
+        "--config.batch_size=7",
+    )
+    assert done.returncode == 0, done.stderr
+    settings, source = json.loads(done.stdout)
+    assert source["cameras"] == {"images0": "images0", "images1": "5", "wrist": "image_1"}
+    assert settings["optimizer"]["learning_rates"] == {"backbone": 2e-5, "backbone/visual": 0.0}
+    assert settings["curriculum"]["tag2think_count"] == {"SUBTASK REASONING": 2}
+    assert settings["agent_kwargs"]["action_head"]["num_layers"] == 3
+    assert settings["agent_kwargs"]["other"] == {"pair": [1, 2]}
+    assert settings["batch_size"] == 7
+
+
+def test_of_an_override_given_twice_the_last_counts():
+    done = read(
+        "--config.data.image_size=(64, 64)",
+        "--config.data.image_size",
+        "(128, 128)",
+        "--bridgedata_config.include=(('a',),)",
+        "--bridgedata_config.include=(('b', 'c'),)",
+        "--config.mesh.data=4",
+        "--config.mesh.data",
+        "-1",
+        "--bridgedata_config.cameras.images1=x",
+        "--bridgedata_config.cameras.images1=y",
+    )
+    assert done.returncode == 0, done.stderr
+    settings, source = json.loads(done.stdout)
+    assert settings["data"]["image_size"] == [128, 128]
+    assert source["include"] == [["b", "c"]]
+    assert settings["mesh"]["data"] == -1
+    assert source["cameras"]["images1"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        (
+            "--bridgedata_config.camera.images1=x",
+            "unknown key --bridgedata_config.camera.images1: did you mean cameras?",
+        ),
+        (
+            "--config.optimizer.learning_rates.a=many",
+            "--config.optimizer.learning_rates.a must be float, as those beside",
+        ),
+        (
+            "--config.agent_kwargs.training_mode.a=1",
+            "unknown key --config.agent_kwargs.training_mode.a: known are none",
+        ),
+        (
+            "--config.curriculum.tag2think.a=1",
+            "unknown key --config.curriculum.tag2think.a: did you mean tag2think_count",
+        ),
+    ],
+)
+def test_what_is_not_open_stays_closed(argument, line):
+    done = read(argument)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {line}")
+    assert done.stderr.count("\n") == 1
+
+
+def mappings(cls, prefix=""):
+    """The paths of the fields of a dataclass that take keys of any name."""
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from mappings(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) in (dict, collections.abc.Mapping):
+            yield f"{prefix}{name}"
+
+
+def test_all_open_mappings_are_known():
+    parts = {"data": DataConfig, "backbone": BackboneConfig, "curriculum": CurriculumConfig, "prompt": PromptConfig}
+    own = [f"{name}.{path}" for name, cls in (parts | {"language": LanguageConfig}).items() for path in mappings(cls)]
+    assert {*OPEN_MAPPINGS["config"]} == {*mappings(TrainConfig), *own}
+    assert {*OPEN_MAPPINGS["bridgedata_config"]} == {*mappings(SourceConfig)}
+
+
+def test_output_paths(tmp_path):
+    assert output_path(str(tmp_path / "new" / "a.png")) == tmp_path / "new" / "a.png"
+    assert (tmp_path / "new").is_dir()
+    (tmp_path / "file").write_text("")
+    for path, reason in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "a.png", "cannot be made: .*"),
+        ("gs://a", ""),
+    ):
+        with pytest.raises(ConfigError, match=f"--output_path: .*{reason}"):
+            output_path(str(path))
 
 
 def test_ctrl_c_is_one_line(tmp_path):

@@ -40,6 +40,7 @@ def test_nested_values_arrive():
         ({"name": "x", "pair": (1, 2, 3)}, r"config\.pair needs 2 values, not 3"),
         ({"name": "x", "inner": {"sizes": (1, "2")}}, r"config\.inner\.sizes\[1\] must be int"),
         ({"name": "x", "inner": 3}, r"config\.inner must be Inner"),
+        ({"name": "x", "extra": {"a": 3}}, r"config\.extra\.a must be str, not int 3"),
     ],
 )
 def test_what_does_not_fit_is_named(values, message):

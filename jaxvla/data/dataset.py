@@ -163,7 +163,7 @@ def open_dataset(
         DataError: nothing found, a damaged file, or no transition that can be used.
         ConfigError: settings that do not fit the data.
     """
-    root = local_path(source_config.data_path)
+    root = local_path(source_config.data_path, "data_path")
     check_folder(root)
     groups = _find_groups(source_config, root, split)
     image_size = config.image_size or source_config.image_size

@@ -14,12 +14,33 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxvla.errors import ConfigError
+
 Observation = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSpec:
+    """What a world shows and takes, known before it is played.
+
+    Attributes:
+        cameras: names of the images of an observation, and of a goal.
+        proprio_dim: numbers of its "proprio".
+        action_dim: numbers of an action.
+    """
+
+    cameras: tuple[str, ...]
+    proprio_dim: int
+    action_dim: int
 
 
 @runtime_checkable
 class World(Protocol):
     """What episodes are played in; `tabletop.TabletopEnv` is one."""
+
+    @property
+    def spec(self) -> WorldSpec:
+        """What it shows and takes."""
 
     def reset(self, *, seed: int, task: str | None = None) -> tuple[Observation, dict[str, Any]]:
         """The first observation, and at least the "task" and its "instruction"."""
@@ -42,6 +63,36 @@ class Actor(Protocol):
 
     def reset(self, robots: Sequence[int], seeds: Sequence[int]) -> None:
         """Tells that these worlds begin an episode, and from which seeds what is drawn in it is drawn."""
+
+
+def check_fit(
+    name: str, spec: WorldSpec, needed: Mapping[str, Sequence[str]], proprio_dim: int, action_dim: int
+) -> None:
+    """Whether a policy can be played in a world.
+
+    Args:
+        name: of the world, for the error.
+        spec: of the world.
+        needed: names that the policy reads, by "observation" and "goals".
+        proprio_dim, action_dim: of the policy.
+
+    Raises:
+        ConfigError: it reads a camera that the world has not, or a proprio or actions of another length.
+    """
+    own = _parts(needed["observation"], proprio_dim)
+    goals = _parts(needed["goals"], proprio_dim)
+    given = _parts((*spec.cameras, "proprio"), spec.proprio_dim)
+    if not {*own, *goals} <= {*given} or action_dim != spec.action_dim:
+        looks = ", ".join(own) or "nothing"
+        at_goals = f", goals of {', '.join(goals)}" if goals else ""
+        raise ConfigError(
+            f"the policy does not fit {name}: it reads {looks}{at_goals} and acts in {action_dim} numbers, but {name} "
+            f"shows {', '.join(given)} and takes {spec.action_dim}; give a policy that was trained on such data"
+        )
+
+
+def _parts(names: Sequence[str], proprio_dim: int) -> list[str]:
+    return [f"proprio [{proprio_dim}]" if name == "proprio" else name for name in names]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxvla.envs import geometry, scene, tasks
 from jaxvla.envs.items import OBSTACLES, SHAPES, SOLIDS, VESSELS, Item, bearing
 from jaxvla.envs.rendering import CAMERAS, MAX_OPENING, Renderer
+from jaxvla.envs.rollout import WorldSpec
 from jaxvla.errors import ConfigError
 
 MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.25
@@ -135,6 +136,12 @@ class TabletopEnv:
         solids = self.objects + self.obstacles
         images = self._renderer.render(solids, self.containers, self.state) if self._renderer else {}
         return {**images, "proprio": self.state.astype(np.float32)}
+
+    @property
+    def spec(self) -> WorldSpec:
+        """What observations hold, and how long an action is."""
+        cameras = tuple(CAMERAS) if self._renderer else ()
+        return WorldSpec(cameras, proprio_dim=len(STATE_LOW), action_dim=len(STATE_LOW))
 
     @property
     def objects(self) -> list[Item]:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jaxvla.config import local_path
 from jaxvla.errors import ConfigError
 from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig
@@ -135,6 +136,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive = ("batch_size", "num_steps", "log_interval", "eval_interval", "save_interval", "accumulate_steps")
+        for name in ("save_dir", "resume_path"):
+            local_path(getattr(self, name), f"config.{name}")
         for name in positive:
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.{name} must be at least 1, not {getattr(self, name)}")

@@ -88,6 +88,16 @@ class Job:
         return trajectory, self.instructions[1].take(np.array(sum(map(len, language[:trajectory]))))
 
 
+def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:
+    """The part of the settings that training reads.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is refused.
+    """
+    own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS)}
+    return from_mapping(TrainConfig, own, "config")
+
+
 def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) -> Job:
     """Opens data, backbone, texts and instructions, and makes the agent.
 
@@ -98,8 +108,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: a setting, the data or the backbone cannot be used.
     """
-    own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS)}
-    config = from_mapping(TrainConfig, own, "config")
+    config = read_train_config(settings)
     data_config = from_mapping(DataConfig, settings["data"], "config.data")
     source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
     backbone = _open_backbone(settings)

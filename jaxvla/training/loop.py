@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +86,21 @@ def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
     if jax.process_count() > 1:
         started, copy = multihost_utils.broadcast_one_to_all(np.array([started, copy], np.uint32)).tolist()
     return _run_name(root, name or config.agent, started, copy)
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Says at once, before data is opened, that there is nothing to resume or no place for the run folder.
+
+    Raises:
+        CheckpointError: the one or the other.
+    """
+    if config.resume_path:
+        find_checkpoint(config.resume_path)
+    root = local_path(config.save_dir).absolute()
+    there = next(folder for folder in (root, *root.parents) if os.path.lexists(folder))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "is no folder that can be written"
+        raise CheckpointError(f"cannot make a run folder in {root}: {there} {reason}; set config.save_dir to one")
 
 
 def _run_name(root: pathlib.Path, name: str, started: int, copy: int) -> pathlib.Path:

@@ -7,14 +7,17 @@ import pytest
 from PIL import Image
 
 from jaxvla.envs.film import FAILURE, LAST_DURATION, STEP_DURATION, SUCCESS, Frame, save_film, wrap
-from jaxvla.envs.rollout import Actor, Episode, World, rollouts
+from jaxvla.envs.rollout import Actor, Episode, World, WorldSpec, check_fit, rollouts
 from jaxvla.envs.tabletop import TabletopEnv
+from jaxvla.errors import ConfigError
 
 LIMIT = 7
 
 
 class Line:
     """Succeeds at 10 or more, which seeds below 10 start from; 7 steps. The gripper must be open or closed."""
+
+    spec = WorldSpec((), 0, 2)
 
     def reset(self, *, seed, task=None):
         self.x, self.t, self.task = float(seed), 0, task or "go"
@@ -71,6 +74,43 @@ def test_the_tabletop_and_its_like_are_worlds():
     assert isinstance(TabletopEnv(render=False), World)
     assert isinstance(Line(), World)
     assert isinstance(Adder(), Actor)
+
+
+def test_a_world_says_what_it_shows_and_takes():
+    world = TabletopEnv(16)
+    observation, _ = world.reset(seed=0)
+    assert {*observation} == {*world.spec.cameras, "proprio"}
+    assert observation["proprio"].shape == (world.spec.proprio_dim,)
+    world.step(np.zeros(world.spec.action_dim))
+    assert TabletopEnv(render=False).spec.cameras == ()
+
+
+SPEC = WorldSpec(("images0", "images1"), 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("observed", "goals", "proprio", "action"),
+    [
+        (("images0", "images2"), (), 7, 7),
+        (("images0",), ("images2",), 7, 7),
+        (("images0", "proprio"), (), 8, 7),
+        (("images0",), (), 7, 14),
+    ],
+)
+def test_a_policy_that_does_not_fit_is_told_both_sides(observed, goals, proprio, action):
+    with pytest.raises(ConfigError) as error:
+        check_fit("table", SPEC, {"observation": observed, "goals": goals}, proprio, action)
+    line = str(error.value)
+    assert "table shows images0, images1, proprio [7] and takes 7" in line
+    assert line.startswith("the policy does not fit table: it reads images0")
+    assert all(name in line for name in {*observed, *goals})
+    assert f"acts in {action} numbers" in line
+    assert "\n" not in line
+
+
+def test_a_policy_may_read_less_than_there_is():
+    check_fit("table", SPEC, {"observation": ("images1", "proprio"), "goals": ("images0",)}, 7, 7)
+    check_fit("table", SPEC, {"observation": ("images1",), "goals": ()}, 8, 7)
 
 
 def expected(seed, execute_steps):

@@ -105,9 +105,28 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
         assert frames.n_frames == 4
 
 
+def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
+    rng = np.random.default_rng(3)
+    statistics = Statistics(
+        FieldStatistics.of(rng.normal(size=(50, 14))), FieldStatistics.of(rng.normal(size=(50, 8))), 50, 5
+    )
+    spec = BatchSpec(("images0", "wrist"), (SIZE, SIZE), proprio_dim=8, action_dim=14)
+    save(tmp_path, "gc_bc", GC_BC | {"use_proprio": True}, spec, statistics=statistics)
+    done = run_main(f"--checkpoint={tmp_path}", "--episodes=1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: the policy does not fit tabletop: it reads images0, proprio [8], wrist, goals"
+    )
+    assert "but tabletop shows images0, images1, proprio [7] and takes 7;" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "compiled" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
+        (["--output_path=s3://x/report.json"], "error: --output_path: s3://x/report.json is no local path"),
+        (["--checkpoint=gs://runs/x"], "error: gs://runs/x is no local path"),
         (["--task=juggle"], "error: no tabletop task named 'juggle'; there are: put_in_container"),
         (["--videos=2"], "error: --videos needs --output_path"),
     ],

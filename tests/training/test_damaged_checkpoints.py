@@ -194,11 +194,11 @@ def test_folders_that_cannot_be_read(run, monkeypatch):
 
 
 def test_a_bucket_is_refused():
-    with pytest.raises(ConfigError, match=r"gs://runs/x is no local path: copy .* or mount the bucket"):
+    with pytest.raises(ConfigError, match=r"gs://runs/x is no local path: use a local disk, or mount the bucket"):
         find_checkpoint("gs://runs/x")
 
 
 def test_no_home(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(JaxvlaError, match="~/runs: there is no home folder"):
+    with pytest.raises(JaxvlaError, match="~/runs cannot be found: no home folder is known"):
         find_checkpoint("~/runs")
