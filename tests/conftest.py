@@ -1,7 +1,12 @@
-"""Eight simulated CPU devices, a compilation cache that outlives the run, and the folder of real samples."""
+"""Eight simulated CPU devices, caches that outlive the run, the folder of real samples, and a watch on what is written.
+
+Tests write below their temporary folder, and to .cache in the repository.
+"""
 
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time would be compilation. What it compiles runs for milliseconds, so it is not optimised: the
@@ -13,6 +18,8 @@ os.environ["XLA_FLAGS"] = (
 # By the environment, so that the processes which tests start share the cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Where matplotlib lists the fonts, which takes it seconds: the caches of the user are not those of the tests.
+os.environ.setdefault("MPLCONFIGDIR", str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "matplotlib"))
 
 import jax
 import pytest
@@ -24,10 +31,45 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+SAMPLES = pathlib.Path(os.environ.get("JAXVLA_SAMPLES", ROOT.parent / "shared" / "samples"))
+# What is derived from data and lies beside it.
+DERIVED = ("*.index", "dataset_statistics-*", "instructions-*", "text_lengths-*")
+
+
+def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All files below a folder but those of tools: of git, virtual environments, caches and packages."""
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        folders[:] = [name for name in folders if not name.endswith(".egg-info")]
+        yield from (pathlib.Path(path) / name for name in names)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_written_elsewhere(tmp_path_factory) -> Iterator[None]:
+    """The user's cache is one of the session; at its end the repository and the samples hold what they held."""
+    own = {*files(ROOT)}
+    given = {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files(SAMPLES)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    assert not {*files(ROOT)} - own, "tests wrote to the repository"
+    assert {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files(SAMPLES)} == given
+
+
 @pytest.fixture(scope="session")
 def samples() -> pathlib.Path:
     """The folder of real public data (JAXVLA_SAMPLES, else ../shared/samples); skips where there is none."""
-    folder = pathlib.Path(os.environ.get("JAXVLA_SAMPLES", ROOT.parent / "shared" / "samples"))
-    if not folder.is_dir():
-        pytest.skip(f"no real samples at {folder}; set JAXVLA_SAMPLES")
-    return folder
+    if not SAMPLES.is_dir():
+        pytest.skip(f"no real samples at {SAMPLES}; set JAXVLA_SAMPLES")
+    return SAMPLES
+
+
+@pytest.fixture
+def bridge_rlds(samples, tmp_path) -> pathlib.Path:
+    """A copy of the real BridgeData in RLDS, so that damage and derived files stay in it, without those of others."""
+    copy = tmp_path / "1.0.0"
+    source = samples / "bridge_rlds" / "bridge_dataset" / "1.0.0"
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*DERIVED))
+    for path in (copy, *copy.iterdir()):
+        path.chmod(0o755)
+    return copy

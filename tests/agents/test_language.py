@@ -239,12 +239,8 @@ def test_a_missing_file_and_data_without_vectors(dataset, tmp_path):
         open_language(LanguageConfig("precomputed"), (dataset,))
 
 
-def test_vectors_of_real_data(samples, tmp_path):
-    folder = tmp_path / "1.0.0"
-    shutil.copytree(samples / "bridge_rlds" / "bridge_dataset" / "1.0.0", folder)
-    for path in (folder, *folder.iterdir()):
-        path.chmod(0o755)
-    source = SourceConfig("rlds", str(folder), cameras={"images0": "image_0"}, image_size=(8, 8))
+def test_vectors_of_real_data(bridge_rlds):
+    source = SourceConfig("rlds", str(bridge_rlds), cameras={"images0": "image_0"}, image_size=(8, 8))
     splits = [open_dataset(source, DataConfig(), split) for split in ("train", "val")]
     own = open_language(LanguageConfig("precomputed"), splits)
     assert own.spec.length == 512

@@ -1,7 +1,6 @@
 import hashlib
 import json
 import pathlib
-import shutil
 
 import numpy as np
 import pytest
@@ -15,13 +14,8 @@ from jaxvla.errors import DataError
 
 
 @pytest.fixture
-def folder(samples, tmp_path) -> pathlib.Path:
-    """A private copy of the real BridgeData sample, so that damage and sidecar files stay here."""
-    copy = tmp_path / "1.0.0"
-    shutil.copytree(samples / "bridge_rlds" / "bridge_dataset" / "1.0.0", copy)
-    for path in (copy, *copy.iterdir()):
-        path.chmod(0o755)
-    return copy
+def folder(bridge_rlds) -> pathlib.Path:
+    return bridge_rlds
 
 
 def open_split(folder, split="train", camera="image_0", size=(64, 64)):
@@ -87,7 +81,7 @@ def test_batches_of_real_frames(folder):
 
 
 def damage(folder, at, content):
-    path = next(folder.glob("*-train.tfrecord*"))
+    (path,) = folder.glob("*-train.tfrecord-?????-of-?????")
     with open(path, "r+b") as file:
         file.seek(at)
         file.write(content)
@@ -107,7 +101,7 @@ def test_a_jpeg_cut_in_half_is_named(folder):
 def test_missing_shards_splits_and_folders_are_named(folder, tmp_path):
     with pytest.raises(DataError, match="has no test split, it has train, val"):
         rlds.find_files(folder, "test")
-    path = next(folder.glob("*-val.tfrecord*"))
+    (path,) = folder.glob("*-val.tfrecord-?????-of-?????")
     path.rename(str(path).replace("of-00001", "of-00003"))
     with pytest.raises(DataError, match="1 of 3 val shards"):
         rlds.find_files(folder, "val")

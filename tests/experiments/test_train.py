@@ -112,12 +112,11 @@ def test_one_and_eight_devices_agree(settings, data, monkeypatch):
     np.testing.assert_allclose(list(found[0].values()), list(found[1].values()), rtol=1e-5)
 
 
-def test_real_frames_lower_the_loss(settings, samples, tmp_path):
+def test_real_frames_lower_the_loss(settings, bridge_rlds):
     settings |= {"num_steps": 100, "log_interval": 5, "eval_interval": 100, "save_interval": 100}
     settings["optimizer"] |= {"warmup_steps": 5, "learning_rate": 2e-3}
     config = load(ROOT / "configs" / "data_config.py").get_config("bridge_rlds").to_dict()
-    folder = samples / "bridge_rlds" / "bridge_dataset" / "1.0.0"
-    main.train(settings, config | {"data_path": str(folder), "image_size": (16, 16)})
+    main.train(settings, config | {"data_path": str(bridge_rlds), "image_size": (16, 16)})
     found = list(losses(only_run(settings)).values())
     assert np.mean(found[-4:]) < np.mean(found[:4]) - 0.3
 
