@@ -1,15 +1,39 @@
-"""Images on the host: decoding and resizing, uint8 in and uint8 out."""
+"""Images on the host: decoding and resizing, uint8 in and uint8 out.
+
+From a camera to a policy there is one path, whoever walks it: the camera's frame is resized to the size at which it is
+stored (by conversion, or by whoever encoded the data), and from there to the size that the policy sees. Each step is
+`resize`: Lanczos, uint8, the aspect ratio follows, as BridgeData does it.
+"""
 
 import io
 import math
-import warnings
+import struct
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
 
 from jaxvla.errors import DataError
 
-_BROKEN = (OSError, SyntaxError, ValueError)  # what Pillow raises for files that are cut off or garbled
+# What Pillow raises for files that are cut off or garbled, or say that they are huge.
+_BROKEN = (
+    *(OSError, SyntaxError, ValueError, struct.error),
+    *(Image.DecompressionBombWarning, Image.DecompressionBombError),
+)
+# Others are not asked for: Pillow's readers of some run programs.
+_FORMATS = ("JPEG", "PNG")
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = (5, 6, 7, 8)
+_PNG_BITS = 24  # the byte of a PNG that says how many bits a channel has
 
 # The grid of Qwen3-VL: square patches of so many pixels, merged so many by so many into one token.
 PATCH_SIZE, MERGE_SIZE = 16, 2
@@ -17,26 +41,79 @@ PATCH_SIZE, MERGE_SIZE = 16, 2
 MIN_PIXELS, MAX_PIXELS, MAX_ASPECT = 256**2, 4096**2, 200
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
-    """A JPEG or PNG file's content as uint8 [h, w, 3].
+class UnfitImageError(DataError):
+    """A file is a whole image, but not a picture that a colour camera took."""
+
+
+def open_picture(data: bytes, name: str) -> Image.Image:
+    """A JPEG or PNG file's content as an upright picture of mode RGB.
+
+    Grayscale, one-bit and palette images become RGB exactly, and alpha is dropped where everything is opaque. EXIF's
+    orientation is applied, as viewers and OpenCV do. Colour profiles are not.
 
     Raises:
-        DataError: the data is no image or is cut off; says `name`.
+        UnfitImageError: 16 bits a channel, as depth images have; CMYK; something transparent; several pictures.
+        DataError: the data is neither JPEG nor PNG, or is cut off. Both say `name`.
     """
+    image = _opened(data, name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (*_BROKEN, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"{name}: not a whole image ({error}); make the file again") from error
+        orientation = image.getexif().get(_ORIENTATION)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema()[0] < 255:
+                raise UnfitImageError(
+                    f"{name}: the image is transparent in places, which no camera's is (TFDS keeps float32 images so, "
+                    "four bytes a pixel); use another camera, or store it as 8-bit RGB"
+                )
+        picture = image if image.mode == "RGB" else image.convert("RGB")
+        picture.load()
+        return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+    except _BROKEN as error:
+        raise _not_whole(name, error) from error
+
+
+def read_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) of `open_picture(data, name)`, from the header of a JPEG.
+
+    Raises:
+        DataError: as `open_picture`, as far as the header tells.
+    """
+    image = _opened(data, name)
+    try:
+        on_its_side = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    except _BROKEN as error:
+        raise _not_whole(name, error) from error
+    return image.size if on_its_side else image.size[::-1]
+
+
+def raw_picture(data: bytes, shape: tuple[int, ...]) -> Image.Image:
+    """The picture whose pixels are uint8 [h, w, 3] = `shape`."""
+    return Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
+
+
+def to_array(picture: Image.Image, size: tuple[int, ...] = ()) -> np.ndarray:
+    """uint8 [h, w, 3] of a picture, resized to `size` (height, width) as `resize` does it, or of its own size."""
+    return np.asarray(_resized(picture, size or picture.size[::-1], Image.Resampling.LANCZOS))
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """`open_picture` as uint8 [h, w, 3]."""
+    return to_array(open_picture(data, name))
 
 
 def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Lanczos resize of uint8 [n, h, w, 3] to `size` (height, width); the aspect ratio follows, as BridgeData does it.
-
-    Every path from a camera to a policy (conversion, loader, serving) resizes with this filter.
-    """
+    """Lanczos resize of uint8 [n, h, w, 3] to `size` (height, width): one step of the path of the module docstring."""
     return _resample(images, size, Image.Resampling.LANCZOS)
+
+
+def enlarges(size: Iterable[int], new: Iterable[int]) -> bool:
+    """Whether resizing from `size` to `new` (height, width) invents pixels."""
+    return any(before < after for before, after in zip(size, new))
+
+
+def size_text(size: Iterable[int]) -> str:
+    """A size (height, width) as people read it."""
+    return " x ".join(map(str, size))
 
 
 def resize_to_grid(images: np.ndarray, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -88,9 +165,41 @@ def patch_grid(height: int, width: int) -> tuple[int, int]:
     return height // PATCH_SIZE, width // PATCH_SIZE
 
 
+def _opened(data: bytes, name: str) -> Image.Image:
+    """The image before its pixels are decoded, of a kind that RGB can be made of."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{size_text(image.size[::-1])} pixels")
+        pictures = getattr(image, "n_frames", 1)
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{name}: not a whole image, JPEG or PNG; make the file again") from error
+    except _BROKEN as error:
+        raise _not_whole(name, error) from error
+    kind = ""
+    if image.format == "PNG" and data[_PNG_BITS] == 16:
+        kind = f"has 16 bits a channel (mode {image.mode}), as depth images have"
+    elif image.mode == "CMYK":
+        kind = "is CMYK, colours of a printer"
+    elif pictures > 1:
+        kind = f"holds {pictures} pictures, where a frame is one"
+    if kind:
+        raise UnfitImageError(f"{name}: the image {kind}; use another camera, or store it as 8-bit RGB")
+    return image
+
+
+def _not_whole(name: str, error: Exception) -> DataError:
+    return DataError(f"{name}: not a whole image ({error}); make the file again")
+
+
 def _resample(images: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
     if images.shape[1:3] == tuple(size):
         return images
+    resized = [np.asarray(_resized(Image.fromarray(image), size, method)) for image in images]
+    return np.stack(resized) if resized else np.zeros((0, *size, 3), np.uint8)
+
+
+def _resized(picture: Image.Image, size: tuple[int, ...], method: Image.Resampling) -> Image.Image:
+    """Without a copy where the size is right."""
     height, width = size
-    resized = [Image.fromarray(image).resize((width, height), method) for image in images]
-    return np.stack([np.asarray(image) for image in resized]) if resized else np.zeros((0, height, width, 3), np.uint8)
+    return picture if picture.size == (width, height) else picture.resize((width, height), method)

@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import numpy as np
@@ -15,6 +16,7 @@ from data.raw_files import (
     make_trajectory,
     to_numpy,
 )
+from PIL import Image
 
 from jaxvla.data import images
 from jaxvla.errors import DataError
@@ -80,6 +82,16 @@ def test_frames_are_resized_as_everywhere_else(tmp_path):
     np.testing.assert_array_equal([step["images0"] for step in trajectory["observations"]], expected)
 
 
+def test_enlarged_frames_are_counted(tmp_path):
+    make_session(tmp_path / "raw" / "task", count=3, cameras=("images0", "images1"))
+    report = to_numpy(tmp_path / "raw", tmp_path / "out", im_size=32)
+    assert report.notes == [
+        "3 trajectories have frames of less than 32 pixels a side, such as 24 x 40: enlarged, which adds no detail; "
+        "convert with --im_size 24"
+    ]
+    assert not to_numpy(tmp_path / "raw", tmp_path / "small", im_size=24).notes
+
+
 def edit_pickle(name, change):
     def apply(folder):
         value = pickle.loads((folder / name).read_bytes())
@@ -108,6 +120,22 @@ def huge() -> bytes:
     return bytes(data)
 
 
+def depth() -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((24, 40), 900, np.uint16)).save(data, "PNG")
+    return data.getvalue()
+
+
+def small() -> bytes:
+    data = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(0))).resize((20, 12)).save(data, "JPEG")
+    return data.getvalue()
+
+
+def put(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
 FAULTS = {
     "no observations": (lambda f: (f / "obs_dict.pkl").unlink(), "obs_dict.pkl is missing", "traj1"),
     "no policy": (lambda f: (f / "policy_out.pkl").unlink(), "policy_out.pkl is missing", "traj1"),
@@ -134,6 +162,8 @@ FAULTS = {
     "half image": (cut("images0/im_3.jpg", 200), "damaged image", "images0/im_3.jpg"),
     "empty image": (cut("images0/im_0.jpg", 0), "damaged image", "images0/im_0.jpg"),
     "huge header": (lambda f: (f / "images0/im_1.jpg").write_bytes(huge()), "damaged image", "images0/im_1.jpg"),
+    "depth": (put("images0/im_2.jpg", depth()), "image that is no camera's picture", "im_2.jpg: the image has 16 bits"),
+    "other size": (put("images0/im_3.jpg", small()), "frames change their size", "12 x 20 pixels, the frame before"),
     "no first image": (lambda f: (f / "images0/im_0.jpg").unlink(), "a frame is missing", "images0/im_0.jpg"),
     "no last image": (lambda f: (f / "images0/im_4.jpg").unlink(), "lengths disagree", "4 images0"),
     "image too many": (lambda f: (f / "images0/im_5.jpg").write_bytes(jpeg(1)), "lengths disagree", "6 images0"),

@@ -1,5 +1,10 @@
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from jaxvla.data import images
 from jaxvla.errors import DataError
@@ -82,6 +87,101 @@ def test_lanczos_for_camera_frames():
     assert images.resize(frames[:0], (30, 40)).shape == (0, 30, 40, 3)
 
 
-def test_damaged_files():
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+RGB = picture(12, 20)
+GRAY = RGB[..., 0]
+OPAQUE = np.full_like(GRAY, 255)
+COLOURS = (RGB // 128 * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encode(Image.fromarray(RGB)), RGB),
+        (encode(Image.fromarray(GRAY)), np.stack([GRAY] * 3, -1)),
+        (encode(Image.fromarray(np.dstack([GRAY, OPAQUE]))), np.stack([GRAY] * 3, -1)),
+        (encode(Image.fromarray(np.dstack([RGB, OPAQUE]))), RGB),
+        (encode(Image.fromarray(RGB), transparency=(1, 2, 3)), RGB),
+        (encode(Image.fromarray(COLOURS).quantize(8, dither=Image.Dither.NONE)), COLOURS),
+        (encode(Image.fromarray(GRAY > 99)), np.stack([np.where(GRAY > 99, 255, 0)] * 3, -1)),
+    ],
+    ids=["RGB", "L", "LA", "RGBA", "RGB with a transparent colour that it lacks", "P", "1"],
+)
+def test_pictures_of_every_exact_mode(data, expected):
+    np.testing.assert_array_equal(images.decode(data, "frame"), expected)
+    assert images.read_size(data, "frame") == (12, 20)
+
+
+def test_grayscale_jpeg():
+    data = encode(Image.fromarray(GRAY), "JPEG")
+    channels = images.decode(data, "frame")
+    np.testing.assert_array_equal(channels, np.stack([np.asarray(Image.open(io.BytesIO(data)))] * 3, -1))
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG of RGB in 16 bits, which Pillow reads but does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (encode(Image.fromarray(GRAY.astype(np.uint16) * 9)), r"16 bits a channel \(mode I;16\), as depth images"),
+        (png_of_16_bits(RGB.astype(np.uint16) * 9), r"16 bits a channel \(mode RGB\)"),
+        (encode(Image.fromarray(RGB).convert("CMYK"), "JPEG"), "CMYK"),
+        (encode(Image.fromarray(np.dstack([RGB, GRAY]))), "transparent in places"),
+        (encode(Image.fromarray(np.dstack([GRAY, RGB[..., 1]]))), "transparent in places"),
+        (encode(Image.fromarray(RGB), transparency=tuple(map(int, RGB[3, 4]))), "transparent in places"),
+        (encode(Image.fromarray(COLOURS).quantize(8), transparency=0), "transparent in places"),
+        (encode(Image.fromarray(RGB), save_all=True, append_images=[Image.fromarray(COLOURS)]), "holds 2 pictures"),
+        (encode(Image.fromarray(RGB), "MPO", save_all=True, append_images=[Image.fromarray(RGB)]), "holds 2 pictures"),
+    ],
+)
+def test_images_that_are_no_pictures(data, message):
+    with pytest.raises(images.UnfitImageError, match=f"^im_0.jpg: .*{message}.*store it as 8-bit RGB$") as error:
+        images.decode(data, "im_0.jpg")
+    assert "\n" not in str(error.value)
+
+
+def test_a_header_tells_of_depth_before_a_run_starts():
+    with pytest.raises(images.UnfitImageError, match="as depth images have"):
+        images.read_size(encode(Image.fromarray(GRAY.astype(np.uint16))), "frame")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_pictures_are_turned_upright(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(RGB), kind, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    upright = images.decode(data, "frame")
+    np.testing.assert_array_equal(upright, np.asarray(expected))
+    assert images.read_size(data, "frame") == upright.shape[:2]
+    assert (upright.shape == (20, 12, 3)) == (5 <= orientation <= 8)
+
+
+def test_a_picture_is_resized_as_its_array_is():
+    data = encode(Image.fromarray(picture(48, 64)), "JPEG")
+    expected = images.resize(images.decode(data, "frame")[None], (30, 20))[0]
+    np.testing.assert_array_equal(images.to_array(images.open_picture(data, "frame"), (30, 20)), expected)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8\xff", encode(Image.fromarray(GRAY / 9), "TIFF"), encode(Image.fromarray(RGB))[:-80]]
+)
+def test_damaged_files(data):
     with pytest.raises(DataError, match=r"im_0\.jpg: not a whole image"):
-        images.decode(b"\xff\xd8\xff", "im_0.jpg")
+        images.decode(data, "im_0.jpg")

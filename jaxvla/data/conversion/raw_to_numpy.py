@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from jaxvla.data import images
 from jaxvla.data.conversion import numpy_format
 from jaxvla.data.conversion.discovery import PARTIAL, Ignored, RawTree, find_raw
 from jaxvla.data.conversion.raw import LATENCY_FIXED, read_trajectory
@@ -52,11 +53,15 @@ class _Job:
 
 @dataclasses.dataclass(frozen=True)
 class _Outcome:
-    """What became of a job: whether its part is written, and the counts of it."""
+    """What became of a job: whether its part is written, and the counts of it.
+
+    `enlarged` is the (height, width) of a camera whose frames are smaller than those stored; () where there is none.
+    """
 
     job: _Job
     written: bool
     report: Report
+    enlarged: tuple[int, ...] = ()
 
 
 def convert_raw(
@@ -93,6 +98,7 @@ def convert_raw(
     tree = find_raw(input_path, depth)
     report = Report(notes=list(tree.notes))
     report.ignore(tree.ignored)
+    enlarged: list[tuple[int, ...]] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone_in(output_path))
         jobs = _plan(tree, output_path, im_size, tuple(cameras), overwrite, report)
@@ -108,9 +114,16 @@ def convert_raw(
             report.add(outcome.report)
             if outcome.written:
                 usable[target].append(outcome.job)
+                enlarged += [outcome.enlarged] * bool(outcome.enlarged)
             remaining[target] -= 1
             if not remaining[target]:
                 _finish(target, usable.pop(target), train_proportion, seed, report)
+    if enlarged:
+        smallest = min(enlarged, key=min)
+        report.notes.append(
+            f"{len(enlarged)} trajectories have frames of less than {im_size} pixels a side, such as "
+            f"{images.size_text(smallest)}: enlarged, which adds no detail; convert with --im_size {min(smallest)}"
+        )
     return report
 
 
@@ -170,7 +183,9 @@ def _convert(job: _Job) -> _Outcome:
         job.part.parent.mkdir(parents=True, exist_ok=True)
         numpy_format.write_part(job.part, numpy_format.to_numpy_format(trajectory, job.path))
     report.count(trajectory.frames, trajectory.language, trajectory.taught, trajectory.unread)
-    return _Outcome(job, True, report)
+    stored = (job.im_size, job.im_size)
+    small = [size for size in trajectory.sizes.values() if images.enlarges(size, stored)]
+    return _Outcome(job, True, report, min(small, key=min, default=()))
 
 
 def _finish(target: pathlib.Path, jobs: Sequence[_Job], train_proportion: float, seed: int, report: Report) -> None:
