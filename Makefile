@@ -42,7 +42,7 @@ $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
 	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw \
 		--annotations_path $(SAMPLE)/annotations.json --overwrite
 	$(BIN)/python data_processing/bridgedata_raw_to_numpy.py --depth 2 --input_path $(SAMPLE)/raw \
-		--output_path $(SAMPLE)/numpy --im_size 64 --overwrite
+		--output_path $(SAMPLE)/numpy --im_size 128 --overwrite
 	$(BIN)/python data_processing/bridgedata_numpy_to_tfrecord.py --depth 2 --input_path $(SAMPLE)/numpy \
 		--output_path $(SAMPLE)/tfrecord --cameras images0 --overwrite
 	$(BIN)/python data_processing/reasoning_to_store.py --input_path $(SAMPLE)/annotations.json \

@@ -3,10 +3,11 @@
 `include` is a tuple of groups, each a tuple of glob patterns below `data_path` that name task folders holding
 `(train|val)/out.tfrecord`, `exclude` patterns of those that are left out, by the end of their paths. `**` matches any
 number of folders, and links are followed. `sample_weights` gives each group its share of the batches, empty for equal
-shares. `cameras` maps a batch's camera names to the stored ones; `image_size` (height, width) is empty to keep the
-stored size. `reasoning_path` is the store of annotations that reasoning policies learn from, below `data_path` unless
-it is absolute; empty for none. `max_mismatched` is the largest share, 0 to 1, of the trajectories found there that may
-have another length or instruction than their annotations, or share their key; these get no reasoning.
+shares. `cameras` maps a batch's camera names to the stored ones; `image_size` (height, width) is empty to take
+`config.data.image_size`, or the stored size where that is empty, too. `reasoning_path` is the store of annotations
+that reasoning policies learn from, below `data_path` unless it is absolute; empty for none. `max_mismatched` is the
+largest share, 0 to 1, of the trajectories found there that may have another length or instruction than their
+annotations, or share their key; these get no reasoning.
 
 `actions` says what the actions are. `relabel` makes each but the gripper the difference of two successive states, in
 the proprio dimension of the same number: for commanded movements only. `gripper` are the dimensions that are absolute
@@ -93,7 +94,6 @@ def _bridge_rlds() -> dict:
         "data_path": "data/bridge_dataset/1.0.0",
         "include": (),
         "cameras": {"images0": "image_0"},
-        "image_size": (128, 128),
     }
 
 

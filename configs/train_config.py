@@ -5,6 +5,8 @@
 Names, after BridgeData V2's presets (ResNet-34, batch 256, 2 M steps): gc_bc, lc_bc, gc_ddpm_bc, gc_iql,
 contrastive_rl_td; and ecot (a Qwen3-VL that reasons, needs --config.backbone.path), ecot_lara (with the values of
 LaRA-VLA). Each but the last has a small one, such as gc_bc_tiny and ecot_tiny, that trains on two CPU cores in minutes.
+
+`data.image_size` (height, width) is what the policy sees, empty for the stored size; convert at no less than it.
 """
 
 from ml_collections import ConfigDict
@@ -66,7 +68,7 @@ def _base() -> dict:
 
 
 def _gc_bc() -> dict:
-    return _base() | {
+    config = _base() | {
         "agent": "gc_bc",
         "agent_kwargs": {
             "encoder": {
@@ -84,6 +86,8 @@ def _gc_bc() -> dict:
             "dtype": "float32",
         },
     }
+    config["data"]["image_size"] = (128, 128)
+    return config
 
 
 def _gc_bc_tiny() -> dict:
@@ -96,6 +100,7 @@ def _tiny(config: dict, num_steps: int) -> dict:
     config |= {"batch_size": 64, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
     encoder, optimizer = config["agent_kwargs"]["encoder"], config["optimizer"]
     encoder["name"] = encoder["name"].replace("34-bridge", "tiny")
+    config["data"]["image_size"] = (64, 64)
     optimizer |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
     return config
 

@@ -26,7 +26,9 @@ flags.DEFINE_integer("depth", 5, "Path components from the input to the dated fo
 flags.DEFINE_bool("overwrite", False, "Convert task folders again whose output is there.")
 flags.DEFINE_float("train_proportion", 0.9, "Share of each dated folder's trajectories for training, in (0, 1].")
 flags.DEFINE_integer("num_workers", 8, "Processes; each holds one trajectory in memory.", lower_bound=1)
-flags.DEFINE_integer("im_size", 128, "Height and width of the stored images, in pixels.", lower_bound=1)
+flags.DEFINE_integer(
+    "im_size", 224, "Height and width of the stored images, in pixels: no less than policies train at.", lower_bound=1
+)
 flags.DEFINE_list("cameras", [], "Cameras to convert, as images0,images1; all if empty.")
 flags.DEFINE_float(
     "max_skipped",

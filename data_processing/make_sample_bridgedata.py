@@ -37,7 +37,7 @@ from jaxvla.envs import geometry
 from jaxvla.envs.expert import demonstrate
 from jaxvla.envs.narration import Moment, narrate, observe
 from jaxvla.envs.rendering import CAMERAS
-from jaxvla.envs.tabletop import STATE_HIGH, STATE_LOW, TabletopEnv
+from jaxvla.envs.tabletop import CAMERA_SIZE, STATE_HIGH, STATE_LOW, TabletopEnv
 from jaxvla.envs.tasks import ALL_TASKS, EXTRA_TASKS, TASKS
 from jaxvla.errors import DataError
 
@@ -45,7 +45,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("output_path", None, "Folder to write.", required=True)
 flags.DEFINE_integer("num_trajectories", 400, "Successful demonstrations to write.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
-flags.DEFINE_integer("image_size", 128, "Pixels a side of the square JPEGs.", lower_bound=16)
+flags.DEFINE_integer("image_size", CAMERA_SIZE, "Pixels a side of the square JPEGs.", lower_bound=16)
 flags.DEFINE_list("tasks", list(TASKS), f"Which to demonstrate, each as often; there is also {', '.join(EXTRA_TASKS)}.")
 flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)
 flags.DEFINE_string("annotations_path", "", "JSON file to write the reasoning of all trajectories to; none if empty.")

@@ -25,7 +25,7 @@ from jaxvla import cli
 from jaxvla.envs.film import Frame, save_film
 from jaxvla.envs.goals import last_frame
 from jaxvla.envs.rollout import Episode, Observation, Result, World, check_fit, rollouts
-from jaxvla.envs.tabletop import TabletopEnv
+from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ flags.DEFINE_integer("seed", 0, "What the episodes are drawn from; other numbers
 flags.DEFINE_integer("parallel", 8, "Episodes that are played side by side.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.0, "Of the actions that are drawn; 0 for the most likely ones.", lower_bound=0)
 flags.DEFINE_integer("execute_steps", 0, "Actions of a chunk to play before the next decision; 0 for all.")
-flags.DEFINE_integer("image_size", 128, "Pixels a side of what the cameras see.", lower_bound=16)
+flags.DEFINE_integer(
+    "image_size", CAMERA_SIZE, "Pixels a side of what the cameras see: as in the demonstrations.", lower_bound=16
+)
 flags.DEFINE_integer("max_steps", 60, "Steps after which an episode has failed.", lower_bound=1)
 flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)

@@ -94,8 +94,8 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
     print("actions      " + f"\n{'':<13}".join(job.training.describe_actions()))
-    for remark in job.training.remarks:
-        print(f"warning: {remark}")
+    for line in dict.fromkeys(job.training.report + job.validation.report):
+        print(line)
     if job.training.config.action_horizon > 1:
         horizon, share = job.training.config.action_horizon, job.training.padded_share
         print(f"             chunks of {horizon}; {share:.1%} of their slots lie behind an end, and carry no loss")

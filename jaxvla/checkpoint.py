@@ -58,6 +58,9 @@ class Assets:
         text: how prompts become tokens (`reasoning.texts.Wording.to_json`); None where the agent reads none.
         language: how instructions are encoded (`agents.language.Language.to_json`); None where the agent follows none.
         actions: what the numbers of an action are; None where the checkpoint is too old to say.
+        stored_sizes: (height, width) at which the training frames of a camera were stored, by camera: a camera's frame
+            goes through it to `spec.image_size`. Cameras that it does not name, and those of older checkpoints, go
+            straight there.
         version: of jaxvla.
     """
 
@@ -73,6 +76,7 @@ class Assets:
     text: Mapping[str, Any] | None = None
     language: Mapping[str, Any] | None = None
     actions: ActionConvention | None = None
+    stored_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     version: str = jaxvla.__version__
 
     def action_normalizer(self) -> Normalizer:

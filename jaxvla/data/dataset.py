@@ -96,7 +96,7 @@ class Dataset:
         group_sizes: how many usable transitions each group has.
         weights: the share of batches that each group has.
         convention: what the actions are.
-        remarks: what speaks against it in the data, a warning of one line each; of the training split.
+        report: lines that a run prints at its start: the ways of the pictures, and warnings.
     """
 
     source: TrajectorySource
@@ -110,7 +110,7 @@ class Dataset:
     group_sizes: tuple[int, ...]
     weights: tuple[float, ...]
     convention: ActionConvention
-    remarks: tuple[str, ...]
+    report: tuple[str, ...]
 
     @property
     def num_transitions(self) -> int:
@@ -166,7 +166,7 @@ def open_dataset(
     root = local_path(source_config.data_path, "data_path")
     check_folder(root)
     groups = _find_groups(source_config, root, split)
-    image_size = config.image_size or source_config.image_size
+    image_size = _image_size(source_config, config)
     source = _open_source(source_config, image_size, root, tuple(path for files in groups for path in files))
     convention = _convention(source_config, config)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
@@ -203,8 +203,19 @@ def open_dataset(
         group_sizes,
         source_config.sample_weights or (1.0,) * len(groups),
         convention,
-        remarks,
+        (*source.pixel_path(), *(f"warning: {remark}" for remark in remarks)),
     )
+
+
+def _image_size(source_config: SourceConfig, config: DataConfig) -> tuple[int, ...]:
+    """Of a batch; () for the stored size."""
+    given = {size for size in (source_config.image_size, config.image_size) if size}
+    if len(given) > 1:
+        raise ConfigError(
+            f"bridgedata_config.image_size={source_config.image_size} and config.data.image_size={config.image_size} "
+            "disagree: set one of them to (), or both to the same"
+        )
+    return given.pop() if given else ()
 
 
 def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> list[list[str]]:

@@ -2,11 +2,14 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from PIL import Image
 
 from jaxvla.data import images
 from jaxvla.data.index import Index
@@ -58,8 +61,13 @@ class TrajectorySource:
         cameras: (name in batches, name in the files) of each camera that is used.
         image_size: (height, width) of the frames that are given out; () for the stored size.
 
+    Attributes:
+        stored_sizes: (height, width) at which the frames of a camera are stored; cameras with several sizes are left
+            out. Of encoded images, each file's first frame of a camera says it for the file.
+
     Raises:
-        DataError: a camera that a file lacks, frames that are missing, sizes or dimensions that differ between files.
+        DataError: a camera that a file lacks, frames that are missing or no pictures, sizes or dimensions that differ
+            between files.
     """
 
     paths: tuple[str, ...]
@@ -87,8 +95,11 @@ class TrajectorySource:
         fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "_found_sizes", self._find_sizes())
+        only = {camera: min(sizes) for camera, sizes in self._found_sizes.items() if len(sizes) == 1}
+        object.__setattr__(self, "stored_sizes", only)
         if not self.image_size:
-            object.__setattr__(self, "image_size", self._stored_size())
+            object.__setattr__(self, "image_size", self._only_size())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -124,26 +135,86 @@ class TrajectorySource:
         Raises:
             DataError: a file that ends too early or cannot be read, or an image that cannot be decoded.
         """
-        rows = self.frame_starts[trajectories] + steps
-        offsets, sizes = self._offsets[camera][rows].tolist(), self._sizes[camera][rows].tolist()
         shapes = self._shapes[camera]
-        for k, file in enumerate(self.file_of[trajectories].tolist()):
-            try:
-                opened = _open_files.get(self.paths[file])
+        try:
+            for k, (file, offset, size) in enumerate(self._places(trajectories, steps, camera)):
                 if shapes[file][:2] == self.image_size:
-                    if os.preadv(opened.descriptor, [out[k]], offsets[k]) != sizes[k]:
-                        raise self._cut_off(file, offsets[k])
+                    if os.preadv(_open_files.get(self.paths[file]).descriptor, [out[k]], offset) != size:
+                        raise self._cut_off(file, offset)
                 else:
-                    data = os.pread(opened.descriptor, sizes[k], offsets[k])
-                    if len(data) != sizes[k]:
-                        raise self._cut_off(file, offsets[k])
-                    out[k] = self._image(data, shapes[file], f"{self.paths[file]}: {camera} at byte {offsets[k]}")
-            except OSError as error:
-                raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
+                    out[k] = images.to_array(self._picture(camera, file, offset, size), self.image_size)
+        except OSError as error:
+            raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
-    def _image(self, data: bytes, shape: tuple[int, ...], name: str) -> np.ndarray:
-        image = np.frombuffer(data, np.uint8).reshape(shape) if shape else images.decode(data, name)
-        return images.resize(image[None], self.image_size)[0]
+    def stored_frames(self, i: int, steps: Sequence[int], camera: str) -> list[np.ndarray]:
+        """Frames `steps` of trajectory `i` as they are stored, each uint8 [h, w, 3]."""
+        places = self._places(np.full(len(steps), i), np.asarray(steps), camera)
+        return [images.to_array(self._picture(camera, *place)) for place in places]
+
+    def pixel_path(self) -> tuple[str, ...]:
+        """The sizes through which the frames of each camera go, a line for each; says where one enlarges."""
+        return tuple(f"{camera:<12} {self._path_of(camera)}" for camera, _ in self.cameras)
+
+    def _path_of(self, camera: str) -> str:
+        encoded = () in self._shapes[camera]
+        sizes, last = sorted(self._found_sizes[camera]), images.size_text(self.image_size)
+        way = f"camera -> {' or '.join(map(images.size_text, sizes))} {'encoded' if encoded else 'stored'} -> {last}"
+        if len(sizes) > 1:
+            way += f" (several sizes: a policy resizes its camera's frames straight to {last})"
+        small = [size for size in sizes if images.enlarges(size, self.image_size)]
+        if small:
+            again = "" if encoded else f"convert again with --im_size {max(self.image_size)}, or "
+            way += f": enlarged, which adds no detail; {again}set config.data.image_size=({small[0][0]},{small[0][1]})"
+        return way
+
+    def _places(self, trajectories: np.ndarray, steps: np.ndarray, camera: str) -> Iterator[tuple[int, int, int]]:
+        """File, offset and size of each frame."""
+        rows = self.frame_starts[trajectories] + steps
+        return zip(
+            self.file_of[trajectories].tolist(),
+            self._offsets[camera][rows].tolist(),
+            self._sizes[camera][rows].tolist(),
+        )
+
+    def _picture(self, camera: str, file: int, offset: int, size: int) -> Image.Image:
+        """One frame as it is stored."""
+        data, shape, name = self._read(file, offset, size), self._shapes[camera][file], self._name(camera, file, offset)
+        if shape:
+            return images.raw_picture(data, shape)
+        picture = images.open_picture(data, name)
+        if picture.size[::-1] not in self._found_sizes[camera]:
+            known = " or ".join(map(images.size_text, sorted(self._found_sizes[camera])))
+            raise DataError(
+                f"{name}: {images.size_text(picture.size[::-1])} pixels, but the files begin with frames of {known}: "
+                "encode all frames of a camera at one size"
+            )
+        return picture
+
+    def _find_sizes(self) -> dict[str, set[tuple[int, int]]]:
+        """By camera, the sizes (height, width) of the first frame of each file."""
+        files = np.unique(self.file_of).tolist()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return {c: set(pool.map(functools.partial(self._size_in, c), files)) for c, _ in self.cameras}
+
+    def _size_in(self, camera: str, file: int) -> tuple[int, int]:
+        """(height, width) of the first frame of a file."""
+        shape, row = self._shapes[camera][file], int(self.frame_starts[np.searchsorted(self.file_of, file)])
+        if shape:
+            return tuple(shape[:2])
+        offset, size = int(self._offsets[camera][row]), int(self._sizes[camera][row])
+        return images.read_size(self._read(file, offset, size), self._name(camera, file, offset))
+
+    def _read(self, file: int, offset: int, size: int) -> bytes:
+        try:
+            data = os.pread(_open_files.get(self.paths[file]).descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise self._cut_off(file, offset)
+        return data
+
+    def _name(self, camera: str, file: int, offset: int) -> str:
+        return f"{self.paths[file]}: {camera} at byte {offset}"
 
     def _cut_off(self, file: int, offset: int) -> DataError:
         return DataError(f"{self.paths[file]}: ends before the frame at byte {offset}; it changed, make it again")
@@ -166,11 +237,12 @@ class TrajectorySource:
             if dims != expected:
                 raise DataError(f"{path}: {name} have {dims} dimensions, those of {self.paths[0]} have {expected}")
 
-    def _stored_size(self) -> tuple[int, ...]:
-        sizes = {shape[:2] for shapes in self._shapes.values() for shape in shapes}
-        if len(sizes) > 1 or () in sizes:
-            found = ", ".join(str(size) if size else "encoded images" for size in sorted(sizes))
+    def _only_size(self) -> tuple[int, int]:
+        """The one size at which all frames of all cameras are stored."""
+        sizes = sorted(set().union(*self._found_sizes.values()))
+        if len(sizes) > 1:
             raise DataError(
-                f"{self.paths[0]}: frames are stored as {found}: set bridgedata_config.image_size=(height,width)"
+                f"{self.paths[0]} and others store frames of {', '.join(map(images.size_text, sizes))} pixels: set "
+                "config.data.image_size=(height,width)"
             )
-        return sizes.pop()
+        return sizes[0]

@@ -15,6 +15,10 @@ from jaxvla.envs.rendering import CAMERAS, MAX_OPENING, Renderer
 from jaxvla.envs.rollout import WorldSpec
 from jaxvla.errors import ConfigError
 
+# Pixels a side of the cameras. Demonstrations and evaluations take it alike: at another size the same scene gives other
+# pictures, also after resizing.
+CAMERA_SIZE = 128
+
 MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.25
 GRIPPER_SPEED = 0.35
 
@@ -61,7 +65,9 @@ class TabletopEnv:
         held: the item in the gripper, or None.
     """
 
-    def __init__(self, image_size: int = 128, render: bool = True, max_steps: int = 60, level: str = "full") -> None:
+    def __init__(
+        self, image_size: int = CAMERA_SIZE, render: bool = True, max_steps: int = 60, level: str = "full"
+    ) -> None:
         if level not in scene.LEVELS:
             raise ConfigError(f"no tabletop level named {level!r}; there are: {', '.join(scene.LEVELS)}")
         self.level = level

@@ -123,15 +123,17 @@ class Policy:
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
         self.needed = _inputs_read(agent, params, self._blank(1))
-        self._views = {what: Views(self.spec, proprio, names) for what, names in self.needed.items()}
+        self._views = {
+            what: Views(self.spec, proprio, names, assets.stored_sizes) for what, names in self.needed.items()
+        }
         self._act = jax.jit(functools.partial(_act, agent, temperature))
 
     def act(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> Float32[np.ndarray, "a d"]:
         """The next action chunk, soonest first, in robot units; what was said before it is in `words`.
 
         Args:
-            observation: {camera: uint8 [H, W, 3] of any size, "proprio": [p] in robot units}, at least those that are
-                `needed`; others are not looked at.
+            observation: {camera: uint8 [H, W, 3], RGB, upright, whole and of any size, "proprio": [p] in robot units},
+                at least those that are `needed`; others are not looked at.
             task: {"language": an instruction}, or {"goals": {camera: uint8 [H, W, 3], ...}} or that inner mapping
                 itself, whichever the agent is conditioned on.
 

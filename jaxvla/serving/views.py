@@ -1,12 +1,13 @@
 """One time step as cameras and a robot give it, made into the images and the proprio of a batch."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxvla.data.images import resize
+from jaxvla.data.images import enlarges, resize, size_text
 from jaxvla.data.normalization import Normalizer
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import PolicyError
@@ -18,15 +19,20 @@ _PROPRIO = "proprio"
 class Views:
     """Checks, resizes and normalizes; what the agent does not read and nobody gives is blank.
 
+    Pixels take the path of training: from the camera's size to the stored one, and from there to that of the batches.
+
     Attributes:
         spec: of the batches of training.
         normalizer: of the proprio.
         needed: the names that must be given.
+        stored_sizes: of `Assets`.
     """
 
     spec: BatchSpec
     normalizer: Normalizer
     needed: tuple[str, ...]
+    stored_sizes: Mapping[str, tuple[int, int]]
+    _warned: set[str] = dataclasses.field(default_factory=set, init=False)
 
     def prepare(self, given: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
         """{camera: uint8 [h, w, 3], ..., "proprio": float32 [p]} of the sizes of training.
@@ -49,14 +55,27 @@ class Views:
             value = np.asarray(given[name])
             self._check(name, value, f"{what}[{name!r}]")
             prepared[name] = (
-                self.normalizer.forward(value) if name == _PROPRIO else resize(value[None], self.spec.image_size)[0]
+                self.normalizer.forward(value) if name == _PROPRIO else self._resize(name, value, f"{what}[{name!r}]")
             )
         return prepared
+
+    def _resize(self, camera: str, value: np.ndarray, what: str) -> np.ndarray:
+        stored = self.stored_sizes.get(camera, self.spec.image_size)
+        if camera not in self._warned and enlarges(value.shape, stored):
+            self._warned.add(camera)
+            logging.getLogger(__name__).warning(
+                "%s is of %s pixels, smaller than the frames of training, %s: enlarged, which blurs what the policy "
+                "sees; set the camera to at least that size",
+                *(what, size_text(value.shape[:2]), size_text(stored)),
+            )
+        return resize(resize(value[None], stored), self.spec.image_size)[0]
 
     def _check(self, name: str, value: np.ndarray, what: str) -> None:
         fits = self._is_proprio(value) if name == _PROPRIO else _is_image(value)
         if not fits:
-            raise PolicyError(f"{what} is {value.dtype}{list(value.shape)}; expected {self._kind(name)}")
+            gray = name != _PROPRIO and value.dtype == np.uint8 and value.shape[2:] in ((), (1,)) and value.ndim > 1
+            mend = " (of grayscale, three times the same channel, as the loader reads it)" if gray else ""
+            raise PolicyError(f"{what} is {value.dtype}{list(value.shape)}; expected {self._kind(name)}{mend}")
         if name == _PROPRIO and not np.isfinite(value).all():
             raise PolicyError(f"{what} holds a value that is not finite: {value.tolist()}")
 

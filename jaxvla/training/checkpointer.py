@@ -220,7 +220,12 @@ def _training_only(state: TrainState) -> dict[str, Any]:
 
 
 def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW"."""
+    """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW".
+
+    Checkpoints that were written before stored sizes were kept go on at any.
+    """
+    if not saved.get("stored_sizes"):
+        new = {key: value for key, value in new.items() if key != "stored_sizes"}
     old, new = _flatten(saved), _flatten(new)
     pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in sorted(old.keys() | new.keys())}
     return [

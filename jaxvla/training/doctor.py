@@ -112,7 +112,7 @@ def _data(job: Job, batch: Batch, stage: int) -> Iterator[str]:
     for name, value in batch["observations"].items():
         yield f"observations/{name}: {value.dtype}{list(value.shape)}, {value.min():g} to {value.max():g}"
     yield f"actions: {batch['actions'].dtype}{list(batch['actions'].shape)}, normalized"
-    yield from (*job.training.describe_actions(), *(f"warning: {remark}" for remark in job.training.remarks))
+    yield from (*job.training.describe_actions(), *job.training.report)
     for name in ("actions", "proprio"):
         value = batch["actions"] if name == "actions" else batch["observations"]["proprio"]
         if not np.isfinite(value).all():

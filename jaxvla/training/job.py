@@ -141,6 +141,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         text=None if texts is None else texts.wording.to_json(),
         language=None if language is None else language.to_json(),
         actions=training.convention,
+        stored_sizes=training.source.stored_sizes,
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     tables = None if language is None else (language.table(training), language.table(validation))
@@ -190,16 +191,16 @@ def _pretrained(backbone: Backbone) -> Pretrained | None:
 
 
 def demonstration(dataset: Dataset, trajectory: int) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-    """One trajectory as a policy would see it.
+    """One trajectory as a robot would show it to a policy.
 
     Returns:
-        T + 1 observations {camera: uint8 [h, w, 3], "proprio": [p] in robot units}, and actions float32 [T, d] in
-        robot units, transformed as for training.
+        T + 1 observations {camera: uint8 [h, w, 3] of the stored size, "proprio": [p] in robot units}, and actions
+        float32 [T, d] in robot units, transformed as for training.
     """
     source = dataset.source
     table, start = source.table(trajectory), int(source.action_starts[trajectory])
     steps = range(table.num_transitions + 1)
-    frames = {camera: source.frames(trajectory, steps, camera) for camera, _ in source.cameras}
+    frames = {camera: source.stored_frames(trajectory, steps, camera) for camera, _ in source.cameras}
     views = [{camera: images[t] for camera, images in frames.items()} | {"proprio": table.proprio[t]} for t in steps]
     actions = dataset.actions[start : start + table.num_transitions]
     return views, dataset.action_normalizer.inverse(actions)

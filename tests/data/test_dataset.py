@@ -75,8 +75,10 @@ def test_claims_are_held_against_the_training_split(root):
     with pytest.raises(ConfigError, match="gripper must be different numbers"):
         open_dataset(source_config(root, actions=dataclasses.replace(BRIDGE, gripper=(7,))), DataConfig(), "val")
     dataset = open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "train")
-    assert "no movements of the proprio" in dataset.remarks[0]  # the commands of these files are noise
-    assert open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "val", dataset.statistics).remarks == ()
+    # The commands of these files are noise.
+    assert "no movements of the proprio" in next(line for line in dataset.report if line.startswith("warning: "))
+    validation = open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "val", dataset.statistics)
+    assert not any(line.startswith("warning: ") for line in validation.report)
     what, ranges = dataset.describe_actions()
     assert what.startswith("7: 6 reached movements")
     assert f"action 0 {dataset.statistics.actions.min[0]:.3g}.." in ranges
@@ -202,8 +204,14 @@ def test_images_take_the_size_that_the_training_asks_for(root):
     dataset = open_dataset(source_config(root), DataConfig(image_size=(16, 24)), "train")
     assert dataset.spec.image_size == (16, 24)
     assert dataset.source.frames(0, [0], "images0").shape == (1, 16, 24, 3)
+    assert dataset.report[0].startswith("images0      camera -> 8 x 8 stored -> 16 x 24: enlarged")
     with pytest.raises(ConfigError, match=r"config\.data\.image_size must be"):
         DataConfig(image_size=(8,))
+    assert open_dataset(source_config(root, image_size=(16, 24)), DataConfig(), "val").spec.image_size == (16, 24)
+    with pytest.raises(
+        ConfigError, match=r"bridgedata_config\.image_size=\(8, 8\) and config\.data\.image_size=\(16, 24\)"
+    ):
+        open_dataset(source_config(root, image_size=(8, 8)), DataConfig(image_size=(16, 24)), "train")
 
 
 def test_bad_horizons_are_refused():

@@ -118,6 +118,7 @@ def test_a_camera_without_pictures_is_refused(folder):
         open_split(folder, camera="wrist")
 
 
-def test_encoded_images_need_a_size(folder):
-    with pytest.raises(DataError, match=r"set bridgedata_config\.image_size"):
-        open_split(folder, size=())
+def test_encoded_images_come_at_their_own_size(folder):
+    dataset = open_split(folder, size=())
+    assert dataset.spec.image_size == (64, 64)
+    assert dataset.report == ("images0      camera -> 64 x 64 encoded -> 64 x 64",)

@@ -1,12 +1,15 @@
+import io
 import os
 import pickle
 
 import numpy as np
 import pytest
 from data.bridge_files import frame, trajectory, write
+from PIL import Image
 
 from jaxvla.data import bridge_tfrecord
-from jaxvla.data.index import Index, open_indices
+from jaxvla.data.images import resize
+from jaxvla.data.index import Frames, Index, open_indices
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import DataError
 
@@ -173,9 +176,83 @@ def test_frames_of_several_sizes_need_an_image_size(tmp_path):
         write(tmp_path / name / "train" / "out.tfrecord", [trajectory(0, 3, size=size)])
         for name, size in (("a", 8), ("b", 6))
     ]
-    with pytest.raises(DataError, match=r"set bridgedata_config\.image_size"):
+    with pytest.raises(DataError, match=r"frames of 6 x 6, 8 x 8 pixels: set config\.data\.image_size"):
         open_source(paths)
-    assert open_source(paths, (8, 8)).frames(1, [0], "images0").shape == (1, 8, 8, 3)
+    source = open_source(paths, (8, 8))
+    assert source.frames(1, [0], "images0").shape == (1, 8, 8, 3)
+    assert [source.stored_frames(i, [0], "images0")[0].shape for i in (0, 1)] == [(8, 8, 3), (6, 6, 3)]
+    assert source.stored_sizes == {}
+    (line,) = source.pixel_path()
+    assert (
+        "camera -> 6 x 6 or 8 x 8 stored -> 8 x 8 (several sizes: a policy resizes its camera's frames straight" in line
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [
+        ((), "images0      camera -> 8 x 8 stored -> 8 x 8"),
+        ((4, 8), "images0      camera -> 8 x 8 stored -> 4 x 8"),
+        (
+            (4, 12),
+            "images0      camera -> 8 x 8 stored -> 4 x 12: enlarged, which adds no detail; convert again with "
+            "--im_size 12, or set config.data.image_size=(8,8)",
+        ),
+    ],
+)
+def test_the_path_of_pixels_is_told(files, size, line):
+    source = open_source(files, size)
+    assert source.stored_sizes == {"images0": (8, 8)}
+    assert source.pixel_path() == (line,)
+
+
+def png(pixels):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def encoded_source(folder, files, size=()):
+    """Trajectories of two transitions, one in each file, whose frames are PNGs of these pixels."""
+    paths, indices = [], []
+    for number, frames in enumerate(files):
+        contents = list(map(png, frames))
+        path = folder / f"{number}.bin"
+        path.write_bytes(b"".join(contents))
+        sizes = np.array(list(map(len, contents)))
+        found = {"image_0": Frames(np.cumsum(sizes) - sizes, sizes, ())}
+        tables = np.zeros((2, 7), np.float32), np.zeros((3, 7), np.float32)
+        indices.append(Index(np.array([2]), *tables, ((),), np.zeros((0, 0), np.float32), (str(number),), found))
+        paths.append(str(path))
+    return TrajectorySource(tuple(paths), indices, (("images0", "image_0"),), size)
+
+
+def test_encoded_frames_say_their_size(tmp_path):
+    frames = [frame(0, t, 12)[:8] for t in range(3)]
+    source = pickle.loads(pickle.dumps(encoded_source(tmp_path, [frames] * 2)))
+    assert source.image_size == (8, 12)
+    assert source.stored_sizes == {"images0": (8, 12)}
+    np.testing.assert_array_equal(source.frames(1, range(3), "images0"), frames)
+    smaller = encoded_source(tmp_path, [frames], (4, 4))
+    np.testing.assert_array_equal(smaller.frames(0, range(3), "images0"), resize(np.stack(frames), (4, 4)))
+    np.testing.assert_array_equal(smaller.stored_frames(0, range(3), "images0"), frames)
+    (line,) = encoded_source(tmp_path, [frames], (8, 16)).pixel_path()
+    assert line.endswith("8 x 12 encoded -> 8 x 16: enlarged, which adds no detail; set config.data.image_size=(8,12)")
+
+
+def test_a_depth_camera_is_refused_at_the_start(tmp_path):
+    depth = np.linspace(300, 3000, 64).reshape(8, 8).astype(np.uint16)
+    with pytest.raises(DataError, match=r"0\.bin: images0 at byte 0: the image has 16 bits a channel .*another camera"):
+        encoded_source(tmp_path, [[depth] * 3], (8, 8))
+
+
+def test_frames_that_change_their_size_are_named(tmp_path):
+    frames = [frame(0, 0), frame(0, 1), frame(0, 2, 12)[:8]]
+    source = encoded_source(tmp_path, [frames], (8, 8))
+    offset = sum(len(png(pixels)) for pixels in frames[:2])
+    with pytest.raises(DataError, match=rf"0\.bin: images0 at byte {offset}: 8 x 12 pixels, but .* frames of 8 x 8"):
+        source.frames(0, range(3), "images0")
+    np.testing.assert_array_equal(source.frames(0, [0, 1], "images0"), frames[:2])
 
 
 def test_more_files_than_may_be_open(tmp_path):

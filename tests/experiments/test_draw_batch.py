@@ -38,7 +38,13 @@ def sheet(data, tmp_path_factory):
     """Three examples of batch 1 of the stream."""
     path = tmp_path_factory.mktemp("sheets") / "new" / "batch.png"
     command = [sys.executable, str(ROOT / "experiments" / "draw_batch.py"), "--config=train_config.py:gc_bc_tiny"]
-    options = ["--config.batch_size=4", "--batch=1", "--examples=3", f"--output_path={path}"]
+    options = [
+        "--config.batch_size=4",
+        "--config.data.image_size=()",
+        "--batch=1",
+        "--examples=3",
+        f"--output_path={path}",
+    ]
     source = ["--bridgedata_config=data_config.py:bdv2_local", f"--config.data_path={data}"]
     cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     done = subprocess.run([*command, *source, *options], capture_output=True, text=True, env=cache, check=False)

@@ -40,6 +40,7 @@ def settings(tmp_path, monkeypatch):
     config = load(ROOT / "configs" / "train_config.py").get_config("gc_bc_tiny").to_dict()
     config |= {"batch_size": 8, "num_steps": 6, "log_interval": 1, "eval_interval": 3, "save_interval": 3}
     config["save_dir"] = str(tmp_path / "runs")
+    config["data"]["image_size"] = ()
     config["optimizer"] |= {"warmup_steps": 2, "decay_steps": 100}
     return config
 
@@ -78,6 +79,7 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     assert np.all(np.abs(action[0] - statistics["mean"]) < 5 * np.array(statistics["std"]) + 1e-6)
     printed = capsys.readouterr().out
     assert str(run / "checkpoints" / "6") in printed
+    assert printed.count("\nimages0      camera -> 16 x 16 stored -> 16 x 16\n") == 1
     assert "of that of always predicting the mean action" in printed
     lines = printed.splitlines()
     said = lines.index(

@@ -121,6 +121,7 @@ SMALL = {
 
 def settings(encoder, path):
     config = runpy.run_path(str(CONFIGS / "train_config.py"))["get_config"]("lc_bc_tiny").to_dict()
+    config["data"]["image_size"] = ()
     return config | {"agent_kwargs": SMALL, "language": {"encoder": encoder, "path": str(path)}}
 
 
