@@ -29,11 +29,10 @@ from typing import Any, TextIO
 import numpy as np
 import tqdm
 from absl import flags
-from PIL import Image
 
 from jaxvla import cli
 from jaxvla.data.conversion.workers import replacing
-from jaxvla.envs import geometry
+from jaxvla.envs import geometry, recording
 from jaxvla.envs.expert import demonstrate
 from jaxvla.envs.narration import Moment, narrate, observe
 from jaxvla.envs.rendering import CAMERAS
@@ -60,7 +59,6 @@ flags.register_validator(
 COLLECTED_BY = "make_sample_bridgedata.py"
 # images0 and images1 under the topics of BridgeData's fixed camera and of one of its movable ones.
 CAMERA_TOPICS = ["/D435/color/image_raw", "/blue/image_raw"]
-JPEG_QUALITY = 95
 
 # Dates from here on are free of the one-step camera delay of BridgeData's older rigs.
 FIRST_DATE = datetime.datetime(2022, 1, 3, tzinfo=datetime.UTC)
@@ -147,7 +145,7 @@ def write_trajectory(job: Job) -> Written:
     for camera in CAMERAS:
         (job.folder / camera).mkdir()
         for t, frame in enumerate(frames):
-            Image.fromarray(frame[camera]).save(job.folder / camera / f"im_{t}.jpg", quality=JPEG_QUALITY)
+            (job.folder / camera / f"im_{t}.jpg").write_bytes(recording.encode(frame[camera]))
     size = sum(file.stat().st_size for file in job.folder.rglob("*") if file.is_file())
     return Written(len(actions), attempt, size, _annotations(job, env, moments) if job.annotate else "")
 

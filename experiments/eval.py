@@ -24,6 +24,7 @@ from absl import flags
 from jaxvla import cli
 from jaxvla.envs.film import Frame, save_film
 from jaxvla.envs.goals import last_frame
+from jaxvla.envs.recording import Recorded, recorded
 from jaxvla.envs.rollout import Episode, Observation, Result, World, check_fit, rollouts
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.errors import ConfigError
@@ -45,7 +46,12 @@ class Kind:
     goals: Callable[[int, int, str | None], Observation]
 
 
-WORLDS = {"tabletop": Kind(lambda image_size, steps: TabletopEnv(image_size, max_steps=steps), last_frame)}
+WORLDS = {
+    "tabletop": Kind(
+        lambda image_size, steps: Recorded(TabletopEnv(image_size, max_steps=steps)),
+        lambda image_size, seed, task: recorded(last_frame(image_size, seed, task)),
+    )
+}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one of its checkpoints.", required=True)

@@ -15,8 +15,10 @@ from serving.policies import GC_BC, save
 
 from jaxvla.data.normalization import FieldStatistics, Statistics
 from jaxvla.data.schema import BatchSpec
+from jaxvla.envs.goals import last_frame
+from jaxvla.envs.recording import recorded
 from jaxvla.envs.rollout import Episode, rollouts
-from jaxvla.envs.tabletop import TabletopEnv
+from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.serving.policy import load_policy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -136,3 +138,18 @@ def test_mistakes_are_one_line(checkpoint, options, line):
     assert done.returncode == 1
     assert done.stderr.startswith(line)
     assert done.stderr.count("\n") == 1
+
+
+def test_the_cameras_of_episodes_are_those_of_demonstrations(tmp_path):
+    """Frames and goals pass through the JPEG of the recordings, at the size at which demonstrations are made."""
+    code = (
+        "import sys, runpy, numpy as np; main = runpy.run_path(sys.argv[1]); kind = main['WORLDS']['tabletop']; "
+        "size = main['FLAGS']['image_size'].default; world = kind.make(size, 9); "
+        "seen = world.reset(seed=5)[0], world.step(np.zeros(7))[0], kind.goals(size, 5, None); "
+        "np.save(sys.argv[2], [view['images0'] for view in seen])"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "experiments" / "eval.py"), str(tmp_path / "seen.npy")]
+    subprocess.run(command, check=True, timeout=300)
+    env = TabletopEnv()
+    views = [env.reset(seed=5)[0], env.step(np.zeros(7))[0], last_frame(CAMERA_SIZE, 5)]
+    np.testing.assert_array_equal(np.load(tmp_path / "seen.npy"), [recorded(view)["images0"] for view in views])

@@ -19,6 +19,7 @@ from jaxvla.data import images
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
 from jaxvla.data.schema import BatchSpec
+from jaxvla.envs.recording import encode, recorded
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.serving.policy import load_policy
 from jaxvla.serving.views import Views
@@ -126,17 +127,12 @@ def test_a_real_frame_at_the_size_of_ecot(samples, tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["gc_bc_tiny", "ecot_tiny"])
-def test_demonstrations_of_the_tabletop_at_its_own_size(tmp_path, preset):
-    seen = []
+def test_an_evaluation_shows_the_pixels_of_demonstrations(tmp_path, preset):
     env = TabletopEnv()
-    seen.append(env.reset(seed=3)[0]["images0"])
-    seen += [env.step(np.array([0.02, 0, 0, 0, 0, 0, 1]))[0]["images0"] for _ in range(2)]
-    files = []
-    for pixels in seen:
-        data = io.BytesIO()
-        Image.fromarray(pixels).save(data, "PNG")
-        files.append(data.getvalue())
-    dataset = dataset_of(collect(tmp_path, files), CAMERA_SIZE, size_of(preset))
+    drawn = [env.reset(seed=3)[0]] + [env.step(np.array([0.02, 0, 0, 0, 0, 0, 1]))[0] for _ in range(2)]
+    root = collect(tmp_path, [encode(observation["images0"]) for observation in drawn])
+    dataset = dataset_of(root, CAMERA_SIZE, size_of(preset))
+    seen = [recorded(observation)["images0"] for observation in drawn]
     np.testing.assert_array_equal(dataset.source.frames(0, range(3), "images0"), served(dataset, seen))
 
 
