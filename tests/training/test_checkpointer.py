@@ -116,6 +116,17 @@ def test_keys_that_a_resumed_run_may_not_change():
     ]
 
 
+def test_data_that_is_stored_at_another_size_is_another_configuration():
+    def stored(size):
+        return dataclasses.replace(make_assets(), stored_sizes={"images0": size}).to_json()
+
+    assert config_differences(stored((128, 128)), stored((64, 64))) == ["stored_sizes.images0: [128, 128] -> [64, 64]"]
+    assert config_differences(stored((64, 64)), stored((64, 64))) == []
+    older = {key: value for key, value in stored((64, 64)).items() if key != "stored_sizes"}
+    assert config_differences(older, stored((64, 64))) == []
+    assert Assets.from_json(older).stored_sizes == {}
+
+
 def test_data_positions_of_another_number_of_processes(saved_run, tmp_path):
     run = shutil.copytree(saved_run, tmp_path / "run")
     data = run / "checkpoints" / "20" / "data" / "data.json"
