@@ -20,7 +20,8 @@ from data.raw_files import (
 )
 
 from jaxvla.data import bridge_tfrecord
-from jaxvla.data.conversion.report import Report, UnusableError
+from jaxvla.data.conversion.report import Report
+from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from jaxvla.data.conversion.report import UnusableError
+from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import ConfigError
 
 _NAME = re.compile(r"images[0-9]+")

@@ -20,9 +20,9 @@ import numpy as np
 
 from jaxvla.data import images, untrusted
 from jaxvla.data.conversion.cameras import is_camera, select
-from jaxvla.data.conversion.report import UnusableError
 from jaxvla.data.folders import is_hidden, walk
 from jaxvla.data.index import MIN_TRANSITIONS
+from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 
 # Before this day the cameras lagged by one step: frame t + 1 shows what action t was chosen on.

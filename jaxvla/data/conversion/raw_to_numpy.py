@@ -24,8 +24,9 @@ from jaxvla.data import images
 from jaxvla.data.conversion import numpy_format
 from jaxvla.data.conversion.discovery import PARTIAL, Ignored, RawTree, find_raw
 from jaxvla.data.conversion.raw import LATENCY_FIXED, read_trajectory
-from jaxvla.data.conversion.report import Report, UnusableError
+from jaxvla.data.conversion.report import Report
 from jaxvla.data.conversion.workers import alone_in, completed, writing
+from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import ConfigError, DataError
 
 T = TypeVar("T")

@@ -13,23 +13,6 @@ _EXAMPLES = 5
 _KINDS = 12
 
 
-class UnusableError(DataError):
-    """A trajectory, or a file of them, that is left out of the converted data.
-
-    Args:
-        reason: the kind of fault, the same words for all that share it.
-        detail: the path, and what exactly is wrong with it.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
-
-
 @dataclasses.dataclass
 class Report:
     """Counts of one run, or of a piece of it.

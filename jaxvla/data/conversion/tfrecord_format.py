@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxvla.data import tfrecord
 from jaxvla.data.conversion.cameras import is_camera, select
-from jaxvla.data.conversion.report import UnusableError
 from jaxvla.data.index import MIN_TRANSITIONS
+from jaxvla.data.skipping import UnusableError
 
 _KEYS = ("observations", "next_observations", "actions")
 _OTHER_KEYS = {*_KEYS, "terminals", "language", "taught", "path"}
