@@ -9,6 +9,10 @@ that reasoning policies learn from, below `data_path` unless it is absolute; emp
 largest share, 0 to 1, of the trajectories found there that may have another length or instruction than their
 annotations, or share their key; these get no reasoning.
 
+Trajectories that cannot be used are left out and counted; more than the share `max_skipped` of them is an error.
+`validation_share` holds out a part of the training data by its keys, for data without a validation split; 0 for data
+that has one. `action_key`, `proprio_key` and `language_key` name the features of an RLDS dataset's steps.
+
 `actions` says what the actions are. `relabel` makes each but the gripper the difference of two successive states, in
 the proprio dimension of the same number: for commanded movements only. `gripper` are the dimensions that are absolute
 gripper states, with the values `open` and `closed`; `binarize` makes them one of the two. `angles` are dimensions (rad)
@@ -42,6 +46,11 @@ def _base() -> dict:
         },
         "reasoning_path": "reasoning.sqlite",
         "max_mismatched": 0.1,
+        "max_skipped": 0.1,
+        "validation_share": 0.0,
+        "action_key": "action",
+        "proprio_key": "observation/state",
+        "language_key": "language_instruction",
     }
 
 

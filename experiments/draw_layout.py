@@ -54,11 +54,9 @@ def main(_: list[str]) -> None:
 
 def _first_samples(job: Any) -> tuple[np.ndarray, ...]:
     """Trajectories, steps, instructions and random numbers of some samples from all over the data."""
-    usable = np.flatnonzero(job.training.usable)
-    trajectory = usable[np.linspace(0, len(usable) - 1, SAMPLES).astype(int)]
-    step = job.training.usable[trajectory] * np.arange(SAMPLES) // SAMPLES
-    counts = np.array([len(texts) for texts in job.training.source.language])
-    instruction = (np.cumsum(counts) - counts)[trajectory]
+    source, drawable = job.training.source, job.training.drawable
+    trajectory, step = source.locate(drawable[np.linspace(0, len(drawable) - 1, SAMPLES).astype(int)])
+    instruction = source.draw_annotations(trajectory, step, np.zeros(SAMPLES))
     return trajectory, step, instruction, np.random.default_rng(job.config.seed).random((SAMPLES, 16))
 
 

@@ -94,8 +94,8 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
     print("actions      " + f"\n{'':<13}".join(job.training.describe_actions()))
-    for line in dict.fromkeys(job.training.report + job.validation.report):
-        print(line)
+    lines = dict.fromkeys((*job.training.report, *job.validation.report))  # both may be parts of the same files
+    print("".join(f"{line}\n" for line in lines), end="")
     if job.training.config.action_horizon > 1:
         horizon, share = job.training.config.action_horizon, job.training.padded_share
         print(f"             chunks of {horizon}; {share:.1%} of their slots lie behind an end, and carry no loss")
@@ -135,14 +135,14 @@ def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> No
     from jaxvla.training.job import demonstration
     from jaxvla.training.plots import plot_actions
 
-    trajectory, instruction = job.example()
+    trajectory, instructions = job.example()
     views, true = demonstration(job.validation, trajectory)
-    inference, task = None, {"goals": views[-1], "language": instruction}
+    inference, tasks = None, [{"goals": views[-1], "language": instruction} for instruction in instructions]
     if job.texts is not None:
         stage = job.texts.wording.curriculum.stage_at(int(checkpoint.name) - 1)
         inference = "implicit" if stage else "none"
     policy = load_policy(checkpoint, inference=inference)
-    predicted = np.stack([policy.act(view, task)[0] for view in views[:-1]])
+    predicted = np.stack([policy.act(view, task)[0] for view, task in zip(views, tasks)])
     plot_actions(predicted, true, job.validation.convention.labels(true.shape[1]), path)
 
 

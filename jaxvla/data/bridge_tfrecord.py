@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxvla.data import tfrecord
 from jaxvla.data.folders import distinct, ends_with, glob
-from jaxvla.data.index import Frames, Index, IndexBuilder
+from jaxvla.data.index import ANY_TEXT, NO_TEXT, Frames, Index, IndexBuilder
 from jaxvla.data.protobuf import Read
+from jaxvla.data.skipping import UnusableError
 from jaxvla.data.tfrecord import FeatureSpan
 from jaxvla.errors import DataError
 
@@ -24,28 +25,40 @@ _CAMERA = re.compile(r"observations/(images\d+)$")
 def build_index(path: str) -> Index:
     """Indexes one TFRecord file by walking its headers; pixels are skipped.
 
-    Frame t < T is read from `observations`, frame T from the last of `next_observations`.
+    Frame t < T is read from `observations`, frame T from the last of `next_observations`. Trajectories that cannot be
+    used are left out and counted.
 
     Raises:
-        DataError: the file is damaged or lacks a feature; names path, record and key.
+        DataError: the file is damaged; names path and byte position.
     """
-    builder = IndexBuilder(path)
+    builder = IndexBuilder()
     split = pathlib.Path(path).parent
     with open(path, "rb") as file:
         read = tfrecord.file_reader(file.fileno())
         for number, record in enumerate(tfrecord.scan_records(file.fileno(), path)):
-            example = _Example(read, tfrecord.parse_example(read, record, path), f"{path}: record {number}")
-            states = example.array("observations/state")
-            proprio = np.concatenate([states, example.array("next_observations/state")[-1:]])
-            cameras = sorted(match[1] for key in example.features if (match := _CAMERA.match(key)))
-            builder.add(
-                example.array("actions"),
-                proprio,
-                example.strings("language"),
-                f"{example.path() or f'{split.parent.name}/{split.name}/{number}'}#0",
-                {camera: example.frames(camera) for camera in cameras},
-            )
+            where = f"{path}: record {number}"
+            example = _Example(read, tfrecord.parse_example(read, record, path), where)
+            with builder.trajectory():
+                _add(builder, example, f"{split.parent.name}/{split.name}/{number}", where)
     return builder.build()
+
+
+def _add(builder: IndexBuilder, example: "_Example", name: str, where: str) -> None:
+    states, later = (example.array(f"{part}/state") for part in ("observations", "next_observations"))
+    if states.shape != later.shape:
+        raise UnusableError("lengths disagree", f"{where}: states {list(states.shape)}, later ones {list(later.shape)}")
+    actions = example.array("actions")
+    cameras = sorted(match[1] for key in example.features if (match := _CAMERA.match(key)))
+    language = example.strings("language")
+    builder.add(
+        where,
+        f"{example.path() or name}#0",
+        actions,
+        np.concatenate([states, later[-1:]]),
+        language,
+        np.full(len(actions), ANY_TEXT if language else NO_TEXT),
+        {camera: example.frames(camera) for camera in cameras},
+    )
 
 
 class _Example:
@@ -59,40 +72,40 @@ class _Example:
     def _span(self, key: str) -> tfrecord.Span:
         feature = self.features.get(key)
         if feature is None or feature.kind != "bytes" or len(feature.values) != 1:
-            raise DataError(
-                f"{self._where} has no tensor {key!r}, it has {', '.join(sorted(self.features)) or 'nothing'}; "
-                "is it a BridgeData V2 TFRecord?"
-            )
+            there = ", ".join(sorted(self.features)) or "nothing"
+            raise UnusableError(f"no tensor {key!r}", f"{self._where}: it has {there}; is it a BridgeData V2 TFRecord?")
         return feature.values[0]
 
     def array(self, key: str) -> np.ndarray:
         array = tfrecord.read_tensor(self._read, self._span(key), self._where)
         if isinstance(array, list) or array.ndim != 2:
-            raise DataError(f"{self._where}: {key!r} is not a table of numbers")
+            raise UnusableError(f"{key!r} is no table of numbers", self._where)
         return array
 
     def strings(self, key: str) -> tuple[str, ...]:
         if key not in self.features:
             return ()
         texts = tfrecord.read_tensor(self._read, self._span(key), self._where)
+        if not isinstance(texts, list):
+            raise UnusableError(f"{key!r} is no list of strings", self._where)
         return tuple(text for raw in texts if (text := raw.decode(errors="replace").strip()))
 
     def path(self) -> str:
         """The raw folder that the trajectory was made from; "" where it is not known."""
         return "".join(self.strings("path"))
 
-    def frames(self, camera: str) -> Frames:
-        spans = [
-            tfrecord.parse_tensor(self._read, self._span(f"{part}/{camera}"), self._where)
-            for part in ("observations", "next_observations")
-        ]
-        now, later = spans
+    def frames(self, camera: str) -> Frames | str:
+        """Where the frames of a camera lie, or what is wrong with them."""
+        keys = [f"{part}/{camera}" for part in ("observations", "next_observations")]
+        if not all(key in self.features for key in keys):
+            return "pictures before or after the steps only"
+        now, later = (tfrecord.parse_tensor(self._read, self._span(key), self._where) for key in keys)
         if now.shape[:1] == (0,):
-            return Frames(np.zeros(0, np.int64), np.zeros(0, np.int64), ())
-        if any(s.content is None or s.dtype != np.uint8 or len(s.shape) != 4 or s.shape[3] != 3 for s in spans):
-            raise DataError(f"{self._where}: {camera} is not stored as uint8 [steps, height, width, 3]")
+            return "no pictures"
+        if any(s.content is None or s.dtype != np.uint8 or len(s.shape) != 4 or s.shape[3] != 3 for s in (now, later)):
+            return f"{now.dtype.name} {list(now.shape)}, not uint8 [steps, height, width, 3]"
         if now.shape != later.shape:
-            raise DataError(f"{self._where}: {camera} has {now.shape} observations but {later.shape} next ones")
+            return f"{list(now.shape)} observations but {list(later.shape)} next ones"
         steps, size = now.shape[0], int(np.prod(now.shape[1:]))
         offsets = now.content.offset + np.arange(steps, dtype=np.int64) * size
         offsets = np.append(offsets, later.content.offset + (steps - 1) * size)
@@ -131,6 +144,7 @@ def find_files(root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str
     if not found:
         raise DataError(
             f"no {split}/out.tfrecord below {root} for include {patterns}, exclude {exclude}: convert again"
+            + (", or hold out a share with --bridgedata_config.validation_share=0.05" if split == "val" else "")
         )
     for path in found:
         if not path.is_file():

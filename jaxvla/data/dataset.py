@@ -1,64 +1,24 @@
 """From configuration to a dataset: files found and indexed, actions transformed, statistics made, tables normalized."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 
 import numpy as np
 
 from jaxvla.config import local_path
-from jaxvla.data import bridge_tfrecord, rlds, sidecar
+from jaxvla.data import opening, sidecar
 from jaxvla.data.action_checks import check_actions, describe_actions
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.files import check_folder
 from jaxvla.data.goals import GoalConfig
-from jaxvla.data.index import open_indices
+from jaxvla.data.index import NO_TEXT
 from jaxvla.data.normalization import FieldStatistics, Normalizer, Statistics
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
+from jaxvla.data.source_config import SourceConfig, check_image_size
 from jaxvla.errors import ConfigError, DataError
-
-FORMATS = ("bridge_tfrecord", "rlds")
-
-
-def check_image_size(where: str, size: tuple[int, ...]) -> None:
-    """Raises ConfigError unless `size` is (height, width), or () for the size in which images come."""
-    if len(size) not in (0, 2) or any(side < 1 for side in size):
-        raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """Which files; the keys of configs/data_config.py, where they are explained."""
-
-    format: str
-    data_path: str
-    include: tuple[tuple[str, ...], ...] = ()
-    exclude: tuple[str, ...] = ()
-    sample_weights: tuple[float, ...] = ()
-    cameras: dict[str, str] = dataclasses.field(default_factory=lambda: {"images0": "images0"})
-    image_size: tuple[int, ...] = ()
-    action_mask: tuple[bool, ...] = ()
-    actions: ActionConvention = dataclasses.field(default_factory=ActionConvention)
-    reasoning_path: str = "reasoning.sqlite"
-    max_mismatched: float = 0.1
-
-    def __post_init__(self) -> None:
-        where = "bridgedata_config"
-        if self.format not in FORMATS:
-            raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        if not self.cameras:
-            raise ConfigError(f"{where}.cameras is empty: name at least one, such as images0")
-        check_image_size(where, self.image_size)
-        if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
-            raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
-        groups = len(self.include) if self.format == "bridge_tfrecord" else 1
-        if self.sample_weights and len(self.sample_weights) != groups:
-            raise ConfigError(f"{where}.sample_weights has {len(self.sample_weights)} entries for {groups} groups")
-        if any(not weight > 0 for weight in self.sample_weights):
-            raise ConfigError(f"{where}.sample_weights must be positive, not {self.sample_weights}")
-        if not 0 <= self.max_mismatched <= 1:
-            raise ConfigError(f"{where}.max_mismatched must lie in [0, 1], not {self.max_mismatched}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +52,11 @@ class Dataset:
         statistics: of the training split, whichever split this is.
         actions: float32 [sum T, d], transformed and normalized.
         proprio: float32 [sum (T + 1), p], normalized.
-        usable: int64 [n], how many leading transitions of each trajectory are drawn from.
-        group_sizes: how many usable transitions each group has.
+        drawable: int64 [m], the transitions that can be drawn, as rows of `actions`; ascending, group after group.
+        group_sizes: how many of them each group has.
         weights: the share of batches that each group has.
         convention: what the actions are.
-        report: lines that a run prints at its start: the ways of the pictures, and warnings.
+        report: lines for the start of a run: what was left out, what is missing, the ways of the pictures, warnings.
     """
 
     source: TrajectorySource
@@ -106,7 +66,7 @@ class Dataset:
     proprio_normalizer: Normalizer
     actions: np.ndarray
     proprio: np.ndarray
-    usable: np.ndarray
+    drawable: np.ndarray
     group_sizes: tuple[int, ...]
     weights: tuple[float, ...]
     convention: ActionConvention
@@ -133,11 +93,9 @@ class Dataset:
     @property
     def padded_share(self) -> float:
         """The share of action slots, over all transitions that can be drawn, that lie behind a trajectory's end."""
-        behind = sum(
-            np.clip(ahead - (self.source.lengths - self.usable), 0, self.usable).sum()
-            for ahead in range(1, self.config.action_horizon)
-        )
-        return float(behind / (self.num_transitions * self.config.action_horizon))
+        horizon, (trajectory, step) = self.config.action_horizon, self.source.locate(self.drawable)
+        behind = np.maximum(horizon - (self.source.lengths[trajectory] - step), 0).sum()
+        return float(behind / (self.num_transitions * horizon))
 
     def describe_actions(self) -> tuple[str, str]:
         """What the actions are, and the range of each dimension, as they are learned; one line each."""
@@ -165,32 +123,25 @@ def open_dataset(
     """
     root = local_path(source_config.data_path, "data_path")
     check_folder(root)
-    groups = _find_groups(source_config, root, split)
     image_size = _image_size(source_config, config)
-    source = _open_source(source_config, image_size, root, tuple(path for files in groups for path in files))
+    source, groups, report = opening.open_source(source_config, image_size, root, split)
     convention = _convention(source_config, config)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
-    remarks = ()
+    report += source.pixel_path()
     if statistics is None:
-        remarks = check_actions(source, convention)
+        report += tuple(f"warning: {remark}" for remark in check_actions(source, convention))
         statistics = _kept_statistics(source, table, root, convention)
     action_normalizer = Normalizer(
         config.normalization, statistics.actions, source_config.action_mask or None, convention.gripper
     )
     proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
-    usable = config.goal_relabeling.usable_transitions(source.lengths)
+    _check_dimensions(root, split, table, source.proprio, statistics)
+    drawable = _drawable(source, config)
+    group_sizes = _group_sizes(source_config, groups, source, drawable)
+    _check_groups(source_config, config, root, split, source, group_sizes)
     if config.skip_unlabeled:
-        usable = np.where([bool(texts) for texts in source.language], usable, 0)
-    group_sizes = _group_sizes(groups, source, usable)
-    if not all(group_sizes):
-        empty = (
-            "" if source_config.format == "rlds" else f" of include group {source_config.include[group_sizes.index(0)]}"
-        )
-        raise DataError(
-            f"{root}: no {split} transition{empty} can be used with goal_relabeling.strategy="
-            f"{config.goal_relabeling.strategy} and skip_unlabeled={config.skip_unlabeled}: change these"
-        )
+        report += _describe_unlabelled(source, split)
     return Dataset(
         source,
         config,
@@ -199,11 +150,11 @@ def open_dataset(
         proprio_normalizer,
         action_normalizer.forward(table),
         proprio_normalizer.forward(source.proprio),
-        usable,
+        drawable,
         group_sizes,
-        source_config.sample_weights or (1.0,) * len(groups),
+        source_config.sample_weights or (1.0,) * len(group_sizes),
         convention,
-        (*source.pixel_path(), *(f"warning: {remark}" for remark in remarks)),
+        report,
     )
 
 
@@ -216,23 +167,6 @@ def _image_size(source_config: SourceConfig, config: DataConfig) -> tuple[int, .
             "disagree: set one of them to (), or both to the same"
         )
     return given.pop() if given else ()
-
-
-def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> list[list[str]]:
-    if config.format == "rlds":
-        return [rlds.find_files(root, split)]
-    return [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
-
-
-def _open_source(
-    config: SourceConfig, image_size: tuple[int, ...], root: pathlib.Path, paths: tuple[str, ...]
-) -> TrajectorySource:
-    if config.format == "rlds":
-        reader = rlds.RLDSFormat.of(root, rlds.StepKeys())
-        indices = open_indices(paths, reader.build_index, repr(reader))
-    else:
-        indices = open_indices(paths, bridge_tfrecord.build_index)
-    return TrajectorySource(paths, indices, tuple(config.cameras.items()), image_size)
 
 
 def _convention(source_config: SourceConfig, config: DataConfig) -> ActionConvention:
@@ -251,7 +185,10 @@ def _transform_actions(source: TrajectorySource, convention: ActionConvention) -
 
 
 def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:
-    name = sidecar.fingerprint(source.paths, settings)
+    content = hashlib.sha256()
+    for array in (table, source.proprio, source.lengths):  # not all of the files: features and trajectories are chosen
+        content.update(np.ascontiguousarray(array))
+    name = sidecar.fingerprint(source.paths, settings, content.hexdigest())
 
     def make() -> Statistics:
         last_frames = source.frame_starts + source.lengths
@@ -266,7 +203,58 @@ def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.
     )
 
 
-def _group_sizes(groups: list[list[str]], source: TrajectorySource, usable: np.ndarray) -> tuple[int, ...]:
-    per_file = np.bincount(source.file_of, usable, len(source.paths)).astype(int)
-    ends = np.cumsum([len(files) for files in groups])
-    return tuple(int(part.sum()) for part in np.split(per_file, ends[:-1]))
+def _check_dimensions(
+    root: pathlib.Path, split: str, table: np.ndarray, proprio: np.ndarray, statistics: Statistics
+) -> None:
+    for name, values, field in (("actions", table, statistics.actions), ("states", proprio, statistics.proprio)):
+        if values.shape[1] != len(field.mean):
+            raise DataError(
+                f"{root}: the {split} split has {name} of {values.shape[1]} dimensions, the statistics are of "
+                f"{len(field.mean)}: both splits must be of one robot"
+            )
+
+
+def _drawable(source: TrajectorySource, config: DataConfig) -> np.ndarray:
+    """See `Dataset`."""
+    trajectory, step = source.locate(np.arange(len(source.actions)))
+    can = config.goal_relabeling.has_goal(step, source.lengths[trajectory])
+    if config.skip_unlabeled:
+        can &= source.texts != NO_TEXT
+    return np.flatnonzero(can)
+
+
+def _describe_unlabelled(source: TrajectorySource, split: str) -> tuple[str, ...]:
+    count, total = int((source.texts == NO_TEXT).sum()), len(source.texts)
+    return (f"unlabelled   {count} of {total} {split} transitions, which are not drawn",) if count else ()
+
+
+def _group_sizes(
+    config: SourceConfig, groups: np.ndarray, source: TrajectorySource, drawable: np.ndarray
+) -> tuple[int, ...]:
+    trajectory, _ = source.locate(drawable)
+    count = len(config.include) if config.format == "bridge_tfrecord" else 1
+    return tuple(np.bincount(groups[source.file_of[trajectory]], minlength=count).tolist())
+
+
+def _check_groups(
+    source_config: SourceConfig,
+    config: DataConfig,
+    root: pathlib.Path,
+    split: str,
+    source: TrajectorySource,
+    group_sizes: tuple[int, ...],
+) -> None:
+    """Refuses groups without a transition to draw; a share that is held out need not have some of every group."""
+    if any(group_sizes) if split == "val" and source_config.validation_share else all(group_sizes):
+        return
+    if config.skip_unlabeled and (source.texts == NO_TEXT).all():
+        name = "" if source_config.format != "rlds" else " or name their feature in bridgedata_config.language_key,"
+        raise DataError(
+            f"{root}: no {split} transition has an instruction, which config.data.skip_unlabeled=True asks for: set it "
+            f"to False,{name} or add instructions"
+        )
+    group = "" if source_config.format == "rlds" else f" of include group {source_config.include[group_sizes.index(0)]}"
+    raise DataError(
+        f"{root}: no {split} transition{group} can be used with goal_relabeling.strategy="
+        f"{config.goal_relabeling.strategy} and skip_unlabeled={config.skip_unlabeled}: change these"
+    )

@@ -42,10 +42,9 @@ class GoalConfig:
         if not 0 <= self.delta[0] < self.delta[1]:
             raise ConfigError(f"{where}.delta must be (a, b) with 0 <= a < b, not {self.delta}")
 
-    def usable_transitions(self, lengths: np.ndarray) -> np.ndarray:
-        """How many leading transitions of trajectories with `lengths` transitions can have a goal, int64 [n]."""
-        cut = self.delta[0] if self.strategy == "delta_goals" else 0
-        return np.maximum(lengths - cut, 0).astype(np.int64)
+    def has_goal(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
+        """Which transitions `step` [b] of trajectories of `length` [b] transitions can have a goal, bool [b]."""
+        return step < length - (self.delta[0] if self.strategy == "delta_goals" else 0)
 
     def draw(self, step: np.ndarray, length: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Goal frames for transitions `step` [b] of trajectories of `length` [b]; `uniforms` float64 [b, 2] in [0, 1).

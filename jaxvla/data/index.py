@@ -3,12 +3,14 @@
 One format module per storage format builds it; what stands in it is the same for all. It is kept beside the file.
 """
 
+import collections
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,12 +18,15 @@ from tqdm import tqdm
 
 from jaxvla.data import sidecar
 from jaxvla.data.files import reading
-from jaxvla.errors import DataError
+from jaxvla.data.skipping import Skipped, UnusableError
 
 # Goals lie ahead of a transition, so a trajectory of one transition shows a policy nothing but its own end.
 MIN_TRANSITIONS = 2
-_VERSION = 3
-_ARRAYS = ("lengths", "actions", "proprio", "vectors")
+OTHER_KIND = "other dimensions than the rest"
+# What stands in `Index.texts` where a transition has no text of its own.
+ANY_TEXT, NO_TEXT = -1, -2
+_VERSION = 4
+_ARRAYS = ("lengths", "actions", "proprio", "texts", "vectors")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,24 +43,61 @@ class Frames:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Index:
-    """The n trajectories of one or several files, in order, laid end to end.
+    """The n trajectories of a file that can be used, in order, laid end to end, and what became of the others.
 
     lengths   int64 [n]           transitions of each; a trajectory of T transitions has T + 1 frames
     actions   float32 [sum T, d]
     proprio   float32 [sum (T + 1), p]
-    language  n tuples of annotations, empty strings left out
+    language  n tuples of different annotations, empty strings left out
+    texts     int32 [sum T]       which of its trajectory's annotations a transition has; `ANY_TEXT` where they are
+                                  paraphrases that hold for the whole trajectory, `NO_TEXT` where there is none
     vectors   float32 [annotations, k] that the file holds for them, in their order; k is 0 where it holds none
     keys      n names, each unique in its file
-    frames    by stored camera name; arrays of sum (T + 1) frames
+    frames    by stored camera name; arrays of sum (T + 1) frames, of which those of no use have size 0
+    faults    (trajectory, stored camera name, what is wrong) where a trajectory cannot be used with that camera
+    skipped   why, and which, for each trajectory that is left out
     """
 
     lengths: np.ndarray
     actions: np.ndarray
     proprio: np.ndarray
     language: tuple[tuple[str, ...], ...]
+    texts: np.ndarray
     vectors: np.ndarray
     keys: tuple[str, ...]
     frames: dict[str, Frames]
+    faults: tuple[tuple[int, str, str], ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many trajectories the file has, those left out included."""
+        return len(self.lengths) + len(self.skipped)
+
+    @property
+    def kind(self) -> tuple[int, int, int]:
+        """The dimensions of actions, proprio and vectors: what all trajectories of a dataset must agree in."""
+        return self.actions.shape[1], self.proprio.shape[1], self.vectors.shape[1]
+
+    def select(self, keep: np.ndarray) -> "Index":
+        """The trajectories where bool [n] is True, without their faults."""
+        if keep.all() and not self.faults:
+            return self
+        steps, frames = np.repeat(keep, self.lengths), np.repeat(keep, self.lengths + 1)
+        annotations = np.repeat(keep, [len(texts) for texts in self.language])
+        chosen = np.flatnonzero(keep).tolist()
+        return dataclasses.replace(
+            self,
+            lengths=self.lengths[keep],
+            actions=self.actions[steps],
+            proprio=self.proprio[frames],
+            language=tuple(self.language[i] for i in chosen),
+            texts=self.texts[steps],
+            vectors=self.vectors[annotations],
+            keys=tuple(self.keys[i] for i in chosen),
+            frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in self.frames.items()},
+            faults=(),
+        )
 
     def dumps(self, stamp: str) -> bytes:
         """One JSON line (stamp, strings, array shapes) and the raw arrays."""
@@ -66,6 +108,8 @@ class Index:
             "stamp": stamp,
             "language": self.language,
             "keys": self.keys,
+            "faults": self.faults,
+            "skipped": self.skipped,
             "frames": {camera: frames.shape for camera, frames in self.frames.items()},
             "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
         }
@@ -92,83 +136,143 @@ class Index:
             camera: Frames(arrays[f"offsets/{camera}"], arrays[f"sizes/{camera}"], tuple(shape))
             for camera, shape in header["frames"].items()
         }
-        language = tuple(tuple(texts) for texts in header["language"])
-        return cls(
-            language=language, keys=tuple(header["keys"]), frames=frames, **{name: arrays[name] for name in _ARRAYS}
-        )
+        rows = {name: tuple(map(tuple, header[name])) for name in ("language", "faults", "skipped")}
+        return cls(keys=tuple(header["keys"]), frames=frames, **rows, **{name: arrays[name] for name in _ARRAYS})
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Row:
+    """One trajectory; `where` names it in messages."""
+
+    where: str
+    key: str
+    actions: np.ndarray
+    proprio: np.ndarray
+    language: tuple[str, ...]
+    texts: np.ndarray
+    vectors: np.ndarray
+    frames: dict[str, Frames | str]
+
+    @property
+    def kind(self) -> tuple[int, int, int]:
+        return self.actions.shape[1], self.proprio.shape[1], self.vectors.shape[1]
+
+
 class IndexBuilder:
-    """Collects trajectories into an `Index`, checking each as it comes."""
+    """Collects the trajectories of a file into an `Index`, and counts those that cannot be used."""
 
-    path: str
+    def __init__(self) -> None:
+        self._rows: list[_Row] = []
+        self._skipped: list[Skipped] = []
 
-    def __post_init__(self) -> None:
-        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...], str]] = []
-        self._frames: dict[str, list[Frames]] = {}
+    @contextlib.contextmanager
+    def trajectory(self) -> Iterator[None]:
+        """Where one trajectory is read and added: an `UnusableError` in it leaves that one out."""
+        try:
+            yield
+        except UnusableError as error:
+            self._skipped.append((error.reason, error.detail))
 
     def add(
         self,
+        where: str,
+        key: str,
         actions: np.ndarray,
         proprio: np.ndarray,
         language: tuple[str, ...],
-        key: str,
-        frames: dict[str, Frames],
+        texts: np.ndarray,
+        frames: dict[str, Frames | str],
         vectors: np.ndarray | None = None,
     ) -> None:
-        """Adds one trajectory: actions [T, d], proprio [T + 1, p], and T + 1 frames of each camera.
+        """Adds one trajectory.
 
-        `vectors` are those of its annotations [len(language), k]; None where the data has none.
+        Args:
+            where: the file, and the record of it.
+            key: its name.
+            actions: [T, d].
+            proprio: [T + 1, p].
+            language: its annotations.
+            texts: int [T], see `Index`.
+            frames: T + 1 of each camera, or what is wrong with that camera's.
+            vectors: those of its annotations [len(language), k]; None where the data has none.
 
         Raises:
-            DataError: too few transitions, lengths that disagree, other cameras or sizes than the trajectories before,
-                or a value that is not finite.
+            UnusableError: too few transitions, lengths that disagree, or a value that is not finite.
         """
         vectors = np.empty((len(language), 0)) if vectors is None else vectors
-        where = f"{self.path}: trajectory {key!r} (number {len(self._rows)})"
+        where = f"{where}: trajectory {key!r}"
         if len(actions) < MIN_TRANSITIONS:
-            raise DataError(
-                f"{where} has {len(actions)} transitions, at least {MIN_TRANSITIONS} are needed; convert the data again"
-            )
-        lengths = {"proprio": len(proprio)} | {camera: len(f.offsets) for camera, f in frames.items()}
-        for name, length in lengths.items():
-            if length != len(actions) + 1:
-                raise DataError(
-                    f"{where} has {len(actions)} actions but {length} steps of {name}, not {len(actions) + 1}"
-                )
-        for name, values in {"actions": actions, "proprio": proprio, "language vectors": vectors}.items():
+            raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: {len(actions)}")
+        if len(proprio) != len(actions) + 1:
+            raise UnusableError("lengths disagree", f"{where}: {len(actions)} actions, {len(proprio)} states")
+        for name, values in {"actions": actions, "states": proprio, "language vectors": vectors}.items():
             if not np.isfinite(values).all():
-                step = int(np.argwhere(~np.isfinite(values))[0, 0])
-                raise DataError(f"{where} has {name} that are not finite at step {step}; leave it out or repair it")
-        if self._rows and set(frames) != set(self._frames):
-            raise DataError(f"{where} has cameras {sorted(frames)}, those before it {sorted(self._frames)}")
-        for camera, stored in frames.items():
-            before = self._frames.setdefault(camera, [])
-            if before and before[0].shape != stored.shape:
-                raise DataError(f"{where} has {camera} of shape {stored.shape}, those before it {before[0].shape}")
-            before.append(stored)
-        tables = (values.astype(np.float32) for values in (actions, proprio, vectors))
-        self._rows.append((*tables, language, key))
+                step, dimension = np.argwhere(~np.isfinite(values))[0].tolist()
+                detail = f"step {step}, dimension {dimension}: {values[step, dimension]}"
+                raise UnusableError(f"{name} are not finite", f"{where}: {detail}")
+        tables = (values.astype(np.float32) for values in (actions, proprio))
+        row = _Row(where, key, *tables, language, texts.astype(np.int32), vectors.astype(np.float32), dict(frames))
+        self._rows.append(row)
 
     def build(self) -> Index:
-        """The index of all trajectories added.
-
-        Raises:
-            DataError: there were none.
-        """
-        if not self._rows:
-            raise DataError(f"{self.path}: holds no trajectories; convert the data again")
-        actions, proprio, vectors, language, keys = zip(*self._rows)
-        frames = {
-            camera: Frames(
-                np.concatenate([f.offsets for f in parts]), np.concatenate([f.sizes for f in parts]), parts[0].shape
-            )
-            for camera, parts in self._frames.items()
+        """The index of the trajectories added, of which those of other dimensions than most are left out too."""
+        kind = most_common(row.kind for row in self._rows)
+        rows = [row for row in self._rows if row.kind == kind]
+        odd = [(OTHER_KIND, f"{row.where}: {compare_kinds(row.kind, kind)}") for row in self._rows if row.kind != kind]
+        lengths = np.array([len(row.actions) for row in rows], np.int64)
+        frames, faults = {}, []
+        for camera in sorted({camera for row in rows for camera in row.frames}):
+            frames[camera], wrong = _join_frames([row.frames.get(camera, "no pictures") for row in rows], lengths + 1)
+            faults += [(i, camera, what) for i, what in wrong.items()]
+        columns = ("actions", "proprio", "texts", "vectors")
+        empty = {"actions": (0, 0), "proprio": (0, 0), "texts": (0,), "vectors": (0, 0)}
+        tables = {
+            name: np.concatenate([getattr(row, name) for row in rows])
+            if rows
+            else np.empty(empty[name], np.int32 if name == "texts" else np.float32)
+            for name in columns
         }
-        lengths = np.array([len(a) for a in actions], np.int64)
-        actions, proprio, vectors = map(np.concatenate, (actions, proprio, vectors))
-        return Index(lengths, actions, proprio, language, vectors, keys, frames)
+        return Index(
+            lengths=lengths,
+            language=tuple(row.language for row in rows),
+            keys=tuple(row.key for row in rows),
+            frames=frames,
+            faults=tuple(faults),
+            skipped=(*self._skipped, *odd),
+            **tables,
+        )
+
+
+def most_common(values: Iterable[Hashable]) -> Hashable:
+    """The value that comes most often, of several the first; None where there are none."""
+    return next((value for value, _ in collections.Counter(values).most_common(1)), None)
+
+
+def compare_kinds(own: tuple[int, int, int], most: tuple[int, int, int]) -> str:
+    """In what an `Index.kind` differs from that of most."""
+    pairs = zip(("actions", "states", "language vectors"), own, most)
+    return ", ".join(f"{name} [{a}], most have [{b}]" for name, a, b in pairs if a != b)
+
+
+def _join_frames(parts: Sequence[Frames | str], counts: np.ndarray) -> tuple[Frames, dict[int, str]]:
+    """The frames of one camera of n trajectories that have `counts` of them each, and what is wrong in some."""
+    shape = most_common(part.shape for part in parts if not isinstance(part, str)) or ()
+    wrong: dict[int, str] = {}
+    for i, (part, count) in enumerate(zip(parts, counts.tolist())):
+        if isinstance(part, str):
+            wrong[i] = part
+        elif len(part.offsets) != count:
+            wrong[i] = f"{len(part.offsets)} pictures for {count} states"
+        elif part.shape != shape:
+            wrong[i] = f"pictures of {list(part.shape)}, most have {list(shape)}"
+        elif not part.sizes.all():
+            wrong[i] = f"{int((part.sizes == 0).sum())} of {count} pictures are empty"
+    none = [np.zeros(count, np.int64) for count in counts.tolist()]
+    joined = (
+        np.concatenate([none[i] if i in wrong else getattr(part, name) for i, part in enumerate(parts)])
+        for name in ("offsets", "sizes")
+    )
+    return Frames(*joined, shape), wrong
 
 
 def open_indices(paths: Sequence[str], build: Callable[[str], Index], options: str = "") -> list[Index]:

@@ -83,13 +83,8 @@ class BatchSource:
         unknown = set(self.keys) - set(BATCH_KEYS)
         if unknown:
             raise ConfigError(f"no batch keys {sorted(unknown)}; there are {', '.join(BATCH_KEYS)}")
-        counts = self.dataset.usable
-        object.__setattr__(self, "_starts", np.cumsum(counts) - counts)
         sizes = np.array(self.dataset.group_sizes)
         object.__setattr__(self, "_group_starts", np.cumsum(sizes) - sizes)
-        language = np.array([len(texts) for texts in self.dataset.source.language])
-        object.__setattr__(self, "_annotation_counts", language)
-        object.__setattr__(self, "_annotation_starts", np.cumsum(language) - language)
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
@@ -108,14 +103,13 @@ class BatchSource:
         if self.text is not None and "text" in self.keys:
             shape = (self.batch_size, TEXT_UNIFORMS)
             own = uniforms(self.order.seed, i, shape, stream=1)[self.rows][: len(positions)]
-            batch["text"] = self.text(i, trajectory, step, self._language(trajectory, random[:, 2]), own)
+            annotation = self.dataset.source.draw_annotations(trajectory, step, random[:, 2])
+            batch["text"] = self.text(i, trajectory, step, annotation, own)
         return batch
 
     def _transitions(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         group, index = self.order.at(positions)
-        number = self._group_starts[group] + index
-        trajectory = np.searchsorted(self._starts, number, side="right") - 1
-        return trajectory, number - self._starts[trajectory]
+        return self.dataset.source.locate(self.dataset.drawable[self._group_starts[group] + index])
 
     def _make(
         self, key: str, trajectory: np.ndarray, step: np.ndarray, length: np.ndarray, goal: np.ndarray, u: np.ndarray
@@ -140,13 +134,8 @@ class BatchSource:
             return np.ones(len(step), np.float32)
         if key == "goal_distances":
             return (goal - step).astype(np.int32)
-        annotation = self._language(trajectory, u)
+        annotation = source.draw_annotations(trajectory, step, u)
         return annotation if key == "language" else self.instructions.take(annotation)
-
-    def _language(self, trajectory: np.ndarray, u: np.ndarray) -> np.ndarray:
-        count = self._annotation_counts[trajectory]
-        drawn = self._annotation_starts[trajectory] + np.floor(u * count).astype(np.int64)
-        return np.where(count > 0, drawn, -1).astype(np.int32)
 
     def _views(self, trajectory: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
         source = self.dataset.source

@@ -22,7 +22,8 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         rewards            float32 [b]         0 where the goal is the next frame, else -1
         masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
         goal_distances     int32 [b]           frames from the observation to the goal
-        language           int32 [b]           index of the drawn annotation in the dataset's table, -1 where unlabelled
+        language           int32 [b]           index of the step's annotation in the dataset's table, a drawn one where
+                                               several hold; -1 where it has none
         instruction        what that annotation says, see `InstructionSpec`; made by jaxvla.agents.language:
             int32 [b, l]       token ids, `NO_TOKEN` behind the last; `NO_TOKEN` throughout where unlabelled
             float32 [b, l]     or a vector; zeros where unlabelled

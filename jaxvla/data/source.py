@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvla.data import images
-from jaxvla.data.index import Index
+from jaxvla.data.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.schema import Trajectory
 from jaxvla.errors import DataError
 
@@ -57,7 +57,7 @@ class TrajectorySource:
 
     Args:
         paths: data files.
-        indices: their indices.
+        indices: their indices, of trajectories that fit each other and have frames of all cameras (`selection.usable`).
         cameras: (name in batches, name in the files) of each camera that is used.
         image_size: (height, width) of the frames that are given out; () for the stored size.
 
@@ -66,8 +66,7 @@ class TrajectorySource:
             out. Of encoded images, each file's first frame of a camera says it for the file.
 
     Raises:
-        DataError: a camera that a file lacks, frames that are missing or no pictures, sizes or dimensions that differ
-            between files.
+        DataError: frames that are no pictures, or no image size where they are stored in several.
     """
 
     paths: tuple[str, ...]
@@ -76,14 +75,13 @@ class TrajectorySource:
     image_size: tuple[int, ...] = ()
 
     def __post_init__(self, indices: Sequence[Index]) -> None:
-        for path, index in zip(self.paths, indices):
-            self._check(path, index, indices[0])
         counts = [len(index.lengths) for index in indices]
         fields = {
             "lengths": np.concatenate([index.lengths for index in indices]),
             "actions": np.concatenate([index.actions for index in indices]),
             "proprio": np.concatenate([index.proprio for index in indices]),
             "language": tuple(texts for index in indices for texts in index.language),
+            "texts": np.concatenate([index.texts for index in indices]),
             "vectors": np.concatenate([index.vectors for index in indices]),
             "keys": tuple(key for index in indices for key in index.keys),
             "file_of": np.repeat(np.arange(len(indices)), counts),
@@ -93,6 +91,8 @@ class TrajectorySource:
         }
         fields["action_starts"] = np.cumsum(fields["lengths"]) - fields["lengths"]
         fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
+        fields["_text_counts"] = np.array([len(texts) for texts in fields["language"]], np.int64)
+        fields["_text_starts"] = np.cumsum(fields["_text_counts"]) - fields["_text_counts"]
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_found_sizes", self._find_sizes())
@@ -113,6 +113,26 @@ class TrajectorySource:
             self.language[i],
             self.keys[i],
         )
+
+    def locate(self, transitions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The trajectory and the step in it of transitions int [...], rows of `actions`; each int64 [...]."""
+        trajectory = np.searchsorted(self.action_starts, transitions, side="right") - 1
+        return trajectory, transitions - self.action_starts[trajectory]
+
+    def draw_annotations(self, trajectories: np.ndarray, steps: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+        """An annotation of each transition: its own, or one of those that hold for its whole trajectory.
+
+        Args:
+            trajectories, steps: int [b].
+            uniforms: [b], random numbers in [0, 1) that choose.
+
+        Returns:
+            int32 [b], entries of all annotations, trajectory after trajectory; -1 where there is none.
+        """
+        text = self.texts[self.action_starts[trajectories] + steps]
+        drawn = np.floor(uniforms * self._text_counts[trajectories]).astype(np.int64)
+        annotation = self._text_starts[trajectories] + np.where(text == ANY_TEXT, drawn, text)
+        return np.where(text == NO_TEXT, -1, annotation).astype(np.int32)
 
     def frames(self, i: int, steps: Sequence[int], camera: str) -> np.ndarray:
         """Frames `steps` (0..T) of trajectory `i`: uint8 [n, h, w, 3]."""
@@ -218,24 +238,6 @@ class TrajectorySource:
 
     def _cut_off(self, file: int, offset: int) -> DataError:
         return DataError(f"{self.paths[file]}: ends before the frame at byte {offset}; it changed, make it again")
-
-    def _check(self, path: str, index: Index, first: Index) -> None:
-        for name, stored in self.cameras:
-            if stored not in index.frames:
-                raise DataError(
-                    f"{path}: no camera {stored!r}, it has {', '.join(sorted(index.frames))}: "
-                    f"set bridgedata_config.cameras.{name}"
-                )
-            missing = np.flatnonzero(index.frames[stored].sizes == 0)
-            if len(missing):
-                raise DataError(
-                    f"{path}: camera {stored!r} has no picture in {len(missing)} of {len(index.frames[stored].sizes)} "
-                    f"frames: set bridgedata_config.cameras.{name} to another one"
-                )
-        for name in ("actions", "proprio", "vectors"):
-            dims, expected = getattr(index, name).shape[1], getattr(first, name).shape[1]
-            if dims != expected:
-                raise DataError(f"{path}: {name} have {dims} dimensions, those of {self.paths[0]} have {expected}")
 
     def _only_size(self) -> tuple[int, int]:
         """The one size at which all frames of all cameras are stored."""

@@ -31,8 +31,8 @@ class SplitText:
 
     Args:
         keys: names of the trajectories.
-        language: the annotated instructions of each; empty where it is unlabelled.
-        usable: int64 [n], how many leading transitions of each are drawn from.
+        language: the different instructions of each; empty where it is unlabelled.
+        transitions: int64 [m, 2], the (trajectory, step) of each transition that can be drawn.
         episodes: int64 [n], the episode of each in `store`; -1 where it has none.
         store: the reasoning; None where no trajectory has any.
 
@@ -42,7 +42,7 @@ class SplitText:
 
     keys: tuple[str, ...]
     language: tuple[tuple[str, ...], ...]
-    usable: np.ndarray
+    transitions: np.ndarray
     episodes: np.ndarray
     store: ReasoningReader | None
 

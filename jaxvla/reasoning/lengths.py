@@ -71,7 +71,9 @@ def open_lengths(
         DataError: as `measure`.
     """
     backend = hashlib.sha256(builder.tokenizer.backend.to_str().encode()).hexdigest()
-    rows = [hashlib.sha256(np.asarray(row, np.int64).tobytes()).hexdigest() for row in (split.usable, split.episodes)]
+    tables = (np.ascontiguousarray(table, np.int64).tobytes() for table in (split.transitions, split.episodes))
+    texts = json.dumps([split.keys, split.language]).encode()  # splits of the same files may differ in these alone
+    rows = [hashlib.sha256(row).hexdigest() for row in (*tables, texts)]
     prompt, config = builder.config, curriculum.config
     settings = (
         (prompt.base_prompt, prompt.lower_case_instruction, builder.image_tokens),
@@ -87,7 +89,7 @@ def open_lengths(
 
 
 def measure(split: SplitText, builder: PromptBuilder, curriculum: Curriculum) -> TextLengths:
-    """Encodes the instructions of every usable trajectory, and the words of every usable step, once.
+    """Encodes the instructions of every trajectory that is drawn from, and the words of every such step, once.
 
     A component has as many tokens alone as in a text, so the lengths at all stages are sums of the same numbers.
 
@@ -99,8 +101,7 @@ def measure(split: SplitText, builder: PromptBuilder, curriculum: Curriculum) ->
     best = np.full(1 + len(curriculum.components), end + 1)
     best[0] = end
     names = [""] * len(best)
-    trajectory = np.repeat(np.arange(len(split.keys)), split.usable)
-    step = np.arange(len(trajectory)) - np.repeat(np.cumsum(split.usable) - split.usable, split.usable)
+    trajectory, step = split.transitions.T
     starts = range(0, len(step) if split.store is not None else 0, _CHUNK)
     for start in tqdm(starts, "measuring texts", unit_scale=_CHUNK, unit="step", delay=1.0, leave=False):
         rows = slice(start, start + _CHUNK)
@@ -148,7 +149,7 @@ def text_specs(lengths: Sequence[TextLengths], builder: PromptBuilder, curriculu
 
 
 def _measure_prefixes(split: SplitText, builder: PromptBuilder) -> Longest:
-    used = reversed(np.flatnonzero(split.usable).tolist())
+    used = np.unique(split.transitions[:, 0])[::-1].tolist()
     # An unlabelled trajectory is refused as one with an empty instruction.
     owner = {text: split.keys[i] for i in used for text in split.language[i] or ("",)}
     texts, best = list(owner), Longest(0, "")

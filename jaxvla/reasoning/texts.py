@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxvla.config import from_mapping
 from jaxvla.data.dataset import Dataset
+from jaxvla.data.index import NO_TEXT
 from jaxvla.data.schema import TextSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.tokenizer import Tokenizer, tokenizer_from_files
@@ -126,15 +127,16 @@ def open_texts(
 
 def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tuple[SplitText, Join | None]:
     source = dataset.source
-    unlabelled = np.flatnonzero([not texts for texts in source.language] & (dataset.usable > 0))
+    trajectory, step = source.locate(dataset.drawable)
+    unlabelled = np.unique(trajectory[source.texts[dataset.drawable] == NO_TEXT])
     if unlabelled.size:
         raise DataError(
-            f"{unlabelled.size} {name} trajectories have no instruction, such as "
+            f"{unlabelled.size} {name} trajectories have steps without an instruction, such as "
             f"{source.keys[unlabelled[0]]!r}: set config.data.skip_unlabeled=True"
         )
     found = None if store is None else join(store, source.keys, source.lengths, source.language, _places(source))
     episodes = np.full(len(source), -1) if found is None else found.episodes
-    return SplitText(source.keys, source.language, dataset.usable, episodes, store), found
+    return SplitText(source.keys, source.language, np.stack([trajectory, step], 1), episodes, store), found
 
 
 def _places(source: TrajectorySource) -> list[tuple[str, int]]:

@@ -14,6 +14,7 @@ from jaxvla.config import from_mapping, local_path
 from jaxvla.data.chat import num_image_tokens
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.images import patch_grid
+from jaxvla.data.index import NO_TEXT
 from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import Batch, BatchSpec
@@ -73,19 +74,24 @@ class Job:
         keys = self.agent.batch_keys
         return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text, table)
 
-    def example(self) -> tuple[int, str | np.ndarray | None]:
-        """A validation trajectory, labelled if any is, and what a policy is told on it.
+    def example(self) -> tuple[int, list[str | None] | list[np.ndarray]]:
+        """A validation trajectory, labelled if any is, and what a policy is told at each of its T steps.
 
-        That is its first annotation, or the vector of it where the agent reads vectors: no text is encoded again.
+        That is the step's annotation, or the vector of it where the agent reads vectors: no text is encoded again. A
+        step without one is told the trajectory's first.
         """
-        language, spec = self.validation.source.language, self.agent.spec.instruction
-        usable = np.flatnonzero(self.validation.usable).tolist()
-        trajectory = next((i for i in usable if language[i]), usable[0])
-        if not language[trajectory]:
-            return trajectory, None
+        source, drawable, spec = self.validation.source, self.validation.drawable, self.agent.spec.instruction
+        labelled = drawable[source.texts[drawable] != NO_TEXT]
+        trajectory = int(source.locate((labelled if len(labelled) else drawable)[:1])[0][0])
+        steps = np.arange(source.lengths[trajectory])
+        annotation = source.draw_annotations(np.full_like(steps, trajectory), steps, np.zeros(len(steps)))
+        if (annotation < 0).all():
+            return trajectory, [None] * len(steps)
+        annotation = np.where(annotation < 0, annotation[annotation >= 0][0], annotation)
         if self.instructions is None or spec is None or spec.vocab_size:
-            return trajectory, language[trajectory][0]
-        return trajectory, self.instructions[1].take(np.array(sum(map(len, language[:trajectory]))))
+            texts = self.validation.annotations()
+            return trajectory, [texts[i] for i in annotation.tolist()]
+        return trajectory, list(self.instructions[1].take(annotation))
 
 
 def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:

@@ -1,9 +1,10 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
-from data.bridge_files import trajectory, write, write_dataset
+from data.bridge_files import frame, trajectory, write, write_dataset
 
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
@@ -109,15 +110,116 @@ def test_groups_keep_their_sizes_and_weights(root):
 def test_delta_goals_shorten_what_can_be_drawn(root):
     goals = GoalConfig("delta_goals", delta=(4, 9))
     dataset = open_dataset(source_config(root), DataConfig(goal_relabeling=goals), "train")
-    np.testing.assert_array_equal(dataset.usable, [1, 0, 0])
+    np.testing.assert_array_equal(dataset.drawable, [0])
 
 
 def test_unlabelled_trajectories_are_left_out_on_request(tmp_path):
     features = [trajectory(0, 3, ("",)), trajectory(1, 4, ("go", ""))]
     write(tmp_path / "t" / "train" / "out.tfrecord", features)
     dataset = open_dataset(source_config(tmp_path), DataConfig(skip_unlabeled=True), "train")
-    np.testing.assert_array_equal(dataset.usable, [0, 4])
+    np.testing.assert_array_equal(dataset.drawable, [3, 4, 5, 6])
     assert dataset.annotations() == ("go",)
+
+
+def broken_dataset(root):
+    """Of two trajectories of task a and three of b, one of b has a single transition."""
+    write(root / "a" / "train" / "out.tfrecord", [trajectory(0, 3), trajectory(1, 4)])
+    return write(root / "b" / "train" / "out.tfrecord", [trajectory(2, 3), trajectory(3, 1), trajectory(4, 5)])
+
+
+def test_what_cannot_be_used_is_left_out_and_said_at_every_start(tmp_path):
+    path = broken_dataset(tmp_path)
+    for _ in range(2):
+        dataset = open_dataset(source_config(tmp_path, max_skipped=0.3), DataConfig(), "train")
+        assert dataset.source.lengths.tolist() == [3, 4, 3, 5]
+        assert dataset.statistics.num_trajectories == 4
+        assert dataset.report == (
+            "skipped      1 of 5 train trajectories (20.0%)",
+            f"             1 fewer than 2 transitions, such as {path}: record 1: trajectory 'b/train/1#0': 1",
+        )
+
+
+def test_too_many_that_cannot_be_used_are_an_error_whose_mend_works(tmp_path):
+    broken_dataset(tmp_path)
+    with pytest.raises(
+        DataError, match=r"1 of 5 train .*max_skipped=0\.1: 1 fewer than 2 .*'b/train/1#0': 1:"
+    ) as error:
+        open_dataset(source_config(tmp_path), DataConfig(), "train")
+    advised = float(re.search(r"set bridgedata_config\.max_skipped=([\d.]+)$", str(error.value))[1])
+    open_dataset(source_config(tmp_path, max_skipped=advised), DataConfig(), "train")
+    write(tmp_path / "a" / "train" / "out.tfrecord", [trajectory(0, 1)])
+    with pytest.raises(DataError, match=r"1 of 1 train trajectories cannot be used.*: repair the data$"):
+        open_dataset(source_config(tmp_path, (("a",),), max_skipped=1.0), DataConfig(), "train")
+    write(tmp_path / "a" / "train" / "out.tfrecord", [])
+    with pytest.raises(DataError, match=r"the train files hold no trajectories: make or download them again"):
+        open_dataset(source_config(tmp_path, (("a",),)), DataConfig(), "train")
+
+
+def test_files_without_trajectories_take_no_part(root):
+    before = open_dataset(source_config(root), DataConfig(), "train")
+    write(root / "a_first" / "train" / "out.tfrecord", [])
+    after = open_dataset(source_config(root, (("a_first", "push/*"), ("open",))), DataConfig(), "train")
+    assert len(after.source) == len(before.source)
+    assert after.group_sizes == (4, 8)
+
+
+def splits_held_out(root, **changes):
+    config = source_config(root, validation_share=0.3, **changes)
+    train = open_dataset(config, DataConfig(), "train")
+    return train, open_dataset(config, DataConfig(), "val", train.statistics)
+
+
+def test_a_share_is_held_out_by_key(tmp_path):
+    trajectories = [trajectory(i, 3 + i % 4) for i in range(40)]
+    named = [t | {"path": [f"raw/{i}"]} for i, t in enumerate(trajectories)]
+    write(tmp_path / "one" / "t" / "train" / "out.tfrecord", named)
+    train, val = splits_held_out(tmp_path / "one")
+    assert 4 <= len(val.source) <= 20
+    assert sorted([*train.source.keys, *val.source.keys]) == sorted(f"raw/{i}#0" for i in range(40))
+    assert train.statistics.num_trajectories == len(train.source)
+    assert val.num_transitions == val.source.lengths.sum()
+    number = int(val.source.keys[1].removeprefix("raw/").removesuffix("#0"))
+    np.testing.assert_array_equal(val.source.table(1).actions, trajectories[number]["actions"])
+    np.testing.assert_array_equal(val.source.frames(1, [2], "images0")[0], frame(number, 2))
+    # In other files, in another order, among others, the same are held out.
+    more = [trajectory(99, 4) | {"path": ["raw/99"]}]
+    write(tmp_path / "two" / "a" / "train" / "out.tfrecord", named[:3:-1])
+    write(tmp_path / "two" / "b" / "train" / "out.tfrecord", named[:4] + more)
+    _, again = splits_held_out(tmp_path / "two")
+    assert {*again.source.keys} - {"raw/99#0"} == {*val.source.keys}
+
+
+def test_trajectories_of_one_name_are_held_out_one_by_one(tmp_path):
+    path = tmp_path / "t" / "train" / "out.tfrecord"
+    write(path, [trajectory(i, 4) | {"path": ["same.hdf5"]} for i in range(40)])
+    train, val = splits_held_out(tmp_path)
+    assert len(val.source) + len(train.source) == 40
+    assert 4 <= len(val.source) <= 20
+
+
+def test_at_least_one_trajectory_is_held_out_and_one_left(tmp_path):
+    path = tmp_path / "t" / "train" / "out.tfrecord"
+    write(path, [trajectory(0, 4), trajectory(1, 4)])
+    config = source_config(tmp_path, validation_share=1e-6)
+    assert [len(open_dataset(config, DataConfig(), split).source) for split in ("train", "val")] == [1, 1]
+    write(path, [trajectory(0, 4)])
+    with pytest.raises(ConfigError, match=r"validation_share=1e-06 of 1 trajectories leaves none for training"):
+        open_dataset(config, DataConfig(), "train")
+
+
+def test_a_validation_split_and_a_share_exclude_each_other(root):
+    for split in ("train", "val"):
+        with pytest.raises(ConfigError, match=r"has a val split of its own: set .*validation_share=0\.0"):
+            open_dataset(source_config(root, validation_share=0.1), DataConfig(), split)
+
+
+def test_splits_of_other_dimensions_are_named(root):
+    train = open_dataset(source_config(root), DataConfig(relabel_actions=False), "train")
+    few = trajectory(0, 4) | {"actions": np.zeros((4, 6), np.float32)}
+    for task in ("open", "push/hard"):
+        write(root / task / "val" / "out.tfrecord", [few])
+    with pytest.raises(DataError, match=r"val split has actions of 6 dimensions, the statistics are of 7"):
+        open_dataset(source_config(root), DataConfig(relabel_actions=False), "val", train.statistics)
 
 
 def test_excluded_tasks_are_left_out(root):
@@ -178,6 +280,9 @@ def test_nothing_usable_is_an_error(root):
         ({"image_size": (8,)}, "image_size must be"),
         ({"cameras": {}}, "cameras is empty"),
         ({"max_mismatched": 1.5}, r"max_mismatched must lie in \[0, 1\], not 1\.5"),
+        ({"max_skipped": 1.5}, r"max_skipped must lie in \[0, 1\], not 1\.5"),
+        ({"validation_share": 1.0}, r"validation_share must lie in \[0, 1\), not 1\.0"),
+        ({"proprio_key": "observation/joints"}, "proprio_key has no effect with format 'bridge_tfrecord'"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -191,9 +296,8 @@ def test_the_share_of_action_slots_behind_an_end(root, strategy):
     goals = GoalConfig(strategy, delta=(2, 4))
     dataset = open_dataset(source_config(root), DataConfig(goal_relabeling=goals, action_horizon=3), "train")
     inside = [
-        step + ahead < length
-        for length, usable in zip(dataset.source.lengths, dataset.usable)
-        for step in range(usable)
+        step + ahead < dataset.source.lengths[trajectory]
+        for trajectory, step in zip(*dataset.source.locate(dataset.drawable))
         for ahead in range(3)
     ]
     assert dataset.padded_share == pytest.approx(1 - np.mean(inside))

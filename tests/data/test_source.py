@@ -10,6 +10,7 @@ from PIL import Image
 from jaxvla.data import bridge_tfrecord
 from jaxvla.data.images import resize
 from jaxvla.data.index import Frames, Index, open_indices
+from jaxvla.data.selection import usable
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import DataError
 
@@ -102,7 +103,7 @@ def test_index_round_trip(files):
     back = Index.loads(index.dumps("x"), "x")
     assert Index.loads(index.dumps("x"), "y") is None
     assert (back.language, back.keys) == (index.language, index.keys)
-    for name in ("lengths", "actions", "proprio"):
+    for name in ("lengths", "actions", "proprio", "texts"):
         np.testing.assert_array_equal(getattr(back, name), getattr(index, name))
     np.testing.assert_array_equal(back.frames["images0"].offsets, index.frames["images0"].offsets)
     assert back.frames["images0"].shape == (8, 8, 3)
@@ -130,23 +131,94 @@ def without(features, key):
 
 
 @pytest.mark.parametrize(
-    ("features", "message"),
+    ("features", "reason", "detail"),
     [
-        (trajectory(0, 1), "1 transitions, at least 2"),
-        (trajectory(0, 0), "0 transitions, at least 2"),
-        (trajectory(0, 3) | {"actions": np.full((3, 7), np.nan, np.float32)}, "actions that are not finite at step 0"),
-        (trajectory(0, 3) | {"actions": np.zeros((2, 7), np.float32)}, "2 actions but 4 steps of proprio"),
-        (without(trajectory(0, 3), "actions"), "no tensor 'actions'"),
-        (without(trajectory(0, 3), "next_observations/images0"), "no tensor 'next_observations/images0'"),
-        (trajectory(0, 3) | {"observations/images0": np.zeros((3, 8, 8, 3), np.float32)}, "not stored as uint8"),
+        (trajectory(0, 1), "fewer than 2 transitions", ": 1"),
+        (trajectory(0, 0), "fewer than 2 transitions", ": 0"),
+        (
+            trajectory(0, 3) | {"actions": np.full((3, 7), np.nan, np.float32)},
+            "actions are not finite",
+            "step 0, dimension 0: nan",
+        ),
+        (trajectory(0, 3) | {"actions": np.zeros((2, 7), np.float32)}, "lengths disagree", "2 actions, 4 states"),
+        (
+            trajectory(0, 3) | {"next_observations/state": np.zeros((2, 7), np.float32)},
+            "lengths disagree",
+            "states [3, 7], later ones [2, 7]",
+        ),
+        (trajectory(0, 3) | {"language": np.zeros(2)}, "'language' is no list of strings", "record 1"),
+        (trajectory(0, 3) | {"actions": ["up"]}, "'actions' is no table of numbers", "record 1"),
+        (without(trajectory(0, 3), "actions"), "no tensor 'actions'", "is it a BridgeData V2 TFRecord?"),
+        (
+            trajectory(0, 3) | {"actions": np.zeros((3, 8), np.float32)},
+            "other dimensions than the rest",
+            "actions [8], most have [7]",
+        ),
     ],
 )
-def test_bad_trajectories_are_named(tmp_path, features, message):
-    path = write(tmp_path / "t" / "train" / "out.tfrecord", [trajectory(5, 3), features])
-    with pytest.raises(DataError, match=message) as error:
-        open_source([path])
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+def test_bad_trajectories_are_left_out_and_counted(tmp_path, features, reason, detail):
+    path = write(tmp_path / "t" / "train" / "out.tfrecord", [trajectory(5, 3), features, trajectory(6, 4)])
+    for _ in range(2):  # built, then read from where it was kept
+        (index,) = open_indices([str(path)], bridge_tfrecord.build_index)
+        assert index.keys == ("t/train/0#0", "t/train/2#0")
+        assert (index.lengths.tolist(), index.total, len(index.actions)) == ([3, 4], 3, 7)
+        ((found, where),) = index.skipped
+        assert found == reason
+        assert where.startswith(f"{path}: record 1")
+        assert detail in where
+    np.testing.assert_array_equal(open_source([path]).frames(1, [4], "images0")[0], frame(6, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"next_observations/images0": None}, "pictures before or after the steps only"),
+        ({"observations/images0": None, "next_observations/images0": None}, "no pictures"),
+        ({"observations/images0": np.zeros((3, 8, 8, 3), np.float32)}, "float32 [3, 8, 8, 3], not uint8"),
+        ({"observations/images0": np.zeros((2, 8, 8, 3), np.uint8)}, "observations but [3, 8, 8, 3] next ones"),
+        (
+            {f"{part}observations/images0": np.zeros((2, 8, 8, 3), np.uint8) for part in ("", "next_")},
+            "3 pictures for 4 states",
+        ),
+        (
+            {f"{part}observations/images0": np.zeros((3, 6, 6, 3), np.uint8) for part in ("", "next_")},
+            "pictures of [6, 6, 3], most have [8, 8, 3]",
+        ),
+    ],
+)
+def test_only_the_cameras_that_are_used_matter(tmp_path, changes, what):
+    broken = {key: value for key, value in (trajectory(1, 3) | changes).items() if value is not None}
+    whole = [trajectory(0, 3), broken, trajectory(2, 4)]
+    for t, length in zip(whole, (3, 3, 4)):
+        images = trajectory(9, length)
+        t |= {f"{part}/images1": images[f"{part}/images0"] for part in ("observations", "next_observations")}
+    path = str(write(tmp_path / "t" / "train" / "out.tfrecord", whole))
+    for _ in range(2):
+        indices = open_indices([path], bridge_tfrecord.build_index)
+        kept, skipped = usable([path], indices, {"images0": "images1"})
+        assert (kept[0].lengths.tolist(), skipped) == ([3, 3, 4], [])
+        kept, skipped = usable([path], indices, {"a": "images0", "b": "images1"})
+        assert kept[0].lengths.tolist() == [3, 4]
+        ((reason, detail),) = skipped
+        assert reason == "camera 'images0' cannot be used"
+        assert detail.startswith(f"{path}: trajectory 't/train/1#0': ")
+        assert what in detail
+    source = TrajectorySource((path,), kept, (("a", "images0"), ("b", "images1")))
+    np.testing.assert_array_equal(source.frames(1, [3], "a")[0], frame(2, 3))
+    np.testing.assert_array_equal(source.frames(1, [3], "b")[0], frame(9, 3))
+
+
+def test_files_of_other_dimensions_or_without_the_camera_are_left_out(tmp_path):
+    odd = trajectory(3, 3) | {"actions": np.zeros((3, 6), np.float32)}
+    blind = without(without(trajectory(4, 2), "observations/images0"), "next_observations/images0")
+    files = {"a": [trajectory(0, 3), trajectory(1, 4)], "b": [odd], "c": [blind], "d": []}
+    paths = [str(write(tmp_path / name / "train" / "out.tfrecord", rows)) for name, rows in files.items()]
+    kept, skipped = usable(paths, open_indices(paths, bridge_tfrecord.build_index), {"images0": "images0"})
+    assert [index.lengths.tolist() for index in kept] == [[3, 4], [], [], []]
+    assert skipped == [
+        ("other dimensions than the rest", f"{paths[1]}: trajectory 'b/train/0#0': actions [6], most have [7]"),
+        ("no camera 'images0'", f"{paths[2]}: trajectory 'c/train/0#0'"),
+    ]
 
 
 def test_a_truncated_file_is_an_error_at_the_index(files):
@@ -168,7 +240,7 @@ def test_an_unknown_camera_names_those_that_exist(files):
     paths = tuple(map(str, files))
     indices = open_indices(paths, bridge_tfrecord.build_index)
     with pytest.raises(DataError, match=r"no camera 'images7', it has images0: set bridgedata_config.cameras.images0"):
-        TrajectorySource(paths, indices, (("images0", "images7"),))
+        usable(paths, indices, {"images0": "images7"})
 
 
 def test_frames_of_several_sizes_need_an_image_size(tmp_path):

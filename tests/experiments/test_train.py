@@ -65,7 +65,7 @@ def losses(run):
 
 
 def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path, capsys):
-    main.train(settings, source(data))
+    main.train(settings, source(broken(data, tmp_path, "short")) | {"max_skipped": 0.25})
     run = only_run(settings)
     for name in ("config.json", "dataset_statistics.json", "metrics.jsonl", "loss.png", "actions.png"):
         assert (run / name).stat().st_size > 100
@@ -78,6 +78,7 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     statistics = json.loads((moved / "dataset_statistics.json").read_text())["actions"]
     assert np.all(np.abs(action[0] - statistics["mean"]) < 5 * np.array(statistics["std"]) + 1e-6)
     printed = capsys.readouterr().out
+    assert printed.count("skipped      1 of 4 train trajectories (25.0%)\n             1 fewer than 2 transitions") == 1
     assert str(run / "checkpoints" / "6") in printed
     assert printed.count("\nimages0      camera -> 16 x 16 stored -> 16 x 16\n") == 1
     assert "of that of always predicting the mean action" in printed
@@ -144,8 +145,8 @@ def broken(data, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nan", "actions that are not finite at step 2"),
-        ("short", "has 1 transitions, at least 2"),
+        ("nan", r"1 actions are not finite, such as .*step 2, dimension 1: nan"),
+        ("short", r"1 fewer than 2 transitions, such as .*: 1: repair the data, or"),
         ("no_val", r"no val/out\.tfrecord below"),
         ("truncated", r"out\.tfrecord: record 3 at byte \d+ needs"),
     ],

@@ -24,6 +24,7 @@ HEAD = "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|vision_end
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"
 KEYS = ("store.h5#0", "store.h5#1", "other#0")
 LANGUAGE = (("put the pot down", "pot down"), ("Reach",), ())
+DRAWN = np.array([(trajectory, step) for trajectory in (0, 1) for step in range(3)])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def tokenizer():
 def split(reasoning=FULL):
     """Trajectory 0 has an annotated step 0, then one with a move only; trajectory 1 has none; 2 is unlabelled."""
     store = MemoryStore({(5, 0): reasoning, (5, 1): Reasoning(move="up"), (6, 0): reasoning})
-    return SplitText(KEYS, LANGUAGE, np.array([3, 3, 0]), np.array([5, -1, 6]), store)
+    return SplitText(KEYS, LANGUAGE, DRAWN, np.array([5, -1, 6]), store)
 
 
 def batches(tokenizer, reasoning=FULL, sizes=(40, 220), prompt=None, **curriculum):
@@ -230,7 +231,7 @@ def test_bad_texts(tokenizer, reasoning, trajectory, instruction, message):
 
 def test_data_without_annotations(tokenizer):
     made = batches(tokenizer, schedule=((0, 0), (5, 1)))
-    made = dataclasses.replace(made, split=SplitText(KEYS, LANGUAGE, np.array([3, 3, 0]), np.full(3, -1), None))
+    made = dataclasses.replace(made, split=SplitText(KEYS, LANGUAGE, DRAWN, np.full(3, -1), None))
     assert draw(made, 0, [0, 1], [0, 0], [0, 2])["stage"].tolist() == [-1, -1]
     assert draw(made, 5, [0, 1], [0, 0], [0, 2])["stage"].tolist() == [1, 1]
 
@@ -267,7 +268,8 @@ def test_loader_takes_texts(tmp_path, tokenizer):
     root = write_dataset(tmp_path, {"a": [5, 3], "b": [4]})
     dataset = open_dataset(SourceConfig("bridge_tfrecord", str(root), (("**",),)), DataConfig(), "train")
     store = MemoryStore({(i, t): Reasoning(move=f"{i} {t}") for i in range(3) for t in range(5)})
-    texts = SplitText(dataset.source.keys, dataset.source.language, dataset.usable, np.arange(3), store)
+    drawn = np.stack(dataset.source.locate(dataset.drawable), 1)
+    texts = SplitText(dataset.source.keys, dataset.source.language, drawn, np.arange(3), store)
     assert texts.instructions == dataset.annotations()
     made = dataclasses.replace(batches(tokenizer), split=texts)
     assert isinstance(made, TextSource)

@@ -29,6 +29,11 @@ USABLE = np.array([4, 3, 0, 2])
 LANGUAGE = (("put it", "put it down on the table"), ("go",), ("a very long one that nobody draws " * 5,), ("lift",))
 
 
+def drawn(usable):
+    """The transitions that are drawn: the first of each trajectory."""
+    return np.array([(i, t) for i, count in enumerate(usable) for t in range(count)])
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return thinking_tokenizer()
@@ -36,7 +41,7 @@ def tokenizer():
 
 @pytest.fixture
 def split():
-    return SplitText(tuple("abcd"), LANGUAGE, USABLE, np.arange(4), MemoryStore(REASONINGS))
+    return SplitText(tuple("abcd"), LANGUAGE, drawn(USABLE), np.arange(4), MemoryStore(REASONINGS))
 
 
 def make(tokenizer, curriculum=None, **prompt):
@@ -81,7 +86,7 @@ def test_sizes_are_multiples_of_eight_that_hold_every_split(tokenizer, split):
     lengths = measure(split, builder, stages)
     longer = {**REASONINGS, (3, 0): Reasoning(move="up and " * 100)}
     other = measure(
-        SplitText(tuple("abcd"), (("go",),) * 4, USABLE, np.arange(4), MemoryStore(longer)), builder, stages
+        SplitText(tuple("abcd"), (("go",),) * 4, drawn(USABLE), np.arange(4), MemoryStore(longer)), builder, stages
     )
     specs = text_specs([lengths, other], builder, stages)
     assert [spec.num_slots for spec in specs] == list(range(9))
@@ -133,7 +138,7 @@ def test_limits(tokenizer, split):
 
 def test_unlabelled_trajectories_are_named(tokenizer, split):
     builder, stages = make(tokenizer)
-    unlabelled = SplitText(split.keys, (("go",), (), (), ("up",)), USABLE, split.episodes, split.store)
+    unlabelled = SplitText(split.keys, (("go",), (), (), ("up",)), drawn(USABLE), split.episodes, split.store)
     with pytest.raises(DataError, match=r"trajectory 'b' has no instruction; .*skip_unlabeled=True"):
         measure(unlabelled, builder, stages)
 
@@ -142,12 +147,12 @@ def test_annotations_that_cannot_be_encoded_are_named(tokenizer, split):
     builder, stages = make(tokenizer)
     store = MemoryStore({**REASONINGS, (3, 1): Reasoning(task="fine", move="<|image_pad|>")})
     with pytest.raises(DataError, match=r"trajectory 'd' step 1: 'MOVE: .* holds '<\|image_pad\|>'"):
-        measure(SplitText(split.keys, LANGUAGE, USABLE, split.episodes, store), builder, stages)
+        measure(SplitText(split.keys, LANGUAGE, drawn(USABLE), split.episodes, store), builder, stages)
 
 
 def test_data_without_annotations(tokenizer):
     builder, stages = make(tokenizer)
-    lengths = measure(SplitText(tuple("abcd"), LANGUAGE, USABLE, np.full(4, -1), None), builder, stages)
+    lengths = measure(SplitText(tuple("abcd"), LANGUAGE, drawn(USABLE), np.full(4, -1), None), builder, stages)
     assert [longest.length for longest in lengths.suffixes] == [2] + [3] * 8
 
 
@@ -170,8 +175,8 @@ def test_lengths_are_kept_until_something_changes(tokenizer, split, tmp_path, mo
     assert opened(*make(tokenizer, base_prompt="Now."))
     assert opened(*make(tokenizer, {"component_set": "lara"}))
     assert opened(PromptBuilder(tokenizer.with_added_tokens(["<|more|>"]), PromptConfig(), (6,)), stages)
-    assert opened(builder, stages, SplitText(split.keys, LANGUAGE, USABLE, np.array([1, 0, 2, 3]), split.store))
-    assert opened(builder, stages, SplitText(split.keys, LANGUAGE, USABLE // 2, split.episodes, split.store))
+    assert opened(builder, stages, SplitText(split.keys, LANGUAGE, drawn(USABLE), np.array([1, 0, 2, 3]), split.store))
+    assert opened(builder, stages, SplitText(split.keys, LANGUAGE, drawn(USABLE // 2), split.episodes, split.store))
     assert not opened(builder, stages)
     os.utime(file, ns=(1, 1))
     assert opened(builder, stages)

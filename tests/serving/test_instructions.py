@@ -6,6 +6,7 @@ import runpy
 import numpy as np
 import pytest
 from data.bridge_files import trajectory, write
+from data.rlds_episodes import episode, write_dataset
 from serving.policies import gray, save
 from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
@@ -154,9 +155,18 @@ def test_a_job_has_the_instructions_of_both_splits(root, encoder):
             texts = ("go left", "turn left") if i == 1 else ("go right",)
             assert any((row == told[text]).all() for text in texts)
     stream.close()
-    number, instruction = job.example()
+    number, instructions = job.example()
     assert number == 1
-    np.testing.assert_array_equal(instruction, "go left" if encoder == "learned" else told["go left"])
+    np.testing.assert_array_equal(instructions, ["go left" if encoder == "learned" else told["go left"]] * 4)
+
+
+def test_the_example_is_told_at_each_step_what_holds_there(tmp_path):
+    texts = ["", "go left", "go right", "", "go right", "go left"]
+    folder = write_dataset(tmp_path, {split: [[episode(0, language_instruction=texts)]] for split in ("train", "val")})
+    config = source(folder) | {"format": "rlds", "include": (), "cameras": {"images0": "image_0"}, "image_size": (8, 8)}
+    number, instructions = open_job(settings("learned", ""), config).example()
+    assert number == 0
+    assert instructions == ["go left", "go left", "go right", "go left", "go right"]
 
 
 def test_a_policy_follows_what_each_robot_is_told(root, tmp_path):

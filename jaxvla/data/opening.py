@@ -1,0 +1,74 @@
+"""From a source's configuration to its trajectories: files found and indexed, what cannot be used left out."""
+
+import contextlib
+import pathlib
+
+import numpy as np
+
+from jaxvla.data import bridge_tfrecord, rlds, rlds_files, selection, skipping
+from jaxvla.data.index import Index, open_indices
+from jaxvla.data.source import TrajectorySource
+from jaxvla.data.source_config import SourceConfig
+from jaxvla.errors import ConfigError, DataError
+
+
+def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> list[list[str]]:
+    if config.format == "rlds":
+        rlds_files.check_folder(root)
+        return [rlds_files.find_files(root, split)]
+    return [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
+
+
+def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
+    """Whether any group has files of a split."""
+    if config.format == "rlds":
+        rlds_files.check_folder(root)
+        return split in rlds_files.splits(root)
+    for patterns in config.include:
+        with contextlib.suppress(DataError):
+            return bool(bridge_tfrecord.find_files(root, patterns, config.exclude, split))
+    return False
+
+
+def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> list[list[str]]:
+    """The files of each group that hold a split, held out or not."""
+    if not config.validation_share:
+        return _find_groups(config, root, split)
+    if _has_split(config, root, "val"):
+        raise ConfigError(
+            f"{root} has a val split of its own: set bridgedata_config.validation_share=0.0 to use it, or remove it"
+        )
+    return _find_groups(config, root, "train")
+
+
+def open_source(
+    config: SourceConfig, image_size: tuple[int, ...], root: pathlib.Path, split: str
+) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
+    """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`."""
+    files = _find_stored(config, root, split)
+    stored = "train" if config.validation_share else split
+    paths, groups = [path for group in files for path in group], np.repeat(np.arange(len(files)), [*map(len, files)])
+    indices, cameras, notes = _open_indices(config, root, stored, paths)
+    kept, skipped = selection.usable(paths, indices, cameras)
+    total = sum(index.total for index in indices)
+    skipping.check(skipped, total, stored, config.max_skipped, str(root))
+    if config.validation_share:
+        kept = selection.hold_out(kept, config.validation_share, split)
+    filled = np.flatnonzero([len(index.lengths) for index in kept])
+    chosen = [kept[i] for i in filled]
+    source = TrajectorySource(tuple(paths[i] for i in filled), chosen, tuple(cameras.items()), image_size)
+    return source, groups[filled], (*skipping.describe(skipped, total, stored), *notes)
+
+
+def _open_indices(
+    config: SourceConfig, root: pathlib.Path, split: str, paths: list[str]
+) -> tuple[list[Index], dict[str, str], tuple[str, ...]]:
+    """The indices of files, the stored names of the cameras, and lines that say what the dataset has not."""
+    if config.format != "rlds":
+        return open_indices(paths, bridge_tfrecord.build_index), config.cameras, ()
+    reader = rlds.RLDSFormat.of(root, config.step_keys)
+    cameras = {name: reader.camera(stored, name, str(root)) for name, stored in config.cameras.items()}
+    indices = open_indices(paths, reader.build_index, repr(reader))
+    rlds_files.check_counts(root, split, paths, [index.total for index in indices])
+    missing = reader.unlabelled()
+    return indices, cameras, (f"language     {missing}",) if missing else ()

@@ -1,0 +1,67 @@
+"""Which data: the keys of configs/data_config.py."""
+
+import dataclasses
+
+from jaxvla.data import rlds
+from jaxvla.data.actions import ActionConvention
+from jaxvla.errors import ConfigError
+
+FORMATS = ("bridge_tfrecord", "rlds")
+_STEP_KEYS = {"action_key": "action", "proprio_key": "proprio", "language_key": "language"}
+
+
+def check_image_size(where: str, size: tuple[int, ...]) -> None:
+    """Raises ConfigError unless `size` is (height, width), or () for the size in which images come."""
+    if len(size) not in (0, 2) or any(side < 1 for side in size):
+        raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Which files; the keys of configs/data_config.py, where they are explained."""
+
+    format: str
+    data_path: str
+    include: tuple[tuple[str, ...], ...] = ()
+    exclude: tuple[str, ...] = ()
+    sample_weights: tuple[float, ...] = ()
+    cameras: dict[str, str] = dataclasses.field(default_factory=lambda: {"images0": "images0"})
+    image_size: tuple[int, ...] = ()
+    action_mask: tuple[bool, ...] = ()
+    actions: ActionConvention = dataclasses.field(default_factory=ActionConvention)
+    reasoning_path: str = "reasoning.sqlite"
+    max_mismatched: float = 0.1
+    max_skipped: float = 0.1
+    validation_share: float = 0.0
+    action_key: str = rlds.StepKeys.action
+    proprio_key: str = rlds.StepKeys.proprio
+    language_key: str = rlds.StepKeys.language
+
+    def __post_init__(self) -> None:
+        where = "bridgedata_config"
+        if self.format not in FORMATS:
+            raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
+        if not self.cameras:
+            raise ConfigError(f"{where}.cameras is empty: name at least one, such as images0")
+        check_image_size(where, self.image_size)
+        if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
+            raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
+        groups = len(self.include) if self.format == "bridge_tfrecord" else 1
+        if self.sample_weights and len(self.sample_weights) != groups:
+            raise ConfigError(f"{where}.sample_weights has {len(self.sample_weights)} entries for {groups} groups")
+        if any(not weight > 0 for weight in self.sample_weights):
+            raise ConfigError(f"{where}.sample_weights must be positive, not {self.sample_weights}")
+        if not 0 <= self.max_mismatched <= 1:
+            raise ConfigError(f"{where}.max_mismatched must lie in [0, 1], not {self.max_mismatched}")
+        if not 0 <= self.max_skipped <= 1:
+            raise ConfigError(f"{where}.max_skipped must lie in [0, 1], not {self.max_skipped}")
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(f"{where}.validation_share must lie in [0, 1), not {self.validation_share}")
+        for option, name in _STEP_KEYS.items():
+            if self.format != "rlds" and getattr(self, option) != getattr(rlds.StepKeys, name):
+                raise ConfigError(f"{where}.{option} has no effect with format {self.format!r}; leave it as it was")
+
+    @property
+    def step_keys(self) -> rlds.StepKeys:
+        """The names of an RLDS dataset's features."""
+        return rlds.StepKeys(**{name: getattr(self, option) for option, name in _STEP_KEYS.items()})

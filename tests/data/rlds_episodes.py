@@ -1,0 +1,97 @@
+"""Small RLDS datasets as TFDS writes them, of any features; the colour of a picture tells its episode and step."""
+
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from jaxvla.data.protobuf import header, varint
+from jaxvla.data.tfrecord import RecordWriter
+
+STEPS = {
+    "action": "tensor",
+    "observation/state": "tensor",
+    "observation/image_0": "image",
+    "language_instruction": "text",
+}
+
+
+def picture(number: int, step: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    """A PNG of the colour (number, step, 7)."""
+    file = io.BytesIO()
+    Image.new("RGB", size[::-1], (number, step, 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+def episode(number: int, steps: int = 6, dims: tuple[int, int] = (7, 7), **changes: object) -> dict:
+    """The features of a record by name, with `dims` of action and state.
+
+    `changes` name features below `steps`, with "__" for "/"; None leaves one out.
+    """
+    rng = np.random.default_rng(number)
+    own = {
+        "action": rng.normal(0, 0.02, (steps, dims[0])).astype(np.float32),
+        "observation/state": rng.normal(0, 0.02, (steps, dims[1])).cumsum(0).astype(np.float32),
+        "observation/image_0": [picture(number, t) for t in range(steps)],
+        "language_instruction": ["go"] * steps,
+        "is_first": np.arange(steps) == 0,
+    }
+    own["action"][:, -1] = np.arange(steps) < steps // 2
+    own |= {name.replace("__", "/"): value for name, value in changes.items()}
+    names = {"episode_metadata/file_path": [f"/raw/{number}"], "episode_metadata/episode_id": np.array([number])}
+    return {f"steps/{name}": value for name, value in own.items() if value is not None} | names
+
+
+def write(path: pathlib.Path, episodes: Sequence[Mapping]) -> pathlib.Path:
+    """Writes one shard."""
+    with RecordWriter(path) as writer:
+        for features in episodes:
+            entries = (_field(1, _field(1, name.encode()) + _field(2, _feature(v))) for name, v in features.items())
+            writer.write([_field(1, b"".join(entries))])
+    return path
+
+
+def write_dataset(
+    folder: pathlib.Path,
+    splits: Mapping[str, Sequence[Sequence[Mapping]]],
+    steps: Mapping[str, object] = STEPS,
+    info: Mapping | None = None,
+) -> pathlib.Path:
+    """A version folder: the shards of each split; `steps` as `features_json` takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "features.json").write_text(json.dumps(features_json(steps)))
+    for split, shards in splits.items():
+        for i, episodes in enumerate(shards):
+            write(folder / f"my-set-{split}.tfrecord-{i:05}-of-{len(shards):05}", episodes)
+    if info is not None:
+        own = [{"name": split, "shardLengths": [str(n) for n in lengths]} for split, lengths in info.items()]
+        (folder / "dataset_info.json").write_text(json.dumps({"name": "my-set", "splits": own}))
+    return folder
+
+
+def features_json(steps: Mapping[str, object]) -> dict:
+    """Features by "/"-joined name: "image", "text", "tensor", or what stands in the "tensor" of features.json."""
+    tree: dict = {}
+    for name, kind in steps.items():
+        *groups, leaf = name.split("/")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {"featuresDict": {"features": {}}})["featuresDict"]["features"]
+        node[leaf] = {kind: {}} if isinstance(kind, str) else {"tensor": kind}
+    inner = {"sequence": {"feature": {"featuresDict": {"features": tree}}}}
+    return {"featuresDict": {"features": {"steps": inner}}}
+
+
+def _field(number: int, data: bytes) -> bytes:
+    return header(number, len(data)) + data
+
+
+def _feature(values: np.ndarray | Sequence[str | bytes]) -> bytes:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        return _field(2, _field(1, values.astype("<f4").tobytes()))
+    if isinstance(values, np.ndarray):
+        return _field(3, _field(1, b"".join(varint(int(x)) for x in values.ravel())))
+    return _field(1, b"".join(_field(1, x.encode() if isinstance(x, str) else x) for x in values))
