@@ -93,5 +93,7 @@ def _feature(values: np.ndarray | Sequence[str | bytes]) -> bytes:
     if isinstance(values, np.ndarray) and values.dtype.kind == "f":
         return _field(2, _field(1, values.astype("<f4").tobytes()))
     if isinstance(values, np.ndarray):
-        return _field(3, _field(1, b"".join(varint(int(x)) for x in values.ravel())))
+        small = values.size and values.min() >= 0 and values.max() < 128  # such integers are their own bytes
+        packed = values.astype(np.uint8).tobytes() if small else b"".join(varint(int(x)) for x in values.ravel())
+        return _field(3, _field(1, packed))
     return _field(1, b"".join(_field(1, x.encode() if isinstance(x, str) else x) for x in values))
