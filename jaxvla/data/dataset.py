@@ -128,6 +128,8 @@ def open_dataset(
     convention = _convention(source_config, config)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
+    if config.skip_unlabeled:
+        report += _describe_unlabelled(source, split)
     report += source.pixel_path()
     if statistics is None:
         report += tuple(f"warning: {remark}" for remark in check_actions(source, convention))
@@ -140,8 +142,6 @@ def open_dataset(
     drawable = _drawable(source, config)
     group_sizes = _group_sizes(source_config, groups, source, drawable)
     _check_groups(source_config, config, root, split, source, group_sizes)
-    if config.skip_unlabeled:
-        report += _describe_unlabelled(source, split)
     return Dataset(
         source,
         config,

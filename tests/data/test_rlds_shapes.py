@@ -66,7 +66,7 @@ def test_steps_without_a_text_are_not_drawn_on_request(tmp_path):
     dataset = opened(folder, data={"skip_unlabeled": True})
     assert dataset.drawable.tolist() == [1, 2, 4, 10, 11, 12, 13, 14]
     assert (dataset.num_transitions, dataset.group_sizes) == (8, (8,))
-    assert dataset.report == ("unlabelled   7 of 15 train transitions, which are not drawn",)
+    assert dataset.report[:-1] == ("unlabelled   7 of 15 train transitions, which are not drawn",)
     stream = training_batches(dataset, 8, 0, ("language", "observations"))
     batch = next(stream)
     stream.close()
@@ -91,7 +91,7 @@ def test_data_without_a_language_feature_is_unlabelled(tmp_path):
     folder = write_dataset(tmp_path, {"train": [episodes]}, steps)
     dataset = opened(folder)
     assert dataset.annotations() == ()
-    assert dataset.report == (
+    assert dataset.report[:-1] == (
         "language     steps have no text 'language_instruction', texts are observation/task: "
         "bridgedata_config.language_key chooses one",
     )
@@ -102,7 +102,7 @@ def test_data_without_a_language_feature_is_unlabelled(tmp_path):
     )
     labelled = opened(folder, language_key="observation/task", data={"skip_unlabeled": True})
     assert labelled.annotations() == ("lift",) * 3
-    assert labelled.report == ()
+    assert len(labelled.report) == 1, "nothing but the way of the pictures"
     one_line(folder, r"no feature 'words'; text are observation/task: set .*language_key", language_key="words")
 
 
@@ -153,7 +153,7 @@ def test_a_camera_that_nobody_uses_may_be_missing(tmp_path):
     ]
     folder = write_dataset(tmp_path, {"train": [episodes]}, steps)
     assert len(opened(folder).source) == 5
-    assert opened(folder).report == ()
+    assert len(opened(folder).report) == 1, "nothing but the way of the pictures"
     both = opened(folder, cameras={"images0": "wrist", "images1": "image_0"}, max_skipped=0.9)
     assert both.source.keys == ("/raw/0#0",)
     assert both.report[0] == "skipped      4 of 5 train trajectories (80.0%)"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jaxvla.data import bridge_tfrecord
 from jaxvla.data.images import resize
-from jaxvla.data.index import Frames, Index, open_indices
+from jaxvla.data.index import NO_TEXT, Frames, Index, open_indices
 from jaxvla.data.selection import usable
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import DataError
@@ -294,7 +294,8 @@ def encoded_source(folder, files, size=()):
         sizes = np.array(list(map(len, contents)))
         found = {"image_0": Frames(np.cumsum(sizes) - sizes, sizes, ())}
         tables = np.zeros((2, 7), np.float32), np.zeros((3, 7), np.float32)
-        indices.append(Index(np.array([2]), *tables, ((),), np.zeros((0, 0), np.float32), (str(number),), found))
+        unlabelled = ((),), np.full(2, NO_TEXT, np.int32), np.zeros((0, 0), np.float32)
+        indices.append(Index(np.array([2]), *tables, *unlabelled, (str(number),), found))
         paths.append(str(path))
     return TrajectorySource(tuple(paths), indices, (("images0", "image_0"),), size)
 

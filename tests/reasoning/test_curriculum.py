@@ -183,7 +183,7 @@ def test_annotations_are_read_where_they_matter(slots_for_missing, uniform):
         ({"component_order": ("TASK", "TASK")}, "names a component twice"),
         ({"component_set": "lara", "tag2think_count": {"BOX": 1}}, "tag2think_count.BOX: did you mean BBOX"),
         ({"tag2think_count": {"TASK": 0}}, "tag2think_count.TASK must be a positive whole number, not 0"),
-        ({"tag2think_count": {"TASK": True}}, "positive whole number, not True"),
+        ({"tag2think_count": {"TASK": True}}, "tag2think_count.TASK must be int, not bool True"),
         ({"schedule": ()}, "schedule must hold"),
         ({"schedule": ((1, 0),)}, "steps rising from 0"),
         ({"schedule": ((0, 0), (5, 1), (5, 2))}, "steps rising from 0"),

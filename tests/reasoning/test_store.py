@@ -210,7 +210,7 @@ def execute(path, command):
 @pytest.mark.parametrize("content", ["{", "[]", "3"])
 def test_a_garbled_step_is_named(tmp_path, content):
     path = tmp_path / "r.store"
-    write_store(path, [("a", {2: Reasoning(task="x")})], {})
+    write_store(path, [Episode("a", {2: Reasoning(task="x")})], {})
     execute(path, f"UPDATE steps SET reasoning = '{content}'")
     with pytest.raises(DataError, match=r"r\.store is damaged at step 2 of 'a': make it with"):
         ReasoningStore(path).read(np.array([0]), np.array([2]))
@@ -218,7 +218,7 @@ def test_a_garbled_step_is_named(tmp_path, content):
 
 def test_a_store_that_cannot_be_read(tmp_path, monkeypatch):
     path = tmp_path / "r.store"
-    write_store(path, [("a", {2: Reasoning(task="x")})], {})
+    write_store(path, [Episode("a", {2: Reasoning(task="x")})], {})
 
     def refuse(path, *_):
         raise PermissionError(13, "Permission denied", str(path))

@@ -27,7 +27,7 @@ from jaxvla.training.job import demonstration, open_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAIN = runpy.run_path(str(ROOT / "configs" / "train_config.py"))
-BDV2 = runpy.run_path(str(ROOT / "configs" / "data_config.py"))["get_config"]("bdv2_local").to_dict()
+TFRECORD = runpy.run_path(str(ROOT / "configs" / "data_config.py"))["get_config"]("tfrecord").to_dict()
 DEFAULT = 224  # of bridgedata_raw_to_numpy.py's --im_size
 
 
@@ -139,8 +139,7 @@ def test_an_evaluation_shows_the_pixels_of_demonstrations(tmp_path, preset):
 def test_from_a_camera_to_actions_through_a_checkpoint(world, tmp_path):
     settings = TRAIN["get_config"]("gc_bc_tiny").to_dict()
     settings["agent_kwargs"] = GC_BC
-    settings["data"] |= {"relabel_actions": False}
-    job = open_job(settings, BDV2 | {"data_path": str(convert(world, 128))})
+    job = open_job(settings, TFRECORD | {"data_path": str(convert(world, 128))})
     assert job.assets.stored_sizes == {"images0": (128, 128)}
     assert Assets.from_json(job.assets.to_json()).stored_sizes == job.assets.stored_sizes
     others = {"statistics": job.assets.statistics, "stored_sizes": job.assets.stored_sizes}

@@ -119,13 +119,19 @@ def convert_raw(
             remaining[target] -= 1
             if not remaining[target]:
                 _finish(target, usable.pop(target), train_proportion, seed, report)
-    if enlarged:
-        smallest = min(enlarged, key=min)
-        report.notes.append(
-            f"{len(enlarged)} trajectories have frames of less than {im_size} pixels a side, such as "
-            f"{images.size_text(smallest)}: enlarged, which adds no detail; convert with --im_size {min(smallest)}"
-        )
+    report.notes += _note_enlarged(enlarged, im_size)
     return report
+
+
+def _note_enlarged(sizes: Sequence[tuple[int, ...]], im_size: int) -> list[str]:
+    """A note on trajectories whose frames, of these sizes (height, width), are smaller than those stored."""
+    if not sizes:
+        return []
+    smallest = min(sizes, key=min)
+    return [
+        f"{len(sizes)} trajectories have frames of less than {im_size} pixels a side, such as "
+        f"{images.size_text(smallest)}: enlarged, which adds no detail; convert with --im_size {min(smallest)}"
+    ]
 
 
 def _plan(

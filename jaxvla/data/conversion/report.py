@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 
 _EXAMPLES = 5
