@@ -33,6 +33,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
+_MOST_PIXELS = 8192**2  # more than cameras have
 _PNG_BITS = 24  # the byte of a PNG that says how many bits a channel has
 
 # The grid of Qwen3-VL: square patches of so many pixels, merged so many by so many into one token.
@@ -169,7 +170,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     """The image before its pixels are decoded, of a kind that RGB can be made of."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        if image.width * image.height > _MOST_PIXELS:
             raise ValueError(f"{size_text(image.size[::-1])} pixels")
         pictures = getattr(image, "n_frames", 1)
     except Image.UnidentifiedImageError as error:

@@ -173,6 +173,14 @@ def test_pictures_are_turned_upright(kind, orientation):
     assert (upright.shape == (20, 12, 3)) == (5 <= orientation <= 8)
 
 
+def test_headers_that_promise_more_than_any_camera_has():
+    data = bytearray(encode(Image.fromarray(RGB)))
+    data[16:24] = struct.pack(">II", 9000, 8000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(DataError, match=r"frame: not a whole image \(8000 x 9000 pixels\)"):
+        images.read_size(bytes(data), "frame")
+
+
 def test_a_picture_is_resized_as_its_array_is():
     data = encode(Image.fromarray(picture(48, 64)), "JPEG")
     expected = images.resize(images.decode(data, "frame")[None], (30, 20))[0]
