@@ -104,12 +104,13 @@ class Assets:
         Raises:
             ConfigError: an unknown or missing key, or a value of another type.
         """
-        limits = [
-            (-math.inf if low is None else low, math.inf if high is None else high)
-            for low, high in values["spec"].get("action_limits", ())
-        ]
-        made = {"spec": {**values["spec"], "action_limits": limits}}
-        made["statistics"] = Statistics.from_json(values["statistics"])
+        made: dict[str, Any] = {"statistics": Statistics.from_json(values["statistics"])}
+        if isinstance(values["spec"], Mapping):
+            limits = [
+                (-math.inf if low is None else low, math.inf if high is None else high)
+                for low, high in values["spec"].get("action_limits", ())
+            ]
+            made["spec"] = {**values["spec"], "action_limits": limits}
         return from_mapping(cls, {**values, **made}, "assets")
 
 

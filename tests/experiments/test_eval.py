@@ -129,7 +129,7 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
     [
         (["--output_path=s3://x/report.json"], "error: --output_path: s3://x/report.json is no local path"),
         (["--checkpoint=gs://runs/x"], "error: gs://runs/x is no local path"),
-        (["--task=juggle"], "error: no tabletop task named 'juggle'; there are: put_in_container"),
+        (["--task=juggle"], "error: no tabletop task named 'juggle' on level full; there are: put_in_container"),
         (["--videos=2"], "error: --videos needs --output_path"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     )
     assert lines[said + 1].startswith("             from x (m) -0.0")
     assert lines[said + 1].endswith("gripper (1 open) 0..1")
-    assert lines[said + 2].startswith("warning: the actions do not explain the differences of the states")
+    assert any(line.startswith("warning: the actions do not explain the differences of the states") for line in lines)
     assert policy.action_convention.gripper == (6,)
 
 
