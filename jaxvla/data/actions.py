@@ -116,15 +116,13 @@ def binarize_gripper(gripper: np.ndarray, opened: float = 1.0, closed: float = 0
     return values[following]
 
 
-def chunk_steps(step: np.ndarray, length: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+def chunk_steps(step: np.ndarray, length: np.ndarray, horizon: int) -> np.ndarray:
     """The transitions of the action chunk that starts at `step` of a trajectory of `length` transitions; each [b].
 
     Returns:
-        steps int64 [b, horizon], the last action repeated beyond the end, and a bool mask, True inside the trajectory.
+        int64 [b, horizon], the last one repeated beyond the end.
     """
-    ahead = step[:, None] + np.arange(horizon)
-    last = length[:, None] - 1
-    return np.minimum(ahead, last), ahead <= last
+    return np.minimum(step[:, None] + np.arange(horizon), length[:, None] - 1)
 
 
 def history_steps(step: np.ndarray, horizon: int) -> np.ndarray:

@@ -58,6 +58,7 @@ def _add(builder: IndexBuilder, example: "_Example", name: str, where: str) -> N
         language,
         np.full(len(actions), ANY_TEXT if language else NO_TEXT),
         {camera: example.frames(camera) for camera in cameras},
+        taught=example.flags("taught"),
     )
 
 
@@ -89,6 +90,15 @@ class _Example:
         if not isinstance(texts, list):
             raise UnusableError(f"{key!r} is no list of strings", self._where)
         return tuple(text for raw in texts if (text := raw.decode(errors="replace").strip()))
+
+    def flags(self, key: str) -> np.ndarray | None:
+        """A bool of each transition [T]; None where the record says nothing."""
+        if key not in self.features:
+            return None
+        array = tfrecord.read_tensor(self._read, self._span(key), self._where)
+        if isinstance(array, list) or array.dtype != bool or array.ndim != 1:
+            raise UnusableError(f"{key!r} is no list of bools", self._where)
+        return array
 
     def path(self) -> str:
         """The raw folder that the trajectory was made from; "" where it is not known."""

@@ -92,10 +92,13 @@ class Dataset:
 
     @property
     def padded_share(self) -> float:
-        """The share of action slots, over all transitions that can be drawn, that lie behind a trajectory's end."""
-        horizon, (trajectory, step) = self.config.action_horizon, self.source.locate(self.drawable)
-        behind = np.maximum(horizon - (self.source.lengths[trajectory] - step), 0).sum()
-        return float(behind / (self.num_transitions * horizon))
+        """The share of action slots, over all transitions that can be drawn, that are not to be learned.
+
+        They lie behind a trajectory's end, or from a transition on that is not taught.
+        """
+        horizon = self.config.action_horizon
+        padded = np.maximum(horizon - self.source.taught_ahead[self.drawable], 0).sum()
+        return float(padded / (self.num_transitions * horizon))
 
     def describe_actions(self) -> tuple[str, str]:
         """What the actions are, and the range of each dimension, as they are learned; one line each."""
@@ -128,6 +131,7 @@ def open_dataset(
     convention = _convention(source_config, config)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
+    report += _describe_untaught(source, split)
     if config.skip_unlabeled:
         report += _describe_unlabelled(source, split)
     report += source.pixel_path()
@@ -186,14 +190,20 @@ def _transform_actions(source: TrajectorySource, convention: ActionConvention) -
 
 def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:
     content = hashlib.sha256()
-    for array in (table, source.proprio, source.lengths):  # not all of the files: features and trajectories are chosen
+    for array in (
+        table,
+        source.proprio,
+        source.lengths,
+        source.taught,
+    ):  # not all of the files: features and trajectories are chosen
         content.update(np.ascontiguousarray(array))
     name = sidecar.fingerprint(source.paths, settings, content.hexdigest())
 
     def make() -> Statistics:
         last_frames = source.frame_starts + source.lengths
         observed = np.delete(source.proprio, last_frames, axis=0)
-        return Statistics(FieldStatistics.of(table), FieldStatistics.of(observed), len(table), len(source))
+        taught = FieldStatistics.of(table[source.taught])
+        return Statistics(taught, FieldStatistics.of(observed), len(table), len(source))
 
     return sidecar.kept(
         root / f"dataset_statistics-{name}.json",
@@ -217,10 +227,15 @@ def _check_dimensions(
 def _drawable(source: TrajectorySource, config: DataConfig) -> np.ndarray:
     """See `Dataset`."""
     trajectory, step = source.locate(np.arange(len(source.actions)))
-    can = config.goal_relabeling.has_goal(step, source.lengths[trajectory])
+    can = config.goal_relabeling.has_goal(step, source.lengths[trajectory]) & source.taught
     if config.skip_unlabeled:
         can &= source.texts != NO_TEXT
     return np.flatnonzero(can)
+
+
+def _describe_untaught(source: TrajectorySource, split: str) -> tuple[str, ...]:
+    count, total = int((~source.taught).sum()), len(source.taught)
+    return (f"not taught   {count} of {total} {split} transitions, which are not drawn",) if count else ()
 
 
 def _describe_unlabelled(source: TrajectorySource, split: str) -> tuple[str, ...]:

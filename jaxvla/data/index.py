@@ -25,8 +25,15 @@ MIN_TRANSITIONS = 2
 OTHER_KIND = "other dimensions than the rest"
 # What stands in `Index.texts` where a transition has no text of its own.
 ANY_TEXT, NO_TEXT = -1, -2
-_VERSION = 4
-_ARRAYS = ("lengths", "actions", "proprio", "texts", "vectors")
+_VERSION = 5
+_NO_ROWS = {
+    "actions": np.empty((0, 0), np.float32),
+    "proprio": np.empty((0, 0), np.float32),
+    "taught": np.empty(0, bool),
+    "texts": np.empty(0, np.int32),
+    "vectors": np.empty((0, 0), np.float32),
+}
+_ARRAYS = ("lengths", *_NO_ROWS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +55,7 @@ class Index:
     lengths   int64 [n]           transitions of each; a trajectory of T transitions has T + 1 frames
     actions   float32 [sum T, d]
     proprio   float32 [sum (T + 1), p]
+    taught    bool [sum T]        False where a policy is not to learn the action
     language  n tuples of different annotations, empty strings left out
     texts     int32 [sum T]       which of its trajectory's annotations a transition has; `ANY_TEXT` where they are
                                   paraphrases that hold for the whole trajectory, `NO_TEXT` where there is none
@@ -61,6 +69,7 @@ class Index:
     lengths: np.ndarray
     actions: np.ndarray
     proprio: np.ndarray
+    taught: np.ndarray
     language: tuple[tuple[str, ...], ...]
     texts: np.ndarray
     vectors: np.ndarray
@@ -91,6 +100,7 @@ class Index:
             lengths=self.lengths[keep],
             actions=self.actions[steps],
             proprio=self.proprio[frames],
+            taught=self.taught[steps],
             language=tuple(self.language[i] for i in chosen),
             texts=self.texts[steps],
             vectors=self.vectors[annotations],
@@ -148,6 +158,7 @@ class _Row:
     key: str
     actions: np.ndarray
     proprio: np.ndarray
+    taught: np.ndarray
     language: tuple[str, ...]
     texts: np.ndarray
     vectors: np.ndarray
@@ -183,6 +194,7 @@ class IndexBuilder:
         texts: np.ndarray,
         frames: dict[str, Frames | str],
         vectors: np.ndarray | None = None,
+        taught: np.ndarray | None = None,
     ) -> None:
         """Adds one trajectory.
 
@@ -195,23 +207,28 @@ class IndexBuilder:
             texts: int [T], see `Index`.
             frames: T + 1 of each camera, or what is wrong with that camera's.
             vectors: those of its annotations [len(language), k]; None where the data has none.
+            taught: bool [T], whether a policy is to learn each action; None for all.
 
         Raises:
             UnusableError: too few transitions, lengths that disagree, or a value that is not finite.
         """
         vectors = np.empty((len(language), 0)) if vectors is None else vectors
+        taught = np.ones(len(actions), bool) if taught is None else taught
         where = f"{where}: trajectory {key!r}"
         if len(actions) < MIN_TRANSITIONS:
             raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: {len(actions)}")
         if len(proprio) != len(actions) + 1:
             raise UnusableError("lengths disagree", f"{where}: {len(actions)} actions, {len(proprio)} states")
+        if len(taught) != len(actions):
+            raise UnusableError("lengths disagree", f"{where}: {len(actions)} actions, `taught` for {len(taught)}")
         for name, values in {"actions": actions, "states": proprio, "language vectors": vectors}.items():
             if not np.isfinite(values).all():
                 step, dimension = np.argwhere(~np.isfinite(values))[0].tolist()
                 detail = f"step {step}, dimension {dimension}: {values[step, dimension]}"
                 raise UnusableError(f"{name} are not finite", f"{where}: {detail}")
         tables = (values.astype(np.float32) for values in (actions, proprio))
-        row = _Row(where, key, *tables, language, texts.astype(np.int32), vectors.astype(np.float32), dict(frames))
+        vectors = vectors.astype(np.float32)
+        row = _Row(where, key, *tables, taught, language, texts.astype(np.int32), vectors, dict(frames))
         self._rows.append(row)
 
     def build(self) -> Index:
@@ -224,13 +241,9 @@ class IndexBuilder:
         for camera in sorted({camera for row in rows for camera in row.frames}):
             frames[camera], wrong = _join_frames([row.frames.get(camera, "no pictures") for row in rows], lengths + 1)
             faults += [(i, camera, what) for i, what in wrong.items()]
-        columns = ("actions", "proprio", "texts", "vectors")
-        empty = {"actions": (0, 0), "proprio": (0, 0), "texts": (0,), "vectors": (0, 0)}
         tables = {
-            name: np.concatenate([getattr(row, name) for row in rows])
-            if rows
-            else np.empty(empty[name], np.int32 if name == "texts" else np.float32)
-            for name in columns
+            name: np.concatenate([getattr(row, name) for row in rows]) if rows else empty
+            for name, empty in _NO_ROWS.items()
         }
         return Index(
             lengths=lengths,

@@ -120,13 +120,12 @@ class BatchSource:
             return self._views(trajectory[:, None], history_steps(frame, config.obs_horizon))
         if key == "goals":
             return self._views(trajectory, goal)
-        if key in ("actions", "action_pad_mask"):
-            steps, mask = chunk_steps(step, length, config.action_horizon)
-            return (
-                mask
-                if key == "action_pad_mask"
-                else self.dataset.actions[source.action_starts[trajectory][:, None] + steps]
-            )
+        start = source.action_starts[trajectory]
+        if key == "actions":
+            return self.dataset.actions[start[:, None] + chunk_steps(step, length, config.action_horizon)]
+        if key == "action_pad_mask":
+            # What follows a transition that is not taught answers to what happened in it, which nobody can foresee.
+            return np.arange(config.action_horizon) < source.taught_ahead[start + step][:, None]
         if key == "rewards":
             return np.where(goal - step <= 1, 0, -1).astype(np.float32)
         if key == "masks":

@@ -18,7 +18,8 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         next_observations  the same, one step later
         goals              {images0: uint8 [b, h, w, 3], ..., proprio: float32 [b, p]}
         actions            float32 [b, a, d]   normalized
-        action_pad_mask    bool [b, a]         True where the slot lies inside the trajectory
+        action_pad_mask    bool [b, a]         True where the slot is to be learned: inside the trajectory, and
+                                               before a transition that is not taught
         rewards            float32 [b]         0 where the goal is the next frame, else -1
         masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
         goal_distances     int32 [b]           frames from the observation to the goal

@@ -62,6 +62,8 @@ class TrajectorySource:
         image_size: (height, width) of the frames that are given out; () for the stored size.
 
     Attributes:
+        lengths, actions, proprio, taught, language, texts, vectors, keys: of all trajectories, as in `Index`.
+        taught_ahead: int64 [sum T], how many transitions from here on, within the trajectory, are taught without a gap.
         stored_sizes: (height, width) at which the frames of a camera are stored; cameras with several sizes are left
             out. Of encoded images, each file's first frame of a camera says it for the file.
 
@@ -80,6 +82,7 @@ class TrajectorySource:
             "lengths": np.concatenate([index.lengths for index in indices]),
             "actions": np.concatenate([index.actions for index in indices]),
             "proprio": np.concatenate([index.proprio for index in indices]),
+            "taught": np.concatenate([index.taught for index in indices]),
             "language": tuple(texts for index in indices for texts in index.language),
             "texts": np.concatenate([index.texts for index in indices]),
             "vectors": np.concatenate([index.vectors for index in indices]),
@@ -93,6 +96,7 @@ class TrajectorySource:
         fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
         fields["_text_counts"] = np.array([len(texts) for texts in fields["language"]], np.int64)
         fields["_text_starts"] = np.cumsum(fields["_text_counts"]) - fields["_text_counts"]
+        fields["taught_ahead"] = _run_lengths(fields["taught"], fields["lengths"])
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_found_sizes", self._find_sizes())
@@ -248,3 +252,11 @@ class TrajectorySource:
                 "config.data.image_size=(height,width)"
             )
         return sizes[0]
+
+
+def _run_lengths(taught: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """How many transitions from each on, within its trajectory, are True."""
+    rows = np.arange(len(taught))
+    gaps = np.minimum.accumulate(np.where(taught, len(taught), rows)[::-1])[::-1]
+    ends = np.repeat(np.cumsum(lengths), lengths)
+    return np.minimum(gaps, ends) - rows

@@ -30,9 +30,9 @@ def robot(seed=0, lengths=LENGTHS):
 
 def source(actions, proprio, lengths=LENGTHS):
     names = tuple(f"t{i}" for i in range(len(lengths)))
-    texts = np.full(len(actions), NO_TEXT, np.int32)
+    texts, taught = np.full(len(actions), NO_TEXT, np.int32), np.ones(len(actions), bool)
     unlabelled = {"language": ((),) * len(lengths), "texts": texts, "vectors": np.empty((0, 0), np.float32)}
-    index = Index(np.array(lengths), actions, proprio, **unlabelled, keys=names, frames={})
+    index = Index(np.array(lengths), actions, proprio, taught, **unlabelled, keys=names, frames={})
     return TrajectorySource(("file",), [index], (), (8, 8))
 
 

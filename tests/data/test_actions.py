@@ -101,9 +101,8 @@ def test_dimensions_have_names():
 
 
 def test_chunk_steps_repeat_the_last_action():
-    steps, mask = chunk_steps(np.arange(4), np.full(4, 4), 3)
+    steps = chunk_steps(np.arange(4), np.full(4, 4), 3)
     np.testing.assert_array_equal(steps, [[0, 1, 2], [1, 2, 3], [2, 3, 3], [3, 3, 3]])
-    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]])
 
 
 def test_history_steps_repeat_the_first_frame():

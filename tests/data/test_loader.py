@@ -65,6 +65,39 @@ def test_every_row_fits_together(root):
     assert batch["observations"]["images0"].dtype == np.uint8
 
 
+def test_what_is_not_taught_is_seen_but_neither_drawn_nor_learned(tmp_path):
+    taught = np.array([1, 1, 0, 1, 1, 1], bool)
+    records = [trajectory(0, 6) | {"taught": taught}, trajectory(1, 4)]
+    records[0]["actions"][2, :3] = 5.0
+    write(tmp_path / "a" / "train" / "out.tfrecord", records)
+    config = DataConfig(action_horizon=3, normalization="none")
+    dataset = open_dataset(SourceConfig("bridge_tfrecord", str(tmp_path), (("**",),)), config, "train")
+    assert dataset.drawable.tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    assert dataset.statistics.actions.max[0] < 5
+    assert dataset.report[0] == "not taught   1 of 10 train transitions, which are not drawn"
+    masks = {}
+    batch = next(training_batches(dataset, 64, 0, ("observations", "next_observations", "action_pad_mask")))
+    for view, after, mask in zip(
+        batch["observations"]["images0"], batch["next_observations"]["images0"], batch["action_pad_mask"]
+    ):
+        number, step, _ = view[0, 0, 0].tolist()
+        masks[number, step] = mask.tolist()
+        np.testing.assert_array_equal(after[0], frame(number, step + 1))
+    assert [masks[0, t] for t in (0, 1, 3)] == [[True, True, False], [True, False, False], [True, True, True]]
+    assert [masks[1, t] for t in (1, 2, 3)] == [[True, True, True], [True, True, False], [True, False, False]]
+    assert (0, 2) not in masks
+    assert dataset.padded_share == pytest.approx((1 + 2 + 0 + 1 + 2 + 0 + 0 + 1 + 2) / 27)
+
+
+def test_flags_that_do_not_fit_leave_a_trajectory_out(tmp_path):
+    bad = [trajectory(0, 4) | {"taught": np.ones(3, bool)}, trajectory(1, 4) | {"taught": np.ones(4, np.int32)}]
+    write(tmp_path / "a" / "train" / "out.tfrecord", [trajectory(2, 4), *bad])
+    source = SourceConfig("bridge_tfrecord", str(tmp_path), (("**",),), max_skipped=0.7)
+    report = open_dataset(source, DataConfig(), "train").report
+    assert "4 actions, `taught` for 3" in " ".join(report)
+    assert "'taught' is no list of bools" in " ".join(report)
+
+
 def test_only_the_keys_asked_for_are_made(root):
     assert set(next(training_batches(open_split(root), 4, 0, ("actions", "goals")))) == {"actions", "goals"}
     with pytest.raises(ConfigError, match="action_mask"):

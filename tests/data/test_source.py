@@ -293,7 +293,7 @@ def encoded_source(folder, files, size=()):
         path.write_bytes(b"".join(contents))
         sizes = np.array(list(map(len, contents)))
         found = {"image_0": Frames(np.cumsum(sizes) - sizes, sizes, ())}
-        tables = np.zeros((2, 7), np.float32), np.zeros((3, 7), np.float32)
+        tables = np.zeros((2, 7), np.float32), np.zeros((3, 7), np.float32), np.ones(2, bool)
         unlabelled = ((),), np.full(2, NO_TEXT, np.int32), np.zeros((0, 0), np.float32)
         indices.append(Index(np.array([2]), *tables, *unlabelled, (str(number),), found))
         paths.append(str(path))
