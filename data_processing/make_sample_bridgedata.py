@@ -4,9 +4,10 @@
 
 Writes <output_path>/<task>/<date>/raw/traj_group{K}/traj{N}/ with obs_dict.pkl, policy_out.pkl, agent_data.pkl,
 lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on --seed, --num_trajectories,
---image_size and --tasks only. agent_data.pkl holds the task and the seed with which `jaxvla.envs.expert.demonstrate`
-gives the same episode again. With --annotations_path it also writes what is seen, thought and done at each step, as one
-JSON file in ECoT's layout, where the file path of a trajectory is its folder relative to <output_path>.
+--image_size, --level, --tasks, --anywhere and --push_rate only. agent_data.pkl holds the level, and the arguments with
+which `jaxvla.envs.expert.demonstrate` gives the same episode again. With --annotations_path it also writes what is
+seen, thought and done at each step, as one JSON file in ECoT's layout, where the file path of a trajectory is its
+folder relative to <output_path>.
 """
 
 import concurrent.futures
@@ -33,28 +34,32 @@ from absl import flags
 from jaxvla import cli
 from jaxvla.data.conversion.workers import replacing
 from jaxvla.envs import geometry, recording
-from jaxvla.envs.expert import demonstrate
+from jaxvla.envs.expert import Decision, demonstrate
 from jaxvla.envs.narration import Moment, narrate, observe
 from jaxvla.envs.rendering import CAMERAS
+from jaxvla.envs.scene import LEVELS
 from jaxvla.envs.tabletop import CAMERA_SIZE, STATE_HIGH, STATE_LOW, TabletopEnv
-from jaxvla.envs.tasks import ALL_TASKS, EXTRA_TASKS, TASKS
-from jaxvla.errors import DataError
+from jaxvla.envs.tasks import ALL_TASKS
+from jaxvla.errors import ConfigError, DataError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("output_path", None, "Folder to write.", required=True)
 flags.DEFINE_integer("num_trajectories", 400, "Successful demonstrations to write.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
 flags.DEFINE_integer("image_size", CAMERA_SIZE, "Pixels a side of the square JPEGs.", lower_bound=16)
-flags.DEFINE_list("tasks", list(TASKS), f"Which to demonstrate, each as often; there is also {', '.join(EXTRA_TASKS)}.")
+flags.DEFINE_enum("level", "full", list(LEVELS), "How much there is to tell apart in a scene.")
+flags.DEFINE_list("tasks", [], "Which to demonstrate, each as often; those that the level draws from if empty.")
+flags.DEFINE_bool("anywhere", True, "Begin with the gripper anywhere above the table, not near one pose.")
+flags.DEFINE_float(
+    "push_rate",
+    0.04,
+    "The probability with which something pushes the gripper off its way at a step; only what follows is taught.",
+    lower_bound=0,
+    upper_bound=1,
+)
 flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)
 flags.DEFINE_string("annotations_path", "", "JSON file to write the reasoning of all trajectories to; none if empty.")
 flags.DEFINE_bool("overwrite", False, "Replace a dataset that this script wrote before, and the annotations.")
-
-flags.register_validator(
-    "tasks",
-    lambda tasks: 0 < len(tasks) == len(set(tasks) & set(ALL_TASKS)),
-    f"must be different ones of {', '.join(ALL_TASKS)}",
-)
 
 COLLECTED_BY = "make_sample_bridgedata.py"
 # images0 and images1 under the topics of BridgeData's fixed camera and of one of its movable ones.
@@ -64,6 +69,21 @@ CAMERA_TOPICS = ["/D435/color/image_raw", "/blue/image_raw"]
 FIRST_DATE = datetime.datetime(2022, 1, 3, tzinfo=datetime.UTC)
 TRAJECTORIES_PER_FOLDER, TRAJECTORIES_PER_GROUP = 25, 1000
 STEP_SECONDS, TRAJECTORY_SECONDS = 0.2, 30
+
+# Steps after which a demonstration has failed; pushes make some longer than an evaluation's episodes.
+MAX_STEPS = 90
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What all demonstrations of a dataset have in common; see the flags."""
+
+    seed: int
+    image_size: int = CAMERA_SIZE
+    level: str = "full"
+    anywhere: bool = False
+    push_rate: float = 0.0
+    annotate: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +95,7 @@ class Job:
     date: datetime.datetime
     number: int
     index: int
-    seed: int
-    image_size: int
-    annotate: bool
+    recipe: Recipe
 
     @property
     def dated_folder(self) -> pathlib.Path:
@@ -101,16 +119,9 @@ class Written:
     annotations: str
 
 
-def plan(
-    root: pathlib.Path,
-    num_trajectories: int,
-    seed: int,
-    image_size: int,
-    tasks: Sequence[str] = TASKS,
-    annotate: bool = False,
-) -> list[Job]:
+def plan(root: pathlib.Path, num_trajectories: int, recipe: Recipe, tasks: Sequence[str]) -> list[Job]:
     """Shares the trajectories out among the tasks, and those of a task among two dated folders or more."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(recipe.seed)
     jobs = []
     for k, task in enumerate(tasks):
         indices = range(k, num_trajectories, len(tasks))
@@ -118,17 +129,33 @@ def plan(
         date = FIRST_DATE
         for members in np.array_split(indices, folders) if folders else ():
             date += datetime.timedelta(days=int(rng.integers(1, 15)), seconds=int(rng.integers(60_000)))
-            jobs.extend(Job(root, task, date, n, int(i), seed, image_size, annotate) for n, i in enumerate(members))
+            jobs.extend(Job(root, task, date, n, int(i), recipe) for n, i in enumerate(members))
     return jobs
+
+
+def chosen_tasks(level: str, named: Sequence[str]) -> tuple[str, ...]:
+    """The tasks to demonstrate: those named, or all that the level draws from.
+
+    Raises:
+        ConfigError: the level has no such task, or one is named twice.
+    """
+    known = LEVELS[level].all_tasks
+    if set(named) - set(known) or len(set(named)) < len(named):
+        raise ConfigError(
+            f"--tasks must be different ones of {', '.join(known)} on level {level}, not {','.join(named)}"
+        )
+    return tuple(named) or LEVELS[level].tasks
 
 
 def write_trajectory(job: Job) -> Written:
     """Writes the first successful demonstration among those that the job's seed gives."""
-    env = TabletopEnv(job.image_size)
+    recipe = job.recipe
+    env = TabletopEnv(recipe.image_size, max_steps=MAX_STEPS, level=recipe.level)
+    how = {"anywhere": recipe.anywhere, "push_rate": recipe.push_rate}
     for attempt in itertools.count():
-        seed = int(np.random.SeedSequence([job.seed, job.index, attempt]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([recipe.seed, job.index, attempt]).generate_state(1)[0])
         frames, desired_states, moments = [], [], []
-        for observation, decision in demonstrate(env, seed, job.task):
+        for observation, decision in demonstrate(env, seed, job.task, **how):
             frames.append(observation)
             desired_states.append(env.desired_state.copy())
             moments.append(observe(env, decision))
@@ -136,18 +163,18 @@ def write_trajectory(job: Job) -> Written:
             break
     start = job.date.timestamp() + job.number * TRAJECTORY_SECONDS
     states = np.stack([moment.state for moment in moments])
-    actions = [moment.decision.action.astype(np.float64) for moment in moments[:-1]]
+    decisions = [moment.decision for moment in moments[:-1]]
     job.folder.mkdir(parents=True)
     _pickle(job.folder / "obs_dict.pkl", observation_dict(states, np.stack(desired_states), start))
-    _pickle(job.folder / "policy_out.pkl", [policy_out(a, d) for a, d in zip(actions, desired_states[1:])])
-    _pickle(job.folder / "agent_data.pkl", agent_data(job, seed, len(actions)))
+    _pickle(job.folder / "policy_out.pkl", [policy_out(d, state) for d, state in zip(decisions, desired_states[1:])])
+    _pickle(job.folder / "agent_data.pkl", agent_data(job, seed, len(decisions)))
     (job.folder / "lang.txt").write_text("\n".join([*env.task.instructions[:2], "confidence: 1"]) + "\n")
     for camera in CAMERAS:
         (job.folder / camera).mkdir()
         for t, frame in enumerate(frames):
             (job.folder / camera / f"im_{t}.jpg").write_bytes(recording.encode(frame[camera]))
     size = sum(file.stat().st_size for file in job.folder.rglob("*") if file.is_file())
-    return Written(len(actions), attempt, size, _annotations(job, env, moments) if job.annotate else "")
+    return Written(len(decisions), attempt, size, _annotations(job, env, moments) if recipe.annotate else "")
 
 
 def _annotations(job: Job, env: TabletopEnv, moments: Sequence[Moment]) -> str:
@@ -172,8 +199,12 @@ def observation_dict(states: np.ndarray, desired_states: np.ndarray, start: floa
     }
 
 
-def policy_out(action: np.ndarray, desired_state: np.ndarray) -> dict[str, Any]:
-    """One entry of policy_out.pkl: the action [7], and as transforms its change and the pose that it asks for."""
+def policy_out(decision: Decision, desired_state: np.ndarray) -> dict[str, Any]:
+    """One entry of policy_out.pkl: the action [7], and as transforms its change and the pose that it asks for.
+
+    One that is not to be imitated says so, see `jaxvla.data.conversion.raw`.
+    """
+    action = decision.action.astype(np.float64)
     delta = np.eye(4)
     delta[:3, :3] = geometry.rotation(*action[3:6])
     delta[:3, 3] = action[:3]
@@ -182,6 +213,7 @@ def policy_out(action: np.ndarray, desired_state: np.ndarray) -> dict[str, Any]:
         "new_robot_transform": transform(desired_state),
         "delta_robot_transform": delta,
         "policy_type": "TabletopExpert",
+        **({} if decision.taught else {"taught": False}),
     }
 
 
@@ -189,9 +221,9 @@ def agent_data(job: Job, seed: int, num_steps: int) -> dict[str, Any]:
     """agent_data.pkl; camera_info gives each camera's intrinsics [3, 3] and its pose in the robot's axes."""
     cameras = [
         {
-            "width": job.image_size,
-            "height": job.image_size,
-            "K": camera.intrinsics(job.image_size),
+            "width": job.recipe.image_size,
+            "height": job.recipe.image_size,
+            "K": camera.intrinsics(job.recipe.image_size),
             "position": np.array(camera.position),
             "axes": camera.axes.copy(),
         }
@@ -202,8 +234,13 @@ def agent_data(job: Job, seed: int, num_steps: int) -> dict[str, Any]:
         "camera_info": cameras,
         "depth_camera_info": [],
         "term_t": num_steps - 1,
-        "task": job.task,
-        "seed": seed,
+        "level": job.recipe.level,
+        "demonstration": {
+            "seed": seed,
+            "task": job.task,
+            "anywhere": job.recipe.anywhere,
+            "push_rate": job.recipe.push_rate,
+        },
     }
 
 
@@ -311,9 +348,8 @@ def main(_: Sequence[str]) -> None:
     check_annotations(annotations, output, FLAGS.overwrite)
     started = time.monotonic()
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    jobs = plan(
-        partial, FLAGS.num_trajectories, FLAGS.seed, FLAGS.image_size, tuple(FLAGS.tasks), annotate=bool(annotations)
-    )
+    recipe = Recipe(FLAGS.seed, FLAGS.image_size, FLAGS.level, FLAGS.anywhere, FLAGS.push_rate, bool(annotations))
+    jobs = plan(partial, FLAGS.num_trajectories, recipe, chosen_tasks(FLAGS.level, FLAGS.tasks))
     try:
         with annotations_file(annotations) as file:
             partial.mkdir(parents=True)

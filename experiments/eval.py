@@ -38,18 +38,18 @@ class Kind:
     """A family of worlds.
 
     Attributes:
-        make: (pixels a side of the images, steps after which an episode has failed) to a world.
-        goals: (pixels a side, seed, task or None) to the views of the world of this seed as it is to become.
+        make: (pixels a side of the images, steps after which an episode has failed, level) to a world.
+        goals: (pixels a side, seed, task or None, level) to the views of the world of this seed as it is to become.
     """
 
-    make: Callable[[int, int], World]
-    goals: Callable[[int, int, str | None], Observation]
+    make: Callable[[int, int, str], World]
+    goals: Callable[[int, int, str | None, str], Observation]
 
 
 WORLDS = {
     "tabletop": Kind(
-        lambda image_size, steps: Recorded(TabletopEnv(image_size, max_steps=steps)),
-        lambda image_size, seed, task: recorded(last_frame(image_size, seed, task)),
+        lambda image_size, steps, level: Recorded(TabletopEnv(image_size, max_steps=steps, level=level)),
+        lambda image_size, seed, task, level: recorded(last_frame(image_size, seed, task, level)),
     )
 }
 
@@ -58,6 +58,7 @@ flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one of i
 flags.DEFINE_integer("step", None, "Which checkpoint of a run folder; the latest where it is not given.")
 flags.DEFINE_list("modes", [], "How to reason: implicit, explicit, none; the configuration's where it is not given.")
 flags.DEFINE_enum("env", "tabletop", list(WORLDS), "The world.")
+flags.DEFINE_string("level", "full", "How much there is to tell apart in a scene of the tabletop: one, few, full.")
 flags.DEFINE_string("task", "", "A task of the world; drawn for each episode where it is not given.")
 flags.DEFINE_integer("episodes", 100, "Episodes for each mode.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the episodes are drawn from; other numbers than those of demonstrations.")
@@ -74,14 +75,25 @@ flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each m
 # Keeps these episodes apart from those of make_sample_bridgedata.py, whose seeds have three parts, too.
 _STREAM = 1 << 31
 _Z = 1.96
-_SETTINGS = ("env", "task", "episodes", "seed", "parallel", "temperature", "execute_steps", "image_size", "max_steps")
+_SETTINGS = (
+    "env",
+    "level",
+    "task",
+    "episodes",
+    "seed",
+    "parallel",
+    "temperature",
+    "execute_steps",
+    "image_size",
+    "max_steps",
+)
 
 
 def main(_: list[str]) -> None:
     if FLAGS.videos and not FLAGS.output_path:
         raise ConfigError("--videos needs --output_path: films are written beside the report")
     output = cli.output_path(FLAGS.output_path) if FLAGS.output_path else None
-    world = WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps)
+    world = WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps, FLAGS.level)
     world.reset(seed=0, task=FLAGS.task or None)
     from jaxvla.checkpoint import find_checkpoint
     from jaxvla.serving.policy import load_policy
@@ -105,7 +117,7 @@ def main(_: list[str]) -> None:
 
 def evaluate(policy: "Policy", mode: str) -> list[Result]:
     """Plays all episodes in one mode and films the first ones; results by number."""
-    worlds = [WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps) for _ in range(policy.robots)]
+    worlds = [WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps, FLAGS.level) for _ in range(policy.robots)]
     films = Films(policy.needed, FLAGS.videos)
     watch = films.watch if FLAGS.videos else None
     results, successes = [], 0
@@ -124,7 +136,7 @@ def episodes(with_goals: bool) -> Iterator[Episode]:
     task = FLAGS.task or None
     for number in range(FLAGS.episodes):
         seed = episode_seed(FLAGS.seed, number)
-        goals = WORLDS[FLAGS.env].goals(FLAGS.image_size, seed, task) if with_goals else None
+        goals = WORLDS[FLAGS.env].goals(FLAGS.image_size, seed, task, FLAGS.level) if with_goals else None
         yield Episode(number, seed, task, goals)
 
 

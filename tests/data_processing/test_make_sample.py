@@ -13,7 +13,7 @@ from PIL import Image
 from jaxvla.data.untrusted import load_pickle
 from jaxvla.envs.expert import demonstrate
 from jaxvla.envs.recording import recorded
-from jaxvla.envs.tabletop import TabletopEnv
+from jaxvla.envs.tabletop import NEUTRAL_STATE, START_SPREAD, TabletopEnv
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_processing" / "make_sample_bridgedata.py"
@@ -72,7 +72,9 @@ def test_pickles_hold_what_the_collector_writes(trajectories):
         np.testing.assert_allclose(np.diff(observations["time_stamp"]), 0.2, atol=1e-6)
         actions = np.stack([step["actions"] for step in policy])
         np.testing.assert_array_equal(actions[0], [0, 0, 0, 0, 0, 0, 1])
-        np.testing.assert_allclose(states[:-1, :6] + actions[:, :6], states[1:, :6], atol=1e-6)
+        # A push may end at the edge of the workspace.
+        own = [step.get("taught", True) for step in policy]
+        np.testing.assert_allclose((states[:-1, :6] + actions[:, :6])[own], states[1:, :6][own], atol=1e-6)
         np.testing.assert_allclose(observations["desired_state"][1:, 6], actions[:, 6])
         # The relative rotation R_eef R_default^T gives back yaw and no roll or pitch.
         default = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
@@ -99,8 +101,8 @@ def test_there_is_one_jpeg_per_frame_and_camera(trajectories):
 def test_language_and_truth_belong_to_the_episode(trajectories):
     folder = trajectories[0]
     agent_data = load_pickle(folder / "agent_data.pkl")
-    env = TabletopEnv(image_size=32)
-    steps = list(demonstrate(env, agent_data["seed"], agent_data["task"]))
+    env = TabletopEnv(image_size=32, max_steps=90, level=agent_data["level"])
+    steps = list(demonstrate(env, **agent_data["demonstration"]))
     assert env.success()
     assert agent_data["traj_ok"]
     assert agent_data["term_t"] == len(steps) - 2
@@ -111,13 +113,40 @@ def test_language_and_truth_belong_to_the_episode(trajectories):
         assert np.abs(np.asarray(image, int) - steps[3][0]["images0"]).mean() < 8
 
 
+def test_pushes_are_not_taught(trajectories):
+    untaught = 0
+    for folder in trajectories:
+        env = TabletopEnv(render=False, max_steps=90)
+        steps = list(demonstrate(env, **load_pickle(folder / "agent_data.pkl")["demonstration"]))
+        said = [step.get("taught", True) for step in load_pickle(folder / "policy_out.pkl")]
+        assert said == [decision.taught for _, decision in steps[:-1]]
+        untaught += said.count(False)
+    assert untaught > 0
+
+
+def test_level_and_coverage_are_those_asked_for(tmp_path):
+    flags = ("--level=one", "--noanywhere", "--push_rate=0", "--num_trajectories=3", "--num_workers=1")
+    run = make(tmp_path / "raw", *flags)
+    assert run.returncode == 0, run.stderr
+    for folder in (tmp_path / "raw").glob("*/*/raw/traj_group0/traj*"):
+        assert "red cube" in (folder / "lang.txt").read_text()
+        assert not any("taught" in step for step in load_pickle(folder / "policy_out.pkl"))
+        start = load_pickle(folder / "obs_dict.pkl")["full_state"][0]
+        assert np.abs(start[:3] - NEUTRAL_STATE[:3]).max() <= START_SPREAD
+    refused = make(tmp_path / "other", "--level=one", "--tasks=stack")
+    assert refused.returncode == 1
+    assert refused.stderr == "error: --tasks must be different ones of put_in_container on level one, not stack\n"
+
+
 def test_other_tasks_are_made_where_they_are_named(tmp_path):
     flags = ("--tasks=go_around,stack", "--num_trajectories=2", "--num_workers=1", f"--annotations_path={tmp_path}/a")
     run = make(tmp_path / "raw", *flags)
     assert run.returncode == 0, run.stderr
     folders = sorted((tmp_path / "raw").glob("*/*/raw/traj_group0/traj*"))
     assert [folder.relative_to(tmp_path / "raw").parts[0] for folder in folders] == ["go_around", "stack"]
-    assert all(load_pickle(folder / "agent_data.pkl")["task"] == folder.parts[-5] for folder in folders)
+    assert all(
+        load_pickle(folder / "agent_data.pkl")["demonstration"]["task"] == folder.parts[-5] for folder in folders
+    )
     assert "the post" in (folders[0] / "lang.txt").read_text()
     assert len(json.loads((tmp_path / "a").read_text())) == 2
     replaced = make(tmp_path / "raw", *flags, "--overwrite")

@@ -74,11 +74,11 @@ def test_a_step_of_the_data_finds_what_was_true_in_its_frame(world):
     for i in range(len(source)):
         folder = world / "raw" / source.keys[i].removesuffix("#0")
         agent_data = load_pickle(folder / "agent_data.pkl")
-        env = TabletopEnv(image_size=256, render=False)
+        env = TabletopEnv(image_size=256, render=False, max_steps=90)
         frames = np.arange(source.lengths[i] + 1)
         steps = store.read(np.repeat(store.find([source.keys[i]]), len(frames)), frames)
         pixels = []
-        for t, (observation, _) in enumerate(demonstrate(env, agent_data["seed"], agent_data["task"])):
+        for t, (observation, _) in enumerate(demonstrate(env, **agent_data["demonstration"])):
             np.testing.assert_allclose(source.table(i).proprio[t], observation["proprio"], atol=1e-6)
             boxes = dict(steps[t].visible_objects)
             assert set(boxes) == {item.name for item in env.items}

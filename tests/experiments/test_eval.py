@@ -144,8 +144,8 @@ def test_the_cameras_of_episodes_are_those_of_demonstrations(tmp_path):
     """Frames and goals pass through the JPEG of the recordings, at the size at which demonstrations are made."""
     code = (
         "import sys, runpy, numpy as np; main = runpy.run_path(sys.argv[1]); kind = main['WORLDS']['tabletop']; "
-        "size = main['FLAGS']['image_size'].default; world = kind.make(size, 9); "
-        "seen = world.reset(seed=5)[0], world.step(np.zeros(7))[0], kind.goals(size, 5, None); "
+        "size = main['FLAGS']['image_size'].default; world = kind.make(size, 9, 'full'); "
+        "seen = world.reset(seed=5)[0], world.step(np.zeros(7))[0], kind.goals(size, 5, None, 'full'); "
         "np.save(sys.argv[2], [view['images0'] for view in seen])"
     )
     command = [sys.executable, "-c", code, str(ROOT / "experiments" / "eval.py"), str(tmp_path / "seen.npy")]
