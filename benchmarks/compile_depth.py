@@ -9,7 +9,6 @@ Parameters and batches are shapes alone, so a preset needs no more memory than i
 """
 
 import dataclasses
-import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import optax
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.models.lora import LoraConfig, adapt, init_lora, merge
+from jaxvla.models.lora import LORA, LoraConfig, adapt, add_lora
 from jaxvla.models.module import Params, bind, graph_of
 from jaxvla.models.qwen3_vl.config import PRESETS, Qwen3VLConfig, preset
 from jaxvla.models.qwen3_vl.model import Qwen3VL
@@ -31,7 +30,9 @@ from jaxvla.models.stack import REMAT_POLICIES
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum("preset", "qwen3_vl_2b", list(PRESETS), "Sizes of the model.")
-flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation; parameters are float32.")
+flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of computation and of frozen parameters; others are float32."
+)
 flags.DEFINE_integer("batch_size", 1, "Samples.", lower_bound=1)
 flags.DEFINE_integer("length", 256, "Tokens of a sample, those of its image included.", lower_bound=66)
 flags.DEFINE_list("depths", ["8", "32"], "Numbers of text layers.")
@@ -106,32 +107,31 @@ def training_step(loss: Callable) -> Callable:
 
 
 def compare_lora(config: Qwen3VLConfig) -> None:
-    lora_config = LoraConfig(r"text/layers/.*_proj/kernel", rank=FLAGS.rank)
-    base = param_shapes(config)
-    lora = jax.eval_shape(functools.partial(init_lora, params=base, config=lora_config), jax.random.key(0))
-    print(f"{'trained':<28} remat   state GB   temporary GB   together GB   of full", flush=True)
+    lora_config = LoraConfig(rank=FLAGS.rank)
+    everything, frozen = param_shapes(config), param_shapes(config, config.dtype)
+    lora = jax.eval_shape(lambda key: add_lora(key, frozen, lora_config)[LORA], jax.random.key(0))
+    print(f"{'trained':<10} remat   state GB   temporary GB   together GB   of everything", flush=True)
     for remat in REMAT_POLICIES:
         loss = loss_of(dataclasses.replace(config, remat=remat))
 
-        def with_adapters(lora: Params, base: Params, batch: Mapping, combine: Callable, loss: Callable) -> jax.Array:
-            return loss(combine(base, lora, lora_config), batch)
+        def adapted(lora: Params, base: Params, batch: Mapping, loss: Callable = loss) -> jax.Array:
+            return loss(adapt({**base, LORA: lora}, lora_config), batch)
 
         full = None
-        for label, trained, frozen, of_trained in (
-            ("everything", base, (), loss),
-            ("LoRA, merged layer by layer", lora, (base,), functools.partial(with_adapters, combine=adapt, loss=loss)),
-            ("LoRA, merged beforehand", lora, (base,), functools.partial(with_adapters, combine=merge, loss=loss)),
+        for label, trained, rest, of_trained in (
+            ("everything", everything, (), loss),
+            ("adapters", lora, (frozen,), adapted),
         ):
             moments = jax.eval_shape(optax.adamw(1e-4).init, trained)
             step = jax.jit(training_step(of_trained), donate_argnums=(0, 1))
-            plan = step.lower(trained, moments, *frozen, batch_shapes(config)).compile().memory_analysis()
+            plan = step.lower(trained, moments, *rest, batch_shapes(config)).compile().memory_analysis()
             # What is donated counts among the arguments and among the results.
             state = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
             together = state + plan.temp_size_in_bytes
             full = full or together
             print(
-                f"{label:<28} {remat:<6} {state / 1e9:>9.2f} {plan.temp_size_in_bytes / 1e9:>14.2f} "
-                f"{together / 1e9:>13.2f} {together / full:>9.2f}",
+                f"{label:<10} {remat:<6} {state / 1e9:>9.2f} {plan.temp_size_in_bytes / 1e9:>14.2f} "
+                f"{together / 1e9:>13.2f} {together / full:>15.2f}",
                 flush=True,
             )
 

@@ -22,6 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.adapter import Keys, put_keys, take_keys
 from jaxvla.models.module import Params, bind, params_of
 from jaxvla.models.qwen3_vl.cache import Cache, append, start_cache
 from jaxvla.models.qwen3_vl.model import Qwen3VL
@@ -159,8 +160,9 @@ def _run_slots(
     if used_bk.shape[1] == 0:
         return _Slots(start_b1d[:, :0], empty, start_b1d)
     static = _Static(nnx.split(model.text, nnx.Param)[0], latent_hidden)
-    layout = _Layout(prefix.keys[2:], position_b, used_bk)
-    inputs = _Inputs(params_of(model.text), prefix.keys[:2], start_b1d)
+    params, dropout_keys = take_keys(params_of(model.text))
+    layout = _Layout(prefix.keys[2:], position_b, used_bk, dropout_keys)
+    inputs = _Inputs(params, prefix.keys[:2], start_b1d)
     hidden_kb1d, buffers = _loop(static, layout, inputs, empty[:2])
     keys = KeyValues(*buffers, stop_b=used_bk.sum(1))
     return _Slots(jnp.moveaxis(hidden_kb1d[:, :, 0], 0, 1), keys, hidden_kb1d[-1])
@@ -174,11 +176,13 @@ class _Static(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Which columns of the prefix are valid (start and stop), which position follows it, which slots are used."""
+    """Which columns of the prefix are valid (start and stop), which position follows it, which slots are used; and the
+    keys of the dropout of adapters, of which every slot makes its own."""
 
     prefix_range: tuple[Array | None, Array | None]
     position_b: Array
     used_bk: Array
+    dropout_keys: Keys
 
 
 class _Inputs(NamedTuple):
@@ -197,7 +201,8 @@ def _slot(
     static: _Static, layout: _Layout, slot: Array, inputs: _Inputs, buffers: _Buffers
 ) -> tuple[Float[Array, "b 1 d"], _Buffers]:
     """The hidden state after one slot, which is fed `inputs.start_b1d`, and its own keys and values."""
-    decoder, fed_b1d = bind(static.decoder, inputs.params), inputs.start_b1d
+    decoder = bind(static.decoder, put_keys(inputs.params, layout.dropout_keys, slot + 1))
+    fed_b1d = inputs.start_b1d
     if static.latent_hidden == "post_norm":
         fed_b1d = decoder.norm(fed_b1d)
     b = len(layout.position_b)
@@ -264,7 +269,9 @@ def _read_suffix(
     if x_bsd.shape[1] == 0:
         return x_bsd, _empty(prefix, 0)
     positions_bs = (position_b + slots.stop_b)[:, None] + jnp.arange(x_bsd.shape[1])
-    output = model.text(
+    graphdef, params = nnx.split(model.text, nnx.Param)[0], params_of(model.text)
+    decoder = bind(graphdef, put_keys(*take_keys(params), text["slots"].shape[1] + 1))
+    output = decoder(
         x_bsd,
         jnp.broadcast_to(positions_bs, (3, *positions_bs.shape)),
         stop_b=text["suffix_stop"],

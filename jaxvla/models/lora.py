@@ -1,12 +1,12 @@
-"""Low-rank adapters (Hu et al., 2021) on any kernels of a frozen model: kernel + alpha / rank * a @ b.
+"""Low-rank adapters (Hu et al., 2021) on kernels of a frozen model: x kernel + alpha / rank * (x a) b.
 
-    lora = init_lora(rng, base, config)               what trains; all else stays frozen
-    model = bind(graphdef, adapt(base, lora, config)) inside the step; no model knows of adapters
-    params = merge(base, lora, config)                plain parameters, to serve or export
+    params = add_lora(rng, params, config)      {"text": ..., "visual": ..., "lora": {"text": ...}}; "lora" trains
+    model = bind(graphdef, adapt(params, config, rng))      inside the step
+    params = merge(params, config)              plain parameters, to serve or export
 
-`bind` adds an adapter to its kernel where the kernel is about to be used, so kernels of a scanned stack are merged one
-layer at a time: neither the merged stack nor its gradient is ever whole in memory when blocks are rematerialised. The
-products of matrices cost what full training costs; what LoRA saves is gradients and optimizer state.
+`adapt` puts every adapter beside its kernel, so that a scan over layers slices both, and linear layers apply the two
+factors one after the other: neither a merged kernel nor the gradient of one is ever computed. What LoRA saves is
+gradients, optimizer state and, since the frozen kernels need no precision for small updates, their width.
 """
 
 import dataclasses
@@ -18,31 +18,45 @@ from flax import traverse_util
 from jaxtyping import Array, Key
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.adapter import AdaptedKernel, merge_adapters
+from jaxvla.models.adapter import AdaptedKernel
 from jaxvla.models.module import Params
 from jaxvla.models.partition import match_paths
+
+# The module of a model's parameters that holds its adapters.
+LORA = "lora"
+# All linear layers of Qwen3-VL's text decoder.
+PROJECTIONS = r"^text/layers/(self_attn|mlp)/\w+_proj/kernel$"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels are adapted, and how.
+    """Which kernels are adapted, and how; the keys of config.backbone.lora in configs/train_config.py.
 
     Attributes:
-        targets: regex searched in parameter paths, such as "text/layers/self_attn/(q|v)_proj/kernel".
-        rank: of every adapter.
+        rank: of every adapter; 0 for none.
         alpha: the product of an adapter is scaled by alpha / rank.
+        targets: regex searched in the paths of the model's parameters, such as "self_attn/(q|v)_proj/kernel$".
+        dropout: of what adapters are fed, in training.
 
     Raises:
-        ConfigError: a rank below 1.
+        ConfigError: a value out of range, or dropout without adapters.
     """
 
-    targets: str
-    rank: int = 16
+    rank: int = 0
     alpha: float = 16.0
+    targets: str = PROJECTIONS
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"the rank of LoRA must be at least 1, not {self.rank}")
+        where = "config.backbone.lora"
+        if self.rank < 0:
+            raise ConfigError(f"{where}.rank must be 0 (no adapters) or more, not {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"{where}.alpha must be positive, not {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"{where}.dropout must lie in [0, 1), not {self.dropout}")
+        if self.dropout and not self.rank:
+            raise ConfigError(f"{where}.dropout {self.dropout} has no effect without adapters: set {where}.rank, or 0")
 
     @property
     def scale(self) -> float:
@@ -50,9 +64,10 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def init_lora(rng: Key[Array, ""], params: Params, config: LoraConfig) -> Params:
-    """The adapters of the kernels that `config.targets` names. They change nothing yet: a is uniform in
-    +-1 / sqrt(in), as in the reference implementation, b is zero.
+def add_lora(rng: Key[Array, ""], params: Params, config: LoraConfig) -> Params:
+    """`params` with adapters of the kernels that `config.targets` names, as the module "lora"; as they are at rank 0.
+
+    They change nothing yet: a is uniform in +-1 / sqrt(in), as in the reference implementation, b is zero.
 
     Args:
         rng: draws a.
@@ -60,54 +75,90 @@ def init_lora(rng: Key[Array, ""], params: Params, config: LoraConfig) -> Params
         config: which kernels, and the rank.
 
     Returns:
-        float32 "lora_a" [in, rank] and "lora_b" [rank, out] beside the place of every kernel, with the leading layer
-        axis of stacked ones: {"text": {"layers": {"self_attn": {"q_proj": {"lora_a": ..., "lora_b": ...}}}}}.
+        Adapters are float32 "lora_a" [in, rank] and "lora_b" [rank, out] at the path of their kernel's layer, with the
+        leading layer axis of stacked ones: {"lora": {"text": {"layers": {"self_attn": {"q_proj": {"lora_a": ...}}}}}}.
 
     Raises:
         ConfigError: the regex matches nothing, or a parameter that is no kernel of a linear layer.
     """
+    if not config.rank:
+        return params
     flat = traverse_util.flatten_dict(params, sep="/")
     adapters = {}
-    paths = match_paths(params, config.targets)
+    paths = adapted_paths(params, config)
     for path, key in zip(paths, jax.random.split(rng, len(paths))):
-        shape = flat[path].shape
-        module, _, name = path.rpartition("/")
-        if name != "kernel" or len(shape) not in (2, 3):
-            raise ConfigError(
-                f"LoRA adapts kernels [in, out] or [layers, in, out], but {config.targets!r} matches {path} {shape}"
-            )
-        *layers, in_dim, out_dim = shape
-        bound = 1 / math.sqrt(in_dim)
+        *layers, in_dim, out_dim = flat[path].shape
+        module, bound = path.rpartition("/")[0], 1 / math.sqrt(in_dim)
         adapters[f"{module}/lora_a"] = jax.random.uniform(
             key, (*layers, in_dim, config.rank), minval=-bound, maxval=bound
         )
         adapters[f"{module}/lora_b"] = jnp.zeros((*layers, config.rank, out_dim))
-    return traverse_util.unflatten_dict(adapters, sep="/")
+    return {**params, LORA: traverse_util.unflatten_dict(adapters, sep="/")}
 
 
-def adapt(base: Params, lora: Params, config: LoraConfig) -> Params:
-    """Parameters for `bind`: the tree `base` with an `AdaptedKernel` at every kernel that has an adapter in `lora`.
+def adapted_paths(params: Params, config: LoraConfig) -> list[str]:
+    """The kernels among `params`, or their shapes, that `config.targets` names.
+
+    Raises:
+        ConfigError: the regex matches nothing, or a parameter that is no kernel of a linear layer.
+    """
+    where = f"config.backbone.lora.targets {config.targets!r}"
+    try:
+        paths = match_paths(params, config.targets)
+    except ConfigError as error:
+        raise ConfigError(f"config.backbone.lora.targets: {error}") from error
+    flat = traverse_util.flatten_dict(params, sep="/")
+    for path in paths:
+        shape = tuple(flat[path].shape)
+        if path.rpartition("/")[2] != "kernel" or len(shape) not in (2, 3):
+            raise ConfigError(
+                f"{where} matches {path} {shape}, but LoRA adapts kernels [in, out] or [layers, in, out]: "
+                "end it in /kernel$"
+            )
+    return paths
+
+
+def adapt(params: Params, config: LoraConfig, rng: Key[Array, ""] | None = None) -> Params:
+    """Parameters for `bind`: an `AdaptedKernel` at every kernel that has an adapter among `params["lora"]`.
+
+    Args:
+        params: of `add_lora`; without "lora" they are returned as they are.
+        config: gives scale and dropout.
+        rng: draws dropout, in training; None for none.
 
     Raises:
         ConfigError: an adapter without a kernel of its shape.
     """
-    flat = traverse_util.flatten_dict(base, sep="/")
-    adapters = traverse_util.flatten_dict(lora, sep="/")
-    for module in sorted({path.rpartition("/")[0] for path in adapters}):
-        kernel = flat.get(f"{module}/kernel")
+    if LORA not in params:
+        return params
+    base = traverse_util.flatten_dict({name: part for name, part in params.items() if name != LORA}, sep="/")
+    adapters = traverse_util.flatten_dict(params[LORA], sep="/")
+    modules = sorted({path.rpartition("/")[0] for path in adapters})
+    for i, module in enumerate(modules):
+        kernel = base.get(f"{module}/kernel")
         a, b = adapters[f"{module}/lora_a"], adapters[f"{module}/lora_b"]
         if kernel is None or kernel.shape != (*a.shape[:-1], b.shape[-1]):
             found = "there is none" if kernel is None else f"the kernel is {kernel.shape}"
             raise ConfigError(f"the adapter of {module} is for {(*a.shape[:-1], b.shape[-1])}, but {found}")
-        flat[f"{module}/kernel"] = AdaptedKernel(kernel, a, b, config.scale)
-    return traverse_util.unflatten_dict(flat, sep="/")
+        key = None
+        if rng is not None and config.dropout:
+            key = jax.random.fold_in(rng, i)
+            key = key if a.ndim == 2 else jax.random.split(key, len(a))
+        base[f"{module}/kernel"] = AdaptedKernel(kernel, a, b, key, config.scale, config.dropout)
+    return traverse_util.unflatten_dict(base, sep="/")
 
 
-def merge(base: Params, lora: Params, config: LoraConfig) -> Params:
-    """Plain parameters of the adapted model, in the dtypes of `base`, for serving and export.
+def merge(params: Params, config: LoraConfig) -> Params:
+    """Plain parameters of the adapted model, in the dtypes of the kernels, for serving and export.
 
     Raises:
         ConfigError: an adapter without a kernel of its shape.
     """
-    merged = merge_adapters(adapt(base, lora, config), stacks=True)
-    return jax.tree.map(lambda old, new: new.astype(old.dtype), base, merged)
+    flat = traverse_util.flatten_dict(adapt(params, config), sep="/")
+    plain = {path: _merged(leaf) if isinstance(leaf, AdaptedKernel) else leaf for path, leaf in flat.items()}
+    return traverse_util.unflatten_dict(plain, sep="/")
+
+
+@jax.jit
+def _merged(kernel: AdaptedKernel) -> Array:
+    return kernel.merged().astype(kernel.kernel.dtype)

@@ -15,7 +15,6 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.adapter import merge_adapters
 
 Params = dict[str, Any]
 MakeModule = Callable[[nnx.Rngs], nnx.Module]
@@ -39,8 +38,8 @@ def params_of(module: nnx.Module) -> Params:
 
 
 def bind(graphdef: nnx.GraphDef, params: Params) -> Any:
-    """The module of `graphdef` with these parameters. Adapted kernels are merged, those of a stack layer by layer."""
-    return nnx.merge(graphdef, merge_adapters(params, stacks=False))
+    """The module of `graphdef` with these parameters."""
+    return nnx.merge(graphdef, params)
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -50,6 +50,19 @@ def combine(*trees: Params) -> Params:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def replace(params: Params, part: Params) -> Params:
+    """`params` with the leaves of `part`, a tree of some of its paths, in the place of its own."""
+    flat, new = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, part))
+    return traverse_util.unflatten_dict({path: new.get(path, leaf) for path, leaf in flat.items()}, sep="/")
+
+
+def select(params: Params, part: Params) -> Params:
+    """The leaves of `params` at the paths of `part`."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    paths = traverse_util.flatten_dict(part, sep="/")
+    return traverse_util.unflatten_dict({path: flat[path] for path in paths}, sep="/")
+
+
 def match_paths(params: Params, pattern: str) -> list[str]:
     """The paths of the parameters in which the regex `pattern` is found.
 

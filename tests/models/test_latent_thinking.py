@@ -10,7 +10,10 @@ from models.latent_reference import think as slow_think
 from models.qwen3_vl import cases
 
 from jaxvla.errors import ConfigError
+from jaxvla.models import latent_thinking
+from jaxvla.models.adapter import put_keys, take_keys
 from jaxvla.models.latent_thinking import prefill, think
+from jaxvla.models.lora import LoraConfig, adapt, add_lora, merge
 from jaxvla.models.module import bind, graph_of
 from jaxvla.models.qwen3_vl.generate import Sampling, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
@@ -206,6 +209,57 @@ def test_only_what_is_there_costs_a_pass(num_slots, suffix_length, passes):
     assert count_passes(jaxpr.jaxpr) == passes
     assert shape.hidden_btd.shape == (4, PREFIX + num_slots + suffix_length, cases.TEXT.hidden_size)
     assert shape.predictors_bsd.shape == (4, suffix_length, cases.TEXT.hidden_size)
+
+
+def adapted_params(config):
+    shapes = jax.eval_shape(lambda: add_lora(jax.random.key(0), PARAMS, config)["lora"])
+    rng = np.random.RandomState(3)
+    return PARAMS | {"lora": jax.tree.map(lambda x: jnp.asarray(0.2 * rng.normal(size=x.shape), jnp.float32), shapes)}
+
+
+def adapter_gradients(config):
+    """(adapters, dropout key) -> loss and gradients, of hidden states without images."""
+
+    def loss(lora, key):
+        model = bind(graph_for("mrope"), adapt({**PARAMS, "lora": lora}, config, key))
+        thought = think(model, on_device(make_text()), latent_hidden="post_norm")
+        return jnp.where(thought.valid_bt[..., None], thought.hidden_btd * HEAD, 0).sum()
+
+    return quick_jit(jax.value_and_grad(loss))
+
+
+def test_gradients_of_adapters_with_dropout_are_those_of_the_plain_loop(monkeypatch):
+    config = LoraConfig(rank=2, targets="text/layers/.*(q|down)_proj/kernel", dropout=0.3)
+    lora, key = adapted_params(config)["lora"], jax.random.key(5)
+    run = adapter_gradients(config)
+    loss, found = run(lora, key)
+    assert run(lora, jax.random.key(6))[0] != loss == run(lora, key)[0]
+    monkeypatch.setattr(latent_thinking, "_loop", latent_thinking._loop.fun)
+    plain, expected = adapter_gradients(config)(lora, key)
+    assert float(loss) == pytest.approx(float(plain), rel=1e-5)
+    for path, grads in traverse_util.flatten_dict(expected, sep="/").items():
+        assert cases.relative(traverse_util.flatten_dict(found, sep="/")[path], grads) < 1e-4, path
+
+
+def test_adapters_compute_what_merged_parameters_compute():
+    config = LoraConfig(rank=2, targets="text/layers/.*_proj/kernel|visual/.*/linear_fc1/kernel", dropout=0.3)
+    params, run, text = adapted_params(config), thinking("mrope", "post_norm"), on_device(make_text())
+    thought, losses = run(adapt(params, config), text, PATCHES)
+    merged_thought, merged_losses = run(merge(params, config), text, PATCHES)
+    valid = np.asarray(thought.valid_bt)
+    assert cases.relative(thought.hidden_btd[valid], merged_thought.hidden_btd[valid]) < 1e-4
+    np.testing.assert_allclose(losses, merged_losses, rtol=1e-4, atol=1e-4)
+    assert not np.allclose(losses, run(PARAMS, text, PATCHES)[1], rtol=1e-2)
+
+
+def test_every_pass_draws_its_own_dropout():
+    config = LoraConfig(rank=2, targets="text/layers/.*q_proj/kernel", dropout=0.3)
+    plain, keys = take_keys(adapt(adapted_params(config), config, jax.random.key(0)))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(plain))
+    (path,) = keys
+    found = [traverse_util.flatten_dict(put_keys(plain, keys, run), sep="/")[path].key for run in range(3)]
+    every = jax.random.key_data(jnp.concatenate([keys[path], *found]))
+    assert len({tuple(key) for key in every.tolist()}) == 4 * cases.TEXT.num_hidden_layers
 
 
 def test_what_the_backward_pass_keeps_grows_linearly_with_the_slots():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from models.qwen3_vl import hf_files
 
-from jaxvla.models.lora import LoraConfig, init_lora, merge
+from jaxvla.models.lora import LoraConfig, add_lora, merge
 from jaxvla.models.module import bind, graph_of
 from jaxvla.models.qwen3_vl.config import from_hf, to_hf
 from jaxvla.models.qwen3_vl.model import Qwen3VL
@@ -163,9 +163,9 @@ def test_new_tokens_and_merged_adapters_are_exported(tmp_path, transformers, tie
     params, config = load(tmp_path / "in")
     ids = {"<<": [7], "<|thinking|>": [72]}
     params, config, _ = add_tokens(params, config, {"<|thinking|>": "copy:<<"}, ids.__getitem__, 72)
-    lora_config = LoraConfig("text/layers/.*_proj/kernel|visual/merger/.*kernel", rank=2)
-    lora = init_lora(jax.random.key(0), params, lora_config)
-    params = merge(params, jax.tree.map(lambda leaf: leaf + 0.1, lora), lora_config)
+    lora_config = LoraConfig(rank=2, targets="text/layers/.*_proj/kernel|visual/merger/.*kernel")
+    lora = add_lora(jax.random.key(0), params, lora_config)["lora"]
+    params = merge({**params, "lora": jax.tree.map(lambda leaf: leaf + 0.1, lora)}, lora_config)
     save_hf(params, config, tmp_path / "out")
     exported = load_strictly(tmp_path / "out")
     assert exported.get_output_embeddings().weight.shape == (73, 24)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxvla.ops.matmul import project
+from jaxvla.models.adapter import project
 
 _NORMAL = nnx.initializers.normal(0.02)
 
 
 class Linear(nnx.Module):
-    """x kernel + bias, computed in `dtype`; kernel [in, out], drawn as the original's."""
+    """x kernel + bias, computed in `dtype`; kernel [in, out], drawn as the original's; or an adapted one."""
 
     def __init__(self, in_dim: int, out_dim: int, *, bias: bool, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.dtype = dtype
@@ -20,7 +20,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         """Over the last axis."""
-        y_btf = project(x_btd.astype(self.dtype), self.kernel[...])
+        y_btf = project(x_btd.astype(self.dtype), self.kernel.get_value())
         return y_btf if self.bias is None else y_btf + self.bias[...].astype(self.dtype)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxvla.models.adapter import matrix
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import RMSNorm
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
@@ -201,7 +202,7 @@ class TextDecoder(nnx.Module):
     def _head(self) -> tuple[Array, int]:
         if self.config.tie_word_embeddings:
             return self.embed_tokens.embedding[...], 0
-        return self.lm_head.kernel[...], 1
+        return matrix(self.lm_head.kernel.get_value()), 1
 
 
 def place(features_bid: Float[Array, "b i d"], index_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
