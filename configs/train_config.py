@@ -220,6 +220,12 @@ def _reasoning() -> dict:
             "dtype": "bfloat16",
             "remat": "block",
             "attention": "xla",
+            "lora": {
+                "rank": 0,
+                "alpha": 16.0,
+                "targets": r"^text/layers/(self_attn|mlp)/\w+_proj/kernel$",
+                "dropout": 0.0,
+            },
         },
         "prompt": {
             "base_prompt": "Robot task reasoning: first think the task through, then act. Instruction:",

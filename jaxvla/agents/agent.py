@@ -52,14 +52,17 @@ class Agent(Protocol):
 
     @property
     def frozen_modules(self) -> tuple[str, ...]:
-        """The top-level modules of its parameters that training leaves as they are."""
+        """The modules of its parameters that training leaves as they are, such as "backbone" or "backbone/visual"."""
 
     @property
     def targets(self) -> Targets | None:
         """Which of the frozen modules follow others after each step; None where none do."""
 
     def init(self, rng: Key[Array, ""]) -> Params:
-        """Draws the parameters: a nested dict with str keys and float32 leaves. Works under jit and eval_shape."""
+        """Draws the parameters: a nested dict with str keys. Works under jit and eval_shape.
+
+        Leaves are float32; frozen ones may be narrower.
+        """
 
     def loss(
         self, params: Params, batch: Batch, rng: Key[Array, ""]

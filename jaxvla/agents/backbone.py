@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from jaxvla.config import local_path
+from jaxvla.config import from_mapping, local_path
 from jaxvla.data.tokenizer import TINY, Tokenizer, load_tokenizer
 from jaxvla.errors import ConfigError
-from jaxvla.models.module import Params
+from jaxvla.models.lora import LORA, LoraConfig, merge
+from jaxvla.models.module import Params, compute_dtype
 from jaxvla.models.qwen3_vl import config as qwen3_vl
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.qwen3_vl.tokens import add_tokens
@@ -23,6 +25,7 @@ class BackboneConfig:
             with the small tokenizer of the package.
         token_init: how the rows of new tokens start, see `jaxvla.models.qwen3_vl.tokens.add_tokens`.
         position_mode, dtype, remat, attention: see `Qwen3VLConfig`.
+        lora: adapters that train in place of the parameters, see `LoraConfig`; those are then held in `dtype`.
 
     Raises:
         ConfigError: neither a path nor a preset is given, or both.
@@ -35,6 +38,7 @@ class BackboneConfig:
     dtype: str = "bfloat16"
     remat: str = "block"
     attention: str = "xla"
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         if bool(self.path) == bool(self.preset):
@@ -53,12 +57,20 @@ class Backbone:
     Attributes:
         model: sizes and options.
         tokenizer: with the tokens that were added.
-        load: (shardings nested as the parameters) -> parameters; None where they are drawn at random.
+        load: (shardings nested as the parameters) -> parameters, without adapters, which are not read from there; None
+            where they are drawn at random.
+        lora: adapters of the model.
     """
 
     model: Qwen3VLConfig
     tokenizer: Tokenizer
     load: Callable[[Params], Params] | None
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+
+    def agent_kwargs(self) -> dict[str, Any]:
+        """What an agent with a backbone is told of it, as plain values; of adapters only where there are any."""
+        lora = {LORA: dataclasses.asdict(self.lora)} if self.lora.rank else {}
+        return {"backbone": dataclasses.asdict(self.model), **lora}
 
 
 def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone:
@@ -80,11 +92,30 @@ def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone
     rows = max(model.text.vocab_size, tokenizer.vocab_size)
     grown = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=rows))
     if not config.path:
-        return Backbone(grown, tokenizer, None)
+        return Backbone(grown, tokenizer, None, config.lora)
     missing = {name: config.token_init for name in new_tokens if name not in plain.added_tokens}
+    dtype = compute_dtype(config.dtype) if config.lora.rank else "float32"
 
     def load(shardings: Mapping[str, object]) -> Params:
-        params = load_hf(folder, model, shardings)
+        base = {name: part for name, part in shardings.items() if name != LORA}
+        params = load_hf(folder, model, base, dtype)
         return add_tokens(params, model, missing, tokenizer.encode, plain.vocab_size)[0]
 
-    return Backbone(grown, tokenizer, load)
+    return Backbone(grown, tokenizer, load, config.lora)
+
+
+def merge_adapters(agent_kwargs: Mapping[str, Any], params: Params, dtype: str = "") -> tuple[dict[str, Any], Params]:
+    """Settings and parameters of an agent with a backbone, as if it had been trained without adapters.
+
+    Their product is added to the kernels once: decisions then cost what they cost without adapters.
+
+    Args:
+        agent_kwargs: as `Backbone.agent_kwargs` gives them, and others; without adapters they stay as they are.
+        params: of the agent.
+        dtype: of the merged kernels; that of the frozen ones where it is empty.
+    """
+    plain = {key: value for key, value in agent_kwargs.items() if key != LORA}
+    if len(plain) == len(agent_kwargs):
+        return plain, params
+    lora = from_mapping(LoraConfig, agent_kwargs[LORA], f"agent_kwargs.{LORA}")
+    return plain, {**params, "backbone": merge(params["backbone"], lora, dtype or None)}

@@ -20,16 +20,20 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.head import ActionHead
 from jaxvla.models.latent_thinking import Thought, check_latent_hidden, prefill, think
+from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.qwen3_vl.generate import Sampling, cast_matrices, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids
+from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.ops.losses import IGNORE, masked_mean
 from jaxvla.ops.patches import patchify
 
 # What a training mode leaves as it is.
 FROZEN = {"full": (), "reasoning_only": ("action_head",), "action_only": ("backbone",)}
+# And LoRA, which puts "backbone/lora" in their place.
+BASE = ("backbone/text", "backbone/visual")
 INFERENCE_MODES = ("implicit", "explicit", "none")
 CONTEXTS = ("pre_norm", "post_norm")
 
@@ -43,7 +47,7 @@ class ECoTConfig:
         action_head: of the head.
         stop_token, pad_token: ids that end a text and that fill up short ones.
         training_mode: "full"; "reasoning_only", the language loss alone, with the head frozen; or "action_only", the
-            action loss alone, with the backbone frozen.
+            action loss alone, with the backbone frozen, except for adapters, which learn from it.
         language_loss_weight: of the language loss beside the action loss; 0 does not compute it.
         latent_hidden: what a slot is fed, see `jaxvla.models.latent_thinking`.
         context_hidden: what the head looks at: hidden states before the final norm, "pre_norm", or after it.
@@ -51,6 +55,7 @@ class ECoTConfig:
             end of thinking. A policy that is to act without generating words needs some.
         inference: "implicit", with latent slots; "explicit", generating the words first; or "none".
         max_new_tokens: when to stop generating words.
+        lora: adapters of the backbone, which train in its place.
 
     Raises:
         ConfigError: an unknown option, or a value out of range.
@@ -67,6 +72,7 @@ class ECoTConfig:
     hide_words: float = 0.0
     inference: str = "implicit"
     max_new_tokens: int = 256
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         check_latent_hidden(self.latent_hidden)
@@ -117,8 +123,11 @@ class ECoT:
 
     @property
     def frozen_modules(self) -> tuple[str, ...]:
-        """The modules that the training mode does not train."""
-        return FROZEN[self.config.training_mode]
+        """What the training mode does not train; with LoRA all of the backbone but the adapters."""
+        frozen = FROZEN[self.config.training_mode]
+        if not self.config.lora.rank:
+            return frozen
+        return (*(name for name in frozen if name != "backbone"), *BASE)
 
     @property
     def grids(self) -> Grids:
@@ -128,10 +137,15 @@ class ECoT:
         return ((height // patch, width // patch),) * len(self.spec.cameras)
 
     def init(self, rng: Key[Array, ""]) -> Params:
-        """Draws the parameters of both modules."""
+        """Draws the parameters of both modules. Those that LoRA freezes are in the compute dtype."""
         backbone_key, head_key = jax.random.split(rng)
+        backbone, lora = init_params(lambda rngs: Qwen3VL(self.config.backbone, rngs), backbone_key), self.config.lora
+        if lora.rank:
+            frozen_dtype = compute_dtype(self.config.backbone.dtype)
+            frozen = jax.tree.map(lambda x: x.astype(frozen_dtype), backbone)
+            backbone = add_lora(jax.random.fold_in(backbone_key, 1), frozen, lora)
         return {
-            "backbone": init_params(lambda rngs: Qwen3VL(self.config.backbone, rngs), backbone_key),
+            "backbone": backbone,
             "action_head": init_params(lambda rngs: _make_head(self.config, self.spec, rngs), head_key),
         }
 
@@ -144,7 +158,7 @@ class ECoT:
         """
         config, text = self.config, batch["text"]
         hide_key, head_key = jax.random.split(rng)
-        model: Qwen3VL = bind(self.backbone, params["backbone"])
+        model = self._model(params, jax.random.fold_in(rng, 2))
         thought = self._think(model, batch)
         total = jnp.zeros((), jnp.float32)
         # The stage does not tell: by LaRA's rule a sample of stage 0 may have neither.
@@ -181,7 +195,7 @@ class ECoT:
         acting on them. "lm_loss" and "token_accuracy" are means over the words of an example, 0 where it has none.
         """
         text = batch["text"]
-        model: Qwen3VL = bind(self.backbone, params["backbone"])
+        model = self._model(params)
         thought = self._think(model, batch)
         noise_bad = jnp.zeros(batch["actions"].shape, jnp.float32)
         head, state_bp = self._head(params), self._state(batch["observations"])
@@ -230,7 +244,7 @@ class ECoT:
         """
         config, text = self.config, task["text"]
         cast = cast_matrices(params["backbone"], compute_dtype(config.backbone.dtype))
-        model: Qwen3VL = bind(self.backbone, cast)
+        model = self._model({"backbone": cast})
         patches_bpf, tokens_bm = self._patches(observations), None
         options = {"latent_hidden": config.latent_hidden}
         if config.inference == "explicit":
@@ -252,6 +266,10 @@ class ECoT:
         noise_bad = jnp.zeros(shape) if rng is None else temperature * jax.random.normal(rng, shape, jnp.float32)
         actions_bad = self._head(params).sample(*context, noise_bad, self._state(observations), rng=rng)
         return Sampled(actions_bad, tokens_bm)
+
+    def _model(self, params: Params, rng: Key[Array, ""] | None = None) -> Qwen3VL:
+        """The backbone with its adapters; `rng` draws their dropout."""
+        return bind(self.backbone, adapt(params["backbone"], self.config.lora, rng))
 
     def _head(self, params: Params) -> ActionHead:
         return bind(self.action_head, params["action_head"])
@@ -287,8 +305,8 @@ def make_ecot(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ECoT:
     """The agent of a configuration's `agent_kwargs`.
 
     Raises:
-        ConfigError: see `ECoTConfig` and the models that it configures; images that do not divide into patches, or a
-            history of observations.
+        ConfigError: see `ECoTConfig` and the models that it configures; images that do not divide into patches, a
+            history of observations, or adapters of what is no kernel.
     """
     config = from_mapping(ECoTConfig, agent_kwargs, "config.agent_kwargs")
     unit = config.backbone.vision.patch_size * config.backbone.vision.spatial_merge_size
@@ -297,6 +315,8 @@ def make_ecot(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ECoT:
             f"ecot needs images whose sides are multiples of {unit} pixels, not {spec.image_size[0]} x "
             f"{spec.image_size[1]}: set config.data.image_size, such as (224,224)"
         )
+    if config.lora.rank:
+        adapted_paths(param_shapes(config.backbone), config.lora)
     if spec.obs_horizon != 1:
         raise ConfigError(f"ecot looks at one time step: set config.data.obs_horizon to 1, not {spec.obs_horizon}")
     return ECoT(

@@ -10,6 +10,7 @@ gradients, optimizer state and, since the frozen kernels need no precision for s
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -148,17 +149,25 @@ def adapt(params: Params, config: LoraConfig, rng: Key[Array, ""] | None = None)
     return traverse_util.unflatten_dict(base, sep="/")
 
 
-def merge(params: Params, config: LoraConfig) -> Params:
-    """Plain parameters of the adapted model, in the dtypes of the kernels, for serving and export.
+def merge(params: Params, config: LoraConfig, dtype: jax.typing.DTypeLike | None = None) -> Params:
+    """Plain parameters of the adapted model, for serving and export.
+
+    Args:
+        params: of `add_lora`.
+        config: gives the scale.
+        dtype: of the merged kernels; None for that of each kernel.
 
     Raises:
         ConfigError: an adapter without a kernel of its shape.
     """
     flat = traverse_util.flatten_dict(adapt(params, config), sep="/")
-    plain = {path: _merged(leaf) if isinstance(leaf, AdaptedKernel) else leaf for path, leaf in flat.items()}
+    plain = {
+        path: _merged(leaf, dtype or leaf.kernel.dtype) if isinstance(leaf, AdaptedKernel) else leaf
+        for path, leaf in flat.items()
+    }
     return traverse_util.unflatten_dict(plain, sep="/")
 
 
-@jax.jit
-def _merged(kernel: AdaptedKernel) -> Array:
-    return kernel.merged().astype(kernel.kernel.dtype)
+@functools.partial(jax.jit, static_argnames="dtype")
+def _merged(kernel: AdaptedKernel, dtype: jax.typing.DTypeLike) -> Array:
+    return kernel.merged().astype(dtype)

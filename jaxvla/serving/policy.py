@@ -16,6 +16,7 @@ from jaxtyping import Float32
 
 from jaxvla.agents import make_agent
 from jaxvla.agents.agent import Agent
+from jaxvla.agents.backbone import merge_adapters
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
 from jaxvla.errors import PolicyError
 from jaxvla.models.module import Params
@@ -68,11 +69,27 @@ def load_policy(
     path = find_checkpoint(folder, step, items=("params", "assets"))
     assets = read_assets(path)
     own = {} if inference is None else {"inference": inference}
-    agent = make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)
+    make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)  # says what is wrong before anything is read
+    kwargs, params = merge_adapters(assets.agent_kwargs, read_params(path, assets))
+    agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
+    return Policy(agent, params, assets, int(path.name), robots, temperature)
+
+
+def read_params(path: pathlib.Path, assets: Assets) -> Params:
+    """The parameters of a checkpoint, those of adapters apart, on the first device of this process.
+
+    Args:
+        path: from `find_checkpoint`.
+        assets: of the checkpoint.
+
+    Raises:
+        CheckpointError: they are damaged, or not those of the agent.
+    """
+    agent = make_agent(assets.agent, assets.agent_kwargs, assets.spec)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(agent.init, jax.random.key(0))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    return Policy(agent, restore(path, {"params": abstract})["params"], assets, int(path.name), robots, temperature)
+    return restore(path, {"params": abstract})["params"]
 
 
 class Policy:

@@ -27,6 +27,7 @@ from jaxvla.checkpoint import (
     saved_steps,
 )
 from jaxvla.errors import CheckpointError
+from jaxvla.models.partition import replace, select
 from jaxvla.training.config import CheckpointConfig
 from jaxvla.training.state import TrainState
 
@@ -209,14 +210,16 @@ def restore_state(folder: pathlib.Path, abstract: TrainState) -> TrainState:
     """
     items = restore(folder, {"params": abstract.served, "train": _training_only(abstract)})
     served, train = items["params"], items["train"]
-    params, ema = (served, None) if abstract.ema is None else (train["params"], served)
+    params, ema = served, None
+    if abstract.ema is not None:
+        params, ema = replace(served, train["params"]), select(served, abstract.ema)
     return TrainState(train["step"], params, train["opt_state"], train["rng"], ema)
 
 
 def _training_only(state: TrainState) -> dict[str, Any]:
-    """What serving does not read; with an average, which is what is served, also the parameters themselves."""
+    """What serving does not read; with an average, which is what is served, also the parameters that it is of."""
     train = {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
-    return train if state.ema is None else train | {"params": state.params}
+    return train if state.ema is None else train | {"params": select(state.params, state.ema)}
 
 
 def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ class OptimizerConfig:
             follows the same schedule; the longest prefix counts, and 0 freezes, without gradients or optimizer state.
         undecayed: path prefixes of parameters whose rate stays at its peak after the warmup.
         b2: decay of the second moment.
-        weight_decay: of kernels, decoupled (AdamW); 0 for plain Adam.
+        weight_decay: of kernels, or their adapters, decoupled (AdamW); 0 for plain Adam.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
     """
 

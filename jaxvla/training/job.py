@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxvla.agents import Agent, make_agent
@@ -20,11 +21,13 @@ from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.data.tokenizer import IM_END
 from jaxvla.errors import ConfigError
+from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.parallel.feed import BatchIterator
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
 from jaxvla.reasoning.texts import Texts, open_texts
 from jaxvla.training.config import TrainConfig
+from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.state import Pretrained
 
 # Keys of configs/train_config.py beside those of `TrainConfig`: for the loader, for agents that follow instructions,
@@ -73,6 +76,19 @@ class Job:
         table = None if self.instructions is None else self.instructions[1]
         keys = self.agent.batch_keys
         return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text, table)
+
+    def adapters(self) -> str:
+        """What LoRA trains of the backbone, and at what rate; empty without."""
+        if LORA not in self.assets.agent_kwargs:
+            return ""
+        config = from_mapping(LoraConfig, self.assets.agent_kwargs[LORA])
+        shapes = jax.eval_shape(self.agent.init, jax.random.key(0))["backbone"]
+        kernels, rate = len(jax.tree.leaves(shapes[LORA])) // 2, make_optimizer(self.config.optimizer).rate_of
+        trained, every = (sum(x.size for x in jax.tree.leaves(tree)) / 1e6 for tree in (shapes[LORA], shapes))
+        return (
+            f"rank {config.rank} on {kernels} kernels, {trained:.2f} M parameters at {rate(f'backbone/{LORA}'):g}; "
+            f"{every - trained:.2f} M of the backbone are frozen, in {self.agent.config.backbone.dtype}"
+        )
 
     def example(self) -> tuple[int, list[str | None] | list[np.ndarray]]:
         """A validation trajectory, labelled if any is, and what a policy is told at each of its T steps.
@@ -126,7 +142,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         spec = dataclasses.replace(spec, instruction=language.spec)
     if backbone is not None:
         kwargs |= {
-            "backbone": dataclasses.asdict(backbone.model),
+            **backbone.agent_kwargs(),
             "stop_token": backbone.tokenizer.id_of(IM_END),
             "pad_token": backbone.tokenizer.pad_id,
         }
@@ -134,6 +150,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         texts = _open_texts(settings, source_config, backbone, training, validation)
         spec = dataclasses.replace(spec, text=texts.wording.spec_at(0))
         pretrained = _pretrained(backbone)
+        config = _with_adapter_rate(config, backbone)
     assets = Assets(
         agent=config.agent,
         agent_kwargs=kwargs,
@@ -194,6 +211,14 @@ def _image_tokens(spec: BatchSpec) -> tuple[int, ...]:
 def _pretrained(backbone: Backbone) -> Pretrained | None:
     load = backbone.load
     return None if load is None else lambda shardings: {"backbone": load(shardings["backbone"])}
+
+
+def _with_adapter_rate(config: TrainConfig, backbone: Backbone) -> TrainConfig:
+    """New adapters learn at the rate of new parameters, not at that by which the backbone would be tuned."""
+    if not backbone.lora.rank:
+        return config
+    rates = {f"backbone/{LORA}": config.optimizer.learning_rate, **config.optimizer.learning_rates}
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rates=rates))
 
 
 def demonstration(dataset: Dataset, trajectory: int) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:

@@ -186,7 +186,7 @@ def _prepare(
     check_batch_size(config.batch_size // config.accumulate_steps, mesh)
     optimizer, ema = make_optimizer(config.optimizer, agent.frozen_modules), config.ema_decay > 0
     abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
-    check_learning_rates(config.optimizer, abstract.params)
+    check_learning_rates(config.optimizer, abstract.params, agent.frozen_modules)
     _check_best_metric(config, agent, abstract.params)
     if config.resume_path:
         state = _resume(config, batches, assets, abstract)

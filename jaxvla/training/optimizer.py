@@ -51,9 +51,9 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
 
     Args:
         config: see `OptimizerConfig`.
-        frozen: path prefixes that are frozen besides.
+        frozen: path prefixes that are frozen besides, whatever rates there are for them.
     """
-    rates = {**config.learning_rates, **dict.fromkeys(frozen, 0.0)}
+    rates = config.learning_rates
     peak, warmup = config.learning_rate, config.warmup_steps
     level = optax.constant_schedule(peak)
     if config.decay_steps:
@@ -65,6 +65,8 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
     decayed, undecayed = (optax.join_schedules([rise, after], [warmup]) for after in (cosine, level))
 
     def rate_of(path: str) -> float:
+        if any(_is_within(path, prefix) for prefix in frozen):
+            return 0.0
         prefixes = [prefix for prefix in rates if _is_within(path, prefix)]
         return rates[max(prefixes, key=len)] if prefixes else peak
 
@@ -86,8 +88,17 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
     return Optimizer(optax.chain(*stages), decayed, rate_of)
 
 
-def check_learning_rates(config: OptimizerConfig, params: Params) -> None:
-    """Raises ConfigError if a prefix of `config.learning_rates` or `config.undecayed` names no parameter."""
+def check_learning_rates(config: OptimizerConfig, params: Params, frozen: Sequence[str] = ()) -> None:
+    """Raises ConfigError if a prefix of `config.learning_rates` or `config.undecayed` names no parameter.
+
+    So does a rate for a part of what is frozen. One for a whole module is not refused: presets give it, and a training
+    mode, or LoRA, then freezes the module.
+
+    Args:
+        config: gives the prefixes.
+        params: of the agent, or their shapes.
+        frozen: as in `make_optimizer`.
+    """
     paths = list(traverse_util.flatten_dict(params, sep="/"))
     for name in ("learning_rates", "undecayed"):
         for prefix in getattr(config, name):
@@ -95,6 +106,12 @@ def check_learning_rates(config: OptimizerConfig, params: Params) -> None:
                 raise ConfigError(
                     f"config.optimizer.{name} names {prefix!r}, but parameters begin with {', '.join(params)}"
                 )
+    for prefix, rate in config.learning_rates.items():
+        if rate and "/" in prefix and any(_is_within(prefix, module) for module in frozen):
+            raise ConfigError(
+                f"config.optimizer.learning_rates gives {prefix!r} {rate}, but it is frozen here: remove that rate, or "
+                "what freezes it (config.backbone.lora.rank, or the agent's training mode)"
+            )
 
 
 def _descend(rates_at: Callable[[Int[Array, ""]], Callable[[str], Float[Array, ""]]]) -> optax.GradientTransformation:
@@ -117,4 +134,6 @@ def _is_within(path: str, prefix: str) -> bool:
 
 
 def _kernels(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_string(path).endswith("kernel"), params)
+    """True at kernels and at the two factors of their adapters."""
+    names = ("kernel", "lora_a", "lora_b")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_string(path).endswith(names), params)

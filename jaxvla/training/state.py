@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from jaxvla.agents.agent import Agent
 from jaxvla.models.module import Params
+from jaxvla.models.partition import combine, replace
 from jaxvla.parallel.sharding import Rules, tree_shardings
 from jaxvla.training.optimizer import Optimizer
 
-# Top-level modules of an agent's parameters, read from files into the shardings given for all of them.
+# Some of an agent's parameters, read from files into the shardings given for all of them.
 Pretrained = Callable[[Params], Params]
 
 # The many random draws take XLA longer to optimise than they could ever save: a third of the time to the first step.
@@ -27,10 +29,10 @@ class TrainState:
 
     Attributes:
         step: int32 [], the steps taken so far.
-        params: nested dict of float32 arrays.
+        params: nested dict of float32 arrays; frozen ones may be narrower.
         opt_state: of optax, for the trained parameters.
         rng: uint32 [2], data of the random key that all steps derive from.
-        ema: running average of the parameters, nested as they are; None where none is kept.
+        ema: running average of the parameters that training changes, see `changing`; None where none is kept.
     """
 
     step: Any
@@ -42,7 +44,7 @@ class TrainState:
     @property
     def served(self) -> Any:
         """The parameters to validate and to serve: the average where there is one."""
-        return self.params if self.ema is None else self.ema
+        return self.params if self.ema is None else replace(self.params, self.ema)
 
 
 def create_state(
@@ -74,15 +76,11 @@ def create_state(
     if pretrained is None:
         return compiled(lambda: _initial(agent, optimizer, seed, ema), shardings)()
     loaded = pretrained(shardings.params)
-
-    def fresh() -> Params:
-        params = _initial_params(agent, seed)
-        return {name: part for name, part in params.items() if name not in loaded}
-
-    drawn = compiled(fresh, {name: part for name, part in shardings.params.items() if name not in loaded})()
-    params = {name: (loaded if name in loaded else drawn)[name] for name in shardings.params}
+    drawn = compiled(lambda: _without(_initial_params(agent, seed), loaded), _without(shardings.params, loaded))()
+    # In the order of the agent, like all trees of parameters.
+    params = replace(shardings.params, combine(loaded, drawn))
     rest = compiled(
-        lambda params: dataclasses.replace(_state_of(params, optimizer, seed, ema), params=None),
+        lambda params: dataclasses.replace(_state_of(params, agent, optimizer, seed, ema), params=None),
         dataclasses.replace(shardings, params=None),
     )(params)
     return dataclasses.replace(rest, params=params)
@@ -102,8 +100,22 @@ def state_shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, state)
 
 
+def changing(agent: Agent, optimizer: Optimizer, params: Params) -> Params:
+    """Of `params`, what training changes, the rest being frozen: the trained ones, and modules that follow others."""
+    trained, _ = optimizer.split(params)
+    followers = [] if agent.targets is None else [name for name, _ in agent.targets.following]
+    return trained | {name: params[name] for name in followers}
+
+
+def _without(params: Params, part: Params) -> Params:
+    """`params` but for the paths of `part`."""
+    flat, left_out = (traverse_util.flatten_dict(tree, sep="/") for tree in (params, part))
+    kept = {path: leaf for path, leaf in flat.items() if path not in left_out}
+    return traverse_util.unflatten_dict(kept, sep="/")
+
+
 def _initial(agent: Agent, optimizer: Optimizer, seed: int, ema: bool) -> TrainState:
-    return _state_of(_initial_params(agent, seed), optimizer, seed, ema)
+    return _state_of(_initial_params(agent, seed), agent, optimizer, seed, ema)
 
 
 def _initial_params(agent: Agent, seed: int) -> Params:
@@ -112,9 +124,9 @@ def _initial_params(agent: Agent, seed: int) -> Params:
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), agent.init(params_key))
 
 
-def _state_of(params: Params, optimizer: Optimizer, seed: int, ema: bool) -> TrainState:
+def _state_of(params: Params, agent: Agent, optimizer: Optimizer, seed: int, ema: bool) -> TrainState:
     _, step_key = jax.random.split(jax.random.key(seed))
     trained, _ = optimizer.split(params)
-    average = jax.tree.map(jnp.copy, params) if ema else None
+    average = jax.tree.map(jnp.copy, changing(agent, optimizer, params)) if ema else None
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, params, optimizer.transform.init(trained), jax.random.key_data(step_key), average)

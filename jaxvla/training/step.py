@@ -17,7 +17,7 @@ from jaxvla.models.module import Params
 from jaxvla.models.partition import combine
 from jaxvla.ops.placement import activations_at
 from jaxvla.training.optimizer import Optimizer
-from jaxvla.training.state import TrainState
+from jaxvla.training.state import TrainState, changing
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -64,7 +64,7 @@ def make_train_step(
         params = combine(optax.apply_updates(trained, updates), frozen)
         if agent.targets is not None:
             params = agent.targets.follow(params)
-        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1 - ema_decay)
+        ema = state.ema and optax.incremental_update(changing(agent, optimizer, params), state.ema, 1 - ema_decay)
         metrics = metrics | {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),

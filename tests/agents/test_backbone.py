@@ -2,6 +2,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from agents.ecot_cases import BACKBONE, quick_jit
@@ -9,6 +10,7 @@ from agents.ecot_cases import BACKBONE, quick_jit
 from jaxvla.agents.backbone import BackboneConfig, open_backbone
 from jaxvla.data.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, JaxvlaError
+from jaxvla.models.lora import LoraConfig
 from jaxvla.models.module import init_params
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.weights import save_hf
@@ -55,6 +57,18 @@ def test_tokens_that_the_folder_has_are_left_alone(tmp_path):
         jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), wider)
     )
     jax.tree.map(np.testing.assert_array_equal, loaded, wider)
+
+
+def test_a_base_under_adapters_is_read_in_the_compute_dtype(folder):
+    path, params = folder
+    config = BackboneConfig(path=str(path), dtype="bfloat16", lora=LoraConfig(rank=1))
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: where, params)
+    shardings["lora"] = {"text": {"anything": where}}  # of the agent's parameters, which are more than the file's
+    loaded = open_backbone(config, NEW).load(shardings)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
+    kernel = params["text"]["layers"]["mlp"]["up_proj"]["kernel"]
+    np.testing.assert_array_equal(loaded["text"]["layers"]["mlp"]["up_proj"]["kernel"], kernel.astype(jnp.bfloat16))
 
 
 def test_a_preset_has_random_weights():

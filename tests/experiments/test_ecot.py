@@ -20,6 +20,7 @@ from jaxvla.reasoning.batch import TextBatches
 from jaxvla.serving.policy import load_policy
 from jaxvla.training.doctor import CHECKS, examine
 from jaxvla.training.job import open_job
+from jaxvla.training.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -201,6 +202,25 @@ def test_the_doctor_names_freezing(data, tmp_path):
     last = diagnose(settings, source(data))[-1]
     assert last.check == "steps"
     assert "freezing" in last.cause
+
+
+def test_one_setting_trains_adapters_at_the_rate_of_what_is_new(data, tmp_path):
+    settings = make_settings(tmp_path)
+    settings["optimizer"]["learning_rates"] = {"backbone": 1e-5}
+    assert open_job(settings, source(data)).adapters() == ""
+    settings["backbone"]["lora"]["rank"] = 16
+    job = open_job(settings, source(data))
+    assert job.adapters() == (
+        "rank 16 on 7 kernels, 0.07 M parameters at 0.001; 0.44 M of the backbone are frozen, in float32"
+    )
+    rate_of = make_optimizer(job.config.optimizer, job.agent.frozen_modules).rate_of
+    paths = ("backbone/lora/text/layers/mlp/up_proj/lora_a", "action_head/x", "backbone/text/x", "backbone/visual/x")
+    assert [rate_of(path) for path in paths] == [1e-3, 1e-3, 0, 0]
+    settings["optimizer"]["learning_rates"]["backbone/lora"] = 0.5
+    assert "at 0.5;" in open_job(settings, source(data)).adapters()
+    settings["backbone"]["lora"]["targets"] = "layers/norm"
+    with pytest.raises(ConfigError, match=r"config\.backbone\.lora\.targets: no parameter path matches 'layers/norm'"):
+        open_job(settings, source(data))
 
 
 def test_a_missing_backbone_says_what_to_put_there(data, tmp_path):

@@ -6,6 +6,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
 from training.file_limit import file_limit
@@ -61,6 +62,20 @@ def test_a_state_moves_between_topologies(tmp_path):
         assert len(kernel.addressable_shards) == count
         assert kernel.sharding.spec == PartitionSpec("fsdp", "tensor")
     jax.tree.map(np.testing.assert_array_equal, state, original)
+
+
+def test_with_an_average_what_is_frozen_is_saved_once(tmp_path):
+    optimizer = make_optimizer(OptimizerConfig(1e-2, learning_rates={"head/kernel": 0.0}))
+    state = create_state(AGENT, optimizer, 5, mesh_of(1), RULES, ema=True)
+    state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x + 1, state.ema))
+    with Checkpointer(tmp_path, CheckpointConfig(), make_assets()) as checkpointer:
+        checkpointer.save(state, {"position": 0}, None)
+    abstract = abstract_state(AGENT, optimizer, mesh_of(1), RULES, ema=True)
+    restored = restore_state(find_checkpoint(tmp_path), abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    saved = ocp.StandardCheckpointHandler().metadata(find_checkpoint(tmp_path) / "train")
+    assert list(saved["params"]["head"]) == ["bias"]
 
 
 def test_the_average_is_what_is_served(tmp_path):

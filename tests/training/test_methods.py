@@ -1,4 +1,4 @@
-"""Every method that learns from images alone, in the training loop: stopped and resumed, and on eight devices."""
+"""Every method, in the training loop: stopped and resumed, and on eight devices."""
 
 import dataclasses
 import json
@@ -6,6 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
+from agents import ecot_cases
+from jax.sharding import PartitionSpec
 from training.positional_batches import PositionalBatches, make_assets, rows_of
 
 from jaxvla.agents import make_agent
@@ -24,6 +26,22 @@ METHODS = {
     "gc_ddpm_bc": ENCODER | {"score_network": {"hidden_dim": 8, "num_blocks": 1}, "diffusion": {"num_levels": 4}},
     "gc_iql": ENCODER | {"hidden_dims": (8,), "target_rate": 0.1},
     "contrastive_rl_td": ENCODER | {"hidden_dims": (8,), "target_rate": 0.1},
+    "ecot": {
+        "backbone": dataclasses.asdict(ecot_cases.BACKBONE),
+        "action_head": ecot_cases.HEAD,
+        "stop_token": ecot_cases.STOP,
+        "pad_token": ecot_cases.PAD,
+        "lora": {"rank": 2, "targets": "text/layers/.*(q|down)_proj/kernel", "dropout": 0.2},
+    },
+}
+# Of a method, where they differ: the sizes of its batches, what a run trains with, and where parameters live.
+SPECS = {"ecot": ecot_cases.SPEC}
+CHANGES = {"ecot": {"ema_decay": 0.9, "mesh": {"fsdp": -1, "data": 1}}}
+RULES = {
+    "ecot": (
+        ("_proj/(kernel|lora_a)$", PartitionSpec(None, "fsdp")),
+        ("_proj/lora_b$", PartitionSpec(None, None, "fsdp")),
+    )
 }
 STEPS = 4
 
@@ -37,12 +55,18 @@ def small_encoders():
 
 
 def batch_at(agent, position):
-    return agent.spec.fake_batch(16, agent.batch_keys, np.random.default_rng((3, position)))
+    rng = np.random.default_rng((3, position))
+    if agent.spec.text is not None:
+        keys = tuple(key for key in agent.batch_keys if key != "text")
+        text = ecot_cases.text(rng, rng.integers(5, 11, 16), rng.integers(0, 3, 16), rng.integers(1, 7, 16))
+        return agent.spec.fake_batch(16, keys, rng) | {"text": text}
+    return agent.spec.fake_batch(16, agent.batch_keys, rng)
 
 
 def losses(method, run, devices, **changes):
     """Trains, and returns the losses that the run logged, by step."""
-    agent = make_agent(method, METHODS[method], SPEC)
+    spec = SPECS.get(method, SPEC)
+    agent = make_agent(method, METHODS[method], spec)
 
     class Batches(PositionalBatches):
         def __next__(self):
@@ -59,11 +83,16 @@ def losses(method, run, devices, **changes):
         "save_interval": STEPS // 2,
         "augment": {"order": ("brightness",)},
         "optimizer": {"learning_rate": 1e-2, "clip_norm": 1.0},
-    } | changes
-    assets = dataclasses.replace(make_assets(**values), agent=method, agent_kwargs=METHODS[method], spec=SPEC)
+    }
+    values |= CHANGES.get(method, {}) | changes
+    assets = dataclasses.replace(make_assets(**values), agent=method, agent_kwargs=METHODS[method], spec=spec)
     config = from_mapping(TrainConfig, values)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
-    train(config, agent, mesh, Batches(), lambda step: iter([rows_of(batch_at(agent, 1000), slice(9))]), assets, run)
+
+    def validation(_):
+        return iter([rows_of(batch_at(agent, 1000), slice(9))])
+
+    train(config, agent, mesh, Batches(), validation, assets, run, RULES.get(method, ()))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {row["step"]: row["training/loss"] for row in rows if "training/loss" in row}
 

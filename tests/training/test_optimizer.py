@@ -109,6 +109,28 @@ def test_a_rate_for_no_parameter_is_refused():
                 check_learning_rates(OptimizerConfig(0.1, **config), PARAMS)
 
 
+def test_what_is_frozen_stays_so_whatever_its_rate():
+    config = OptimizerConfig(0.1, learning_rates={"head": 0.2, "head/bias": 0.5})
+    optimizer = make_optimizer(config, frozen=("head/bias",))
+    assert list(optimizer.split(PARAMS)[1]["head"]) == ["bias"]
+    assert make_optimizer(config, frozen=("head",)).rate_of("head/bias") == 0
+    check_learning_rates(OptimizerConfig(0.1, learning_rates={"head": 0.2}), PARAMS, frozen=("head",))
+    check_learning_rates(OptimizerConfig(0.1, learning_rates={"head/bias": 0.0}), PARAMS, frozen=("head",))
+    message = (
+        "learning_rates gives 'head/bias' 0.5, but it is frozen here: remove that rate, or what freezes it .config"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_learning_rates(config, PARAMS, frozen=("head",))
+
+
+def test_adapters_decay_like_kernels():
+    params = {"lora": {"q": {"lora_a": jnp.ones((2, 1)), "lora_b": jnp.ones((1, 2))}}}
+    optimizer = make_optimizer(OptimizerConfig(0.1, weight_decay=0.01))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.transform.update(zeros, optimizer.transform.init(params), params)
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, -0.1 * 0.01, rtol=1e-5), updates)
+
+
 def test_the_cosine_ends_at_the_final_rate():
     config = OptimizerConfig(2.0, decay_steps=50, final_learning_rate=0.5)
     schedule = make_optimizer(config).schedule

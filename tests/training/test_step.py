@@ -261,10 +261,26 @@ def test_the_average_follows_the_parameters():
     assert not np.allclose(setup.state.params["head"]["kernel"], expected, rtol=1e-6)
 
 
+def test_only_what_changes_is_averaged():
+    """An average of what is frozen would cost its memory, and round it anew at every step."""
+    targets = Targets((("slow", "head"),), rate=0.25)
+    agent = WithFollower(SPEC, frozen_modules=("slow",), targets=targets)
+    setup = Setup(ONE, agent=agent, rates={"head/kernel": 0.0}, ema_decay=0.75)
+    ema = setup.state.ema
+    assert {name: sorted(part) for name, part in ema.items()} == {"head": ["bias"], "slow": ["bias", "kernel"]}
+    setup.run(2)
+    served, params = setup.state.served, setup.state.params
+    assert jax.tree.structure(served) == jax.tree.structure(params)
+    assert served["head"]["kernel"] is params["head"]["kernel"]
+    assert (np.asarray(served["head"]["bias"]) != params["head"]["bias"]).all()
+    assert (np.asarray(served["slow"]["bias"]) != params["slow"]["bias"]).all()
+
+
 def test_what_is_read_from_files_is_not_drawn():
     class TwoModules(LinearAgent):
         def init(self, rng):
-            return super().init(rng) | {"base": {"gain": jax.random.normal(rng, (3,))}}
+            base = {"gain": jax.random.normal(rng, (3,)), "new": {"a": jnp.full(2, 7.0)}}
+            return super().init(rng) | {"base": base}
 
     def pretrained(shardings):
         return {"base": {"gain": jax.device_put(np.arange(3.0, dtype=np.float32), shardings["base"]["gain"])}}
@@ -274,6 +290,7 @@ def test_what_is_read_from_files_is_not_drawn():
     drawn = create_state(agent, optimizer, 3, ONE)
     read = create_state(agent, optimizer, 3, ONE, pretrained=pretrained)
     assert read.params["base"]["gain"].tolist() == [0.0, 1.0, 2.0]
+    assert read.params["base"]["new"]["a"].tolist() == [7.0, 7.0]  # a part of the module that the files do not have
     np.testing.assert_array_equal(read.params["head"]["kernel"], drawn.params["head"]["kernel"])
     assert jax.tree.structure(read) == jax.tree.structure(drawn)
     assert (read.rng == drawn.rng).all()
