@@ -22,7 +22,7 @@ mark_of = $(VENV)/.installed-$(subst $(space),-,$(strip $(subst $(comma),$(space
 
 TRAIN_MARK := $(call mark_of,$(EXTRAS))
 TEST_MARK := $(call mark_of,dev $(EXTRAS))
-PARITY_MARK := $(call mark_of,dev tf torch)
+PARITY_MARK := $(call mark_of,dev tf torch peft)
 
 SAMPLE := data/sample
 
@@ -80,6 +80,6 @@ $(TEST_MARK): setup.py | $(BIN)/uv
 
 # The plain index serves torch for CUDA, gigabytes of it. A local CPU wheel is taken where there is one.
 $(PARITY_MARK): setup.py | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,tf]' 'transformers>=5.23,<5.24' \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,tf]' 'transformers>=5.23,<5.24' 'peft>=0.21,<0.22' \
 		$(if $(wildcard $(UV_FIND_LINKS)/torch-*+cpu*.whl),'torch==2.13.0+cpu',--torch-backend=cpu torch)
 	touch $@

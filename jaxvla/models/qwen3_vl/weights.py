@@ -138,8 +138,7 @@ def save_hf(
             not fit the configuration or live on other hosts.
     """
     folder = pathlib.Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise WeightsError(f"{folder} is not empty: choose another folder for the weights, or remove it")
+    check_empty(folder)
     copied = [] if source is None else _tokenizer_files(pathlib.Path(source).expanduser())
     flat = traverse_util.flatten_dict(params, sep="/")
     table = weight_table(config)
@@ -158,7 +157,7 @@ def save_hf(
     # The dtype in which other frameworks load the weights, unless they are told otherwise.
     values = to_hf(config) | {"dtype": tensors[table[0].hf_names[0]].dtype.name}
     try:
-        with _written_aside(folder) as partial:
+        with written_aside(folder) as partial:
             write_checkpoint(partial, tensors, max_shard_bytes)
             (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
             for path in copied:
@@ -167,8 +166,14 @@ def save_hf(
         raise WeightsError(f"cannot write the weights to {folder}: {error.strerror}") from error
 
 
+def check_empty(folder: pathlib.Path) -> None:
+    """Raises WeightsError if there is something that writing `folder` would replace."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise WeightsError(f"{folder} is not empty: choose another folder for the weights, or remove it")
+
+
 @contextlib.contextmanager
-def _written_aside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def written_aside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A folder that takes its place when the context ends well, and else leaves nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
