@@ -57,7 +57,9 @@ class LoraConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"{where}.dropout must lie in [0, 1), not {self.dropout}")
         if self.dropout and not self.rank:
-            raise ConfigError(f"{where}.dropout {self.dropout} has no effect without adapters: set {where}.rank, or 0")
+            raise ConfigError(
+                f"{where}.dropout {self.dropout} has no effect at rank 0: set {where}.rank=16, or dropout=0"
+            )
 
     @property
     def scale(self) -> float:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -260,6 +261,22 @@ def test_every_pass_draws_its_own_dropout():
     found = [traverse_util.flatten_dict(put_keys(plain, keys, run), sep="/")[path].key for run in range(3)]
     every = jax.random.key_data(jnp.concatenate([keys[path], *found]))
     assert len({tuple(key) for key in every.tolist()}) == 4 * cases.TEXT.num_hidden_layers
+
+
+def test_no_pass_adds_up_gradients_of_frozen_kernels():
+    wide = dataclasses.replace(cases.TEXT, hidden_size=256, intermediate_size=1024, num_hidden_layers=8)
+    vision = dataclasses.replace(cases.VISION, out_hidden_size=256)
+    model = dataclasses.replace(cases.CONFIG, text=wide, vision=vision, remat="block")
+    graph, config, base = graph_of(lambda rngs: Qwen3VL(model, rngs)), LoraConfig(rank=2), param_shapes(model)
+    lora = jax.eval_shape(lambda: add_lora(jax.random.key(0), base, config)["lora"])
+
+    def loss(lora, base):
+        text = on_device(text_of(3, 2))
+        return think(bind(graph, adapt({**base, "lora": lora}, config)), text).hidden_btd.sum()
+
+    plan = quick_jit(jax.grad(loss)).lower(lora, base).compile().memory_analysis()
+    stack = sum(4 * x.size for x in jax.tree.leaves(base["text"]["layers"]))
+    assert plan.temp_size_in_bytes < 0.3 * stack
 
 
 def test_what_the_backward_pass_keeps_grows_linearly_with_the_slots():

@@ -243,7 +243,7 @@ def test_adapters_of_another_model():
         ({"rank": -1}, r"lora\.rank must be 0 \(no adapters\) or more, not -1"),
         ({"rank": 2, "alpha": 0.0}, "alpha must be positive, not 0.0"),
         ({"rank": 2, "dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
-        ({"dropout": 0.1}, "dropout 0.1 has no effect without adapters: set config.backbone.lora.rank"),
+        ({"dropout": 0.1}, "dropout 0.1 has no effect at rank 0: set config.backbone.lora.rank=16, or dropout=0"),
     ],
 )
 def test_values_out_of_range(changes, message):
