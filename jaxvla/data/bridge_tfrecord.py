@@ -122,8 +122,12 @@ class _Example:
         return Frames(offsets, np.full(steps + 1, size, np.int64), tuple(now.shape[1:]))
 
 
-def find_files(root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str, ...], split: str) -> list[str]:
+def find_files(
+    root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str, ...], split: str
+) -> tuple[list[str], list[pathlib.Path]]:
     """The files `<root>/<pattern>/<split>/out.tfrecord`, sorted; each once, by however many links it can be reached.
+
+    Beside them, links that might be task folders but lead nowhere.
 
     Args:
         root: the data path.
@@ -138,9 +142,12 @@ def find_files(root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str
     if not root.is_dir():
         raise DataError(f"no data folder {root}: convert data into it (see README, From raw data) or set the data path")
     found: set[pathlib.Path] = set()
+    lost: set[pathlib.Path] = set()
     for pattern in patterns:
         files = [
-            root / folder.path / part / "out.tfrecord" for folder in glob(root, pattern) for part in folder.folders
+            root / folder.path / part / "out.tfrecord"
+            for folder in glob(root, pattern, lost)
+            for part in folder.folders
         ]
         files = [path for path in files if path.parent.name in ("train", "val") and os.path.lexists(path)]
         if not files:
@@ -159,4 +166,4 @@ def find_files(root: pathlib.Path, patterns: tuple[str, ...], exclude: tuple[str
     for path in found:
         if not path.is_file():
             raise DataError(f"{path} is no file, or a link that leads nowhere: mend it, or exclude its task folder")
-    return [os.fspath(path) for path in distinct(found)[0]]
+    return [os.fspath(path) for path in distinct(found)[0]], sorted(lost)

@@ -8,7 +8,6 @@ import dataclasses
 import fnmatch
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jaxvla.errors import DataError
@@ -62,11 +61,11 @@ def walk(root: pathlib.Path, enters: Callable[[pathlib.PurePath], bool]) -> Iter
         ) from None
 
 
-def glob(root: pathlib.Path, pattern: str) -> Iterator[Folder]:
+def glob(root: pathlib.Path, pattern: str, lost: set[pathlib.Path]) -> Iterator[Folder]:
     """The folders at and below `root` whose path below it matches the glob `pattern`; no others are looked into.
 
     `**` stands for any number of folders, also for none; `*`, `?` and `[...]` for characters of one name. None of them
-    matches the dot that a hidden folder's name begins with. Links that lead nowhere are warned of.
+    matches the dot that a hidden folder's name begins with. Links that match, but lead nowhere, are added to `lost`.
 
     Raises:
         DataError: the pattern is absolute or holds `..`, or a folder cannot be read.
@@ -78,7 +77,7 @@ def glob(root: pathlib.Path, pattern: str) -> Iterator[Folder]:
         for name in folder.dead:
             link = root / folder.path / name
             if link.is_symlink() and not link.exists() and _used(parts, (*folder.path.parts, name), hidden=False):
-                warnings.warn(f"{link} is a link that leads nowhere: what {pattern!r} finds lacks it", stacklevel=2)
+                lost.add(link)
         if len(parts) in _used(parts, folder.path.parts, hidden=False):
             yield folder
 

@@ -12,11 +12,15 @@ from jaxvla.data.source_config import SourceConfig
 from jaxvla.errors import ConfigError, DataError
 
 
-def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> list[list[str]]:
+def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[list[str]], tuple[str, ...]]:
+    """The files of each group that are stored as a split, and lines that say what was not found."""
     if config.format == "rlds":
         rlds_files.check_folder(root)
-        return [rlds_files.find_files(root, split)]
-    return [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
+        return [rlds_files.find_files(root, split)], ()
+    found = [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
+    lost = sorted({link for _, links in found for link in links})
+    notes = (f"warning: {len(lost)} links lead nowhere and are left out, such as {lost[0]}",) if lost else ()
+    return [files for files, _ in found], notes
 
 
 def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
@@ -26,12 +30,12 @@ def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
         return split in rlds_files.splits(root)
     for patterns in config.include:
         with contextlib.suppress(DataError):
-            return bool(bridge_tfrecord.find_files(root, patterns, config.exclude, split))
+            return bool(bridge_tfrecord.find_files(root, patterns, config.exclude, split)[0])
     return False
 
 
-def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> list[list[str]]:
-    """The files of each group that hold a split, held out or not."""
+def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[list[str]], tuple[str, ...]]:
+    """`_find_groups` of the files that hold a split, held out or not."""
     if not config.validation_share:
         return _find_groups(config, root, split)
     if _has_split(config, root, "val"):
@@ -45,10 +49,10 @@ def open_source(
     config: SourceConfig, image_size: tuple[int, ...], root: pathlib.Path, split: str
 ) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
     """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`."""
-    files = _find_stored(config, root, split)
+    files, notes = _find_stored(config, root, split)
     stored = "train" if config.validation_share else split
     paths, groups = [path for group in files for path in group], np.repeat(np.arange(len(files)), [*map(len, files)])
-    indices, cameras, notes = _open_indices(config, root, stored, paths)
+    indices, cameras, missing = _open_indices(config, root, stored, paths)
     kept, skipped = selection.usable(paths, indices, cameras)
     total = sum(index.total for index in indices)
     skipping.check(skipped, total, stored, config.max_skipped, str(root))
@@ -57,7 +61,7 @@ def open_source(
     filled = np.flatnonzero([len(index.lengths) for index in kept])
     chosen = [kept[i] for i in filled]
     source = TrajectorySource(tuple(paths[i] for i in filled), chosen, tuple(cameras.items()), image_size)
-    return source, groups[filled], (*skipping.describe(skipped, total, stored), *notes)
+    return source, groups[filled], (*notes, *skipping.describe(skipped, total, stored), *missing)
 
 
 def _open_indices(

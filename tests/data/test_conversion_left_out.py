@@ -30,7 +30,7 @@ def kinds(entries: dict[str, list[str]], root: pathlib.Path) -> dict[str, list[s
 
 
 def find(root, *patterns, exclude=(), split="train"):
-    found = bridge_tfrecord.find_files(root, patterns or ("**",), exclude, split)
+    found, _ = bridge_tfrecord.find_files(root, patterns or ("**",), exclude, split)
     return [pathlib.Path(path).relative_to(root).parts[:-2] for path in found]
 
 
@@ -215,7 +215,7 @@ def test_names_may_be_anything(tmp_path, name):
         to_numpy(tmp_path / "raw", tmp_path / "np")
         report = to_tfrecord(tmp_path / "np", tmp_path / "tf")
     assert report.tasks_there == 1
-    (path,) = bridge_tfrecord.find_files(tmp_path / "tf", ("**",), (), "train")
+    (path,), _ = bridge_tfrecord.find_files(tmp_path / "tf", ("**",), (), "train")
     (features,) = read_features(pathlib.Path(path))
     key = features["path"][0].decode()
     assert key.split("/")[0] == os.fsencode(name).decode(errors="replace")

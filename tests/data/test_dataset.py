@@ -93,6 +93,16 @@ def test_validation_uses_the_statistics_of_training(root):
     assert len(list(root.glob("dataset_statistics-*.json"))) == 1
 
 
+def test_links_that_lead_nowhere_are_said_once(root):
+    for name in ("lost", "open/lost"):
+        (root / name).symlink_to(root / "nowhere")
+    config = source_config(root, include=(("open/**", "push/**"), ("*", "open")))
+    train = open_dataset(config, DataConfig(), "train")
+    line = f"warning: 2 links lead nowhere and are left out, such as {root / 'lost'}"
+    assert train.report[0] == line
+    assert open_dataset(config, DataConfig(), "val", train.statistics).report[0] == line
+
+
 def test_the_action_mask_leaves_dimensions_as_they_are(root):
     config = source_config(root, action_mask=(True,) * 6 + (False,))
     dataset = open_dataset(config, DataConfig(normalization="bounds_q99"), "train")
