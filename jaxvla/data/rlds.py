@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxvla.data import tfrecord
+from jaxvla.data.files import reading
 from jaxvla.data.index import ANY_TEXT, MIN_TRANSITIONS, NO_TEXT, Frames, Index, IndexBuilder
 from jaxvla.data.skipping import UnusableError
 from jaxvla.data.tfrecord import FeatureSpan
@@ -61,10 +62,9 @@ class RLDSFormat:
         """
         path = folder / "features.json"
         try:
-            features = json.loads(path.read_text())
+            with reading(path):
+                features = json.loads(path.read_text())
             kinds = _flatten(features["featuresDict"]["features"]["steps"]["sequence"]["feature"])
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}: does not describe an RLDS dataset with steps") from error
         names = {

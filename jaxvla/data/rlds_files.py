@@ -36,8 +36,8 @@ def check_folder(folder: pathlib.Path) -> None:
             f"such as {below[-1]}"
         )
     raise DataError(
-        f"{folder}/features.json: cannot be read (no such file): the data path of an RLDS dataset is its version "
-        "folder, such as bridge_dataset/1.0.0"
+        f"{folder}/features.json: cannot be read: No such file or directory: the data path of an RLDS dataset is its "
+        "version folder, such as bridge_dataset/1.0.0"
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvla.data import images
+from jaxvla.data.files import reading
 from jaxvla.data.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.schema import Trajectory
 from jaxvla.errors import DataError
@@ -160,7 +161,7 @@ class TrajectorySource:
             DataError: a file that ends too early or cannot be read, or an image that cannot be decoded.
         """
         shapes = self._shapes[camera]
-        try:
+        try:  # around all of them: `reading` would cost a tenth of the time of a frame
             for k, (file, offset, size) in enumerate(self._places(trajectories, steps, camera)):
                 if shapes[file][:2] == self.image_size:
                     if os.preadv(_open_files.get(self.paths[file]).descriptor, [out[k]], offset) != size:
@@ -229,10 +230,8 @@ class TrajectorySource:
         return images.read_size(self._read(file, offset, size), self._name(camera, file, offset))
 
     def _read(self, file: int, offset: int, size: int) -> bytes:
-        try:
+        with reading(self.paths[file]):
             data = os.pread(_open_files.get(self.paths[file]).descriptor, size, offset)
-        except OSError as error:
-            raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
         if len(data) != size:
             raise self._cut_off(file, offset)
         return data

@@ -23,6 +23,7 @@ from typing import BinaryIO, NamedTuple
 import google_crc32c
 import numpy as np
 
+from jaxvla.data.files import reading
 from jaxvla.data.protobuf import VARINT, Field, Read, Span, Walker, header, varint
 from jaxvla.errors import DataError
 
@@ -111,11 +112,8 @@ def scan_records(file: str | os.PathLike | int, name: str | None = None) -> list
         DataError: the file is missing, cut off or damaged; names the path, the record and its byte position.
     """
     if not isinstance(file, int):
-        try:
-            with open(file, "rb") as opened:
-                return scan_records(opened.fileno(), name or os.fspath(file))
-        except OSError as error:
-            raise DataError(f"{os.fspath(file)}: cannot be read: {error.strerror}") from None
+        with reading(file), open(file, "rb") as opened:
+            return scan_records(opened.fileno(), name or os.fspath(file))
     name = name or f"file descriptor {file}"
     size = os.fstat(file).st_size
     spans = []

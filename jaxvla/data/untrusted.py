@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxvla.data.files import reading
 from jaxvla.errors import DataError
 
 _BUILTINS = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, set, str, tuple)
@@ -58,10 +59,8 @@ def load_object_npy(path: str | os.PathLike) -> np.ndarray:
 
 
 def _opened(path: str) -> BinaryIO:
-    try:
+    with reading(path):
         return open(path, "rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _unpickle(file: BinaryIO, path: str) -> Any:

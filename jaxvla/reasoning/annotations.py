@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxvla.errors import DataError
+from jaxvla.data.files import reading
 from jaxvla.reasoning.json_stream import Advance, members
 from jaxvla.reasoning.record import Episode, PixelBox, Reasoning, UnitBox
 
@@ -249,24 +249,21 @@ def lara_episodes(
 def _lines(path: str | os.PathLike, tally: Tally, advance: Advance) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """The episode index, the byte position and the content of the first line of each episode."""
     place, seen = 0, set()
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                value = _loads(line)
-                episode = value.get("episode_index") if isinstance(value, dict) else None
-                where = f"{os.fspath(path)}: line {number}"
-                if not isinstance(episode, int) or isinstance(episode, bool):
-                    if line.strip():
-                        tally.fault("line holds no episode_index", where)
-                elif episode in seen:
-                    tally.fault("episode given twice, the first counts", where)
-                else:
-                    seen.add(episode)
-                    yield episode, place, value
-                place += len(line)
-                advance(len(line))
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            value = _loads(line)
+            episode = value.get("episode_index") if isinstance(value, dict) else None
+            where = f"{os.fspath(path)}: line {number}"
+            if not isinstance(episode, int) or isinstance(episode, bool):
+                if line.strip():
+                    tally.fault("line holds no episode_index", where)
+            elif episode in seen:
+                tally.fault("episode given twice, the first counts", where)
+            else:
+                seen.add(episode)
+                yield episode, place, value
+            place += len(line)
+            advance(len(line))
 
 
 def _loads(line: bytes) -> Any:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
+from jaxvla.data.files import reading
 from jaxvla.errors import DataError
 
 _CHUNK = 1 << 20  # characters read at a time
@@ -30,16 +31,13 @@ def members(path: str | os.PathLike, depth: int, advance: Advance) -> Iterator[t
     Raises:
         DataError: the file cannot be read, is cut off, or holds no JSON object; names the position.
     """
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            cursor = _Cursor(file, os.fspath(path), advance)
-            if cursor.peek() != "{":
-                raise cursor.damaged("it does not begin with an object")
-            yield from _walk(cursor, depth, ())
-            if cursor.peek():
-                raise cursor.damaged("something follows the object that should be all of it")
-    except OSError as error:
-        raise DataError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+    with reading(path), open(path, encoding="utf-8", errors="replace") as file:
+        cursor = _Cursor(file, os.fspath(path), advance)
+        if cursor.peek() != "{":
+            raise cursor.damaged("it does not begin with an object")
+        yield from _walk(cursor, depth, ())
+        if cursor.peek():
+            raise cursor.damaged("something follows the object that should be all of it")
 
 
 def _walk(cursor: "_Cursor", depth: int, names: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
