@@ -50,6 +50,7 @@ _FREE_KEYS = (
     "train_config.mesh.",
     "data_config.data_path",
     "data_config.max_mismatched",
+    "data_config.max_skipped",
     "data_config.actions.names",
     "actions.names",
 )
@@ -223,12 +224,7 @@ def _training_only(state: TrainState) -> dict[str, Any]:
 
 
 def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW".
-
-    Checkpoints that were written before stored sizes were kept go on at any.
-    """
-    if not saved.get("stored_sizes"):
-        new = {key: value for key, value in new.items() if key != "stored_sizes"}
+    """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW"."""
     old, new = _flatten(saved), _flatten(new)
     pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in sorted(old.keys() | new.keys())}
     return [
