@@ -19,7 +19,7 @@ from jaxvla.data.actions import chunk_steps, history_steps
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.order import Order, uniforms
-from jaxvla.data.schema import BATCH_KEYS, Batch
+from jaxvla.data.schema import BATCH_KEYS, PROPRIO, Batch
 from jaxvla.errors import ConfigError
 
 _VALIDATION_SEED = 0
@@ -139,7 +139,7 @@ class BatchSource:
     def _views(self, trajectory: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
         source = self.dataset.source
         trajectory = np.broadcast_to(trajectory, steps.shape)
-        views = {"proprio": self.dataset.proprio[source.frame_starts[trajectory] + steps]}
+        views = {PROPRIO: self.dataset.proprio[source.frame_starts[trajectory] + steps]}
         for camera, _ in source.cameras:
             pixels = np.empty((steps.size, *source.image_size, 3), np.uint8)
             source.read_frames(trajectory.ravel(), steps.ravel(), camera, pixels)

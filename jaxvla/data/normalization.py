@@ -52,8 +52,16 @@ class FieldStatistics:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FieldStatistics":
-        """The inverse of `to_json`."""
-        return cls(**{field.name: np.asarray(values[field.name], np.float32) for field in dataclasses.fields(cls)})
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: values that are no lists of finite numbers, as many in each.
+        """
+        arrays = {field.name: np.asarray(values[field.name], np.float32) for field in dataclasses.fields(cls)}
+        for name, array in arrays.items():
+            if array.ndim != 1 or len(array) != len(arrays["mean"]) or not np.isfinite(array).all():
+                raise ValueError(f"{name} is {array.tolist()}, not {arrays['mean'].size} numbers")
+        return cls(**arrays)
 
     def to_json(self) -> dict[str, list[float]]:
         """Plain lists; float32 values survive the round trip exactly."""

@@ -64,6 +64,9 @@ BATCH_KEYS = (
     "text",
 )
 
+# What stands beside the images of the cameras in observations and goals.
+PROPRIO = "proprio"
+
 # Fills the columns behind the last token of an instruction.
 NO_TOKEN = -1
 
@@ -139,7 +142,7 @@ class BatchSpec:
             images = {
                 camera: rng.integers(0, 256, (*lead, *self.image_size, 3), dtype=np.uint8) for camera in self.cameras
             }
-            return {**images, "proprio": rng.standard_normal((*lead, self.proprio_dim), dtype=np.float32)}
+            return {**images, PROPRIO: rng.standard_normal((*lead, self.proprio_dim), dtype=np.float32)}
 
         chunk = (batch_size, self.action_horizon)
         makers = {

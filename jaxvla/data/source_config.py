@@ -1,9 +1,11 @@
 """Which data: the keys of configs/data_config.py."""
 
 import dataclasses
+from collections.abc import Iterable
 
 from jaxvla.data import rlds
 from jaxvla.data.actions import ActionConvention
+from jaxvla.data.schema import PROPRIO
 from jaxvla.errors import ConfigError
 
 FORMATS = ("bridge_tfrecord", "rlds")
@@ -14,6 +16,14 @@ def check_image_size(where: str, size: tuple[int, ...]) -> None:
     """Raises ConfigError unless `size` is (height, width), or () for the size in which images come."""
     if len(size) not in (0, 2) or any(side < 1 for side in size):
         raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
+
+
+def _check_cameras(where: str, cameras: Iterable[str]) -> None:
+    """Raises ConfigError unless `cameras` are names by which batches can hold images."""
+    if not cameras:
+        raise ConfigError(f"{where} is empty: name at least one, such as images0")
+    if taken := {"", PROPRIO}.intersection(cameras):
+        raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +51,9 @@ class SourceConfig:
         where = "bridgedata_config"
         if self.format not in FORMATS:
             raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
-        if not self.cameras:
-            raise ConfigError(f"{where}.cameras is empty: name at least one, such as images0")
+        if not self.data_path:
+            raise ConfigError(f"{where}.data_path is empty: give the folder of the data, as --config.data_path=FOLDER")
+        _check_cameras(f"{where}.cameras", self.cameras)
         check_image_size(where, self.image_size)
         if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
             raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
@@ -51,10 +62,9 @@ class SourceConfig:
             raise ConfigError(f"{where}.sample_weights has {len(self.sample_weights)} entries for {groups} groups")
         if any(not weight > 0 for weight in self.sample_weights):
             raise ConfigError(f"{where}.sample_weights must be positive, not {self.sample_weights}")
-        if not 0 <= self.max_mismatched <= 1:
-            raise ConfigError(f"{where}.max_mismatched must lie in [0, 1], not {self.max_mismatched}")
-        if not 0 <= self.max_skipped <= 1:
-            raise ConfigError(f"{where}.max_skipped must lie in [0, 1], not {self.max_skipped}")
+        for name in ("max_mismatched", "max_skipped"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{where}.{name} must lie in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"{where}.validation_share must lie in [0, 1), not {self.validation_share}")
         for option, name in _STEP_KEYS.items():

@@ -9,10 +9,8 @@ import numpy as np
 
 from jaxvla.data.images import enlarges, resize, size_text
 from jaxvla.data.normalization import Normalizer
-from jaxvla.data.schema import BatchSpec
+from jaxvla.data.schema import PROPRIO, BatchSpec
 from jaxvla.errors import PolicyError
-
-_PROPRIO = "proprio"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +48,12 @@ class Views:
             expected = ", ".join(f"{name} {self._kind(name)}" for name in self.needed)
             raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {expected}")
         prepared = {camera: np.zeros((*self.spec.image_size, 3), np.uint8) for camera in self.spec.cameras}
-        prepared[_PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
+        prepared[PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
         for name in [name for name in prepared if name in given]:
             value = np.asarray(given[name])
             self._check(name, value, f"{what}[{name!r}]")
             prepared[name] = (
-                self.normalizer.forward(value) if name == _PROPRIO else self._resize(name, value, f"{what}[{name!r}]")
+                self.normalizer.forward(value) if name == PROPRIO else self._resize(name, value, f"{what}[{name!r}]")
             )
         return prepared
 
@@ -71,19 +69,19 @@ class Views:
         return resize(resize(value[None], stored), self.spec.image_size)[0]
 
     def _check(self, name: str, value: np.ndarray, what: str) -> None:
-        fits = self._is_proprio(value) if name == _PROPRIO else _is_image(value)
+        fits = self._is_proprio(value) if name == PROPRIO else _is_image(value)
         if not fits:
-            gray = name != _PROPRIO and value.dtype == np.uint8 and value.shape[2:] in ((), (1,)) and value.ndim > 1
+            gray = name != PROPRIO and value.dtype == np.uint8 and value.shape[2:] in ((), (1,)) and value.ndim > 1
             mend = " (of grayscale, three times the same channel, as the loader reads it)" if gray else ""
             raise PolicyError(f"{what} is {value.dtype}{list(value.shape)}; expected {self._kind(name)}{mend}")
-        if name == _PROPRIO and not np.isfinite(value).all():
+        if name == PROPRIO and not np.isfinite(value).all():
             raise PolicyError(f"{what} holds a value that is not finite: {value.tolist()}")
 
     def _is_proprio(self, value: np.ndarray) -> bool:
         return value.shape == (self.spec.proprio_dim,) and np.issubdtype(value.dtype, np.number)
 
     def _kind(self, name: str) -> str:
-        return f"float32[{self.spec.proprio_dim}] in robot units" if name == _PROPRIO else "uint8[height, width, 3]"
+        return f"float32[{self.spec.proprio_dim}] in robot units" if name == PROPRIO else "uint8[height, width, 3]"
 
 
 def _is_image(value: np.ndarray) -> bool:

@@ -51,6 +51,17 @@ def test_statistics_are_kept_beside_the_data_until_it_changes(root):
     assert (open_dataset(source_config(root), DataConfig(), "train").statistics.actions.mean != 9).all()
 
 
+@pytest.mark.parametrize("mean", [[0.0] * 6, [float("nan")] * 7, 5, [[0.0]] * 7])
+def test_garbled_statistics_are_made_anew(root, mean):
+    whole = open_dataset(source_config(root), DataConfig(), "train").statistics
+    (path,) = root.glob("dataset_statistics-*.json")
+    changed = json.loads(path.read_text())
+    changed["actions"]["mean"] = mean
+    path.write_text(json.dumps(changed))
+    again = open_dataset(source_config(root), DataConfig(), "train").statistics
+    np.testing.assert_array_equal(again.actions.mean, whole.actions.mean)
+
+
 def test_other_transforms_have_other_statistics(root):
     relabelled = open_dataset(source_config(root, actions=BRIDGE), DataConfig(), "train")
     raw = open_dataset(source_config(root, actions=BRIDGE), DataConfig(relabel_actions=False), "train")
@@ -288,7 +299,10 @@ def test_nothing_usable_is_an_error(root):
         ({"sample_weights": (1.0, 2.0)}, "2 entries for 1 groups"),
         ({"sample_weights": (0.0,)}, "must be positive"),
         ({"image_size": (8,)}, "image_size must be"),
+        ({"data_path": ""}, "data_path is empty: give the folder of the data"),
         ({"cameras": {}}, "cameras is empty"),
+        ({"cameras": {"": "images0"}}, "cameras cannot have the name ''"),
+        ({"cameras": {"proprio": "images0"}}, "cameras cannot have the name 'proprio'"),
         ({"max_mismatched": 1.5}, r"max_mismatched must lie in \[0, 1\], not 1\.5"),
         ({"max_skipped": 1.5}, r"max_skipped must lie in \[0, 1\], not 1\.5"),
         ({"validation_share": 1.0}, r"validation_share must lie in \[0, 1\), not 1\.0"),

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -150,6 +151,10 @@ def test_an_item_that_lacks(run):
         find_checkpoint(run)
 
 
+def _without_numbers(assets):
+    return assets["statistics"]["actions"] | {"std": [math.nan, math.nan]}
+
+
 @pytest.mark.parametrize(
     ("item", "change", "message"),
     [
@@ -162,6 +167,11 @@ def test_an_item_that_lacks(run):
             "assets",
             lambda values: values | {"spec": values["spec"] | {"action_dim": 3}},
             r"statistics.actions.mean has shape \(2,\), batches have 3",
+        ),
+        (
+            "assets",
+            lambda values: values | {"statistics": values["statistics"] | {"actions": _without_numbers(values)}},
+            r"std is \[nan, nan\], not 2 numbers",
         ),
         ("data", lambda values: [], r"no data positions but \[\]"),
         ("data", lambda values: {}, "no data positions but {}"),
