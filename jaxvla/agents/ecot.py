@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxvla.agents.executed import action_mse
 from jaxvla.config import from_mapping
-from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.data.schema import TURN_TOKENS, Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.head import ActionHead
@@ -191,8 +191,9 @@ class ECoT:
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Errors of the actions of `act`, and of the words where there are any; `rng` is not needed.
 
-        "mse" is that of acting without the demonstrated words, which a policy does not have; "mse_with_words" that of
-        acting on them. "lm_loss" and "token_accuracy" are means over the words of an example, 0 where it has none.
+        "mse" is that of acting without the demonstrated words, which a policy does not have: of modes implicit and none
+        exactly, of explicit without the words that it would generate. "mse_with_words" is that of acting on the
+        demonstrated ones. "lm_loss" and "token_accuracy" are means over the words of an example, 0 where it has none.
         """
         text = batch["text"]
         model = self._model(params)
@@ -200,15 +201,18 @@ class ECoT:
         noise_bad = jnp.zeros(batch["actions"].shape, jnp.float32)
         head, state_bp = self._head(params), self._state(batch["observations"])
 
-        def error(hidden: bool) -> Float[Array, " b"]:
+        def error(thought: Thought, hidden: bool) -> Float[Array, " b"]:
             hidden_b = jnp.full(len(noise_bad), hidden)
             actions_bad = head.sample(*self._context(model, thought, text, hidden_b), noise_bad, state_bp)
             return action_mse(actions_bad, batch, self.spec, 1)
 
+        # As in `sample_actions`: the head looks at the end of the turn where it was not trained to do without.
+        hides = self.config.hide_words > 0
+        silent = thought if hides else self._think(model, {**batch, "text": _without_words(text)})
         losses_bs, hits_bs = _language(model, thought, text)
         return {
-            "mse": error(True),
-            "mse_with_words": error(False),
+            "mse": error(silent, hides),
+            "mse_with_words": error(thought, False),
             "lm_loss": masked_mean(losses_bs, text["labels"], 1),
             "token_accuracy": masked_mean(hits_bs, text["labels"], 1),
         }
@@ -331,6 +335,17 @@ def _make_head(config: ECoTConfig, spec: BatchSpec, rngs: nnx.Rngs) -> ActionHea
     state_dim = spec.proprio_dim if config.action_head.use_state else 0
     width = config.backbone.text.hidden_size
     return ActionHead(config.action_head, width, spec.action_horizon, spec.action_dim, state_dim, rngs)
+
+
+def _without_words(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts with suffixes as a policy reads them that says nothing: the ends of thinking and of the turn."""
+    has_slots_b, stop_b = text["slots"].any(1), text["suffix_stop"]
+    stop = jnp.where(has_slots_b, 1 + TURN_TOKENS, TURN_TOKENS)
+    columns = jnp.arange(1 + TURN_TOKENS)
+    from_end_bs = (stop_b - stop)[:, None] + columns
+    source_bs = jnp.where((columns == 0) & has_slots_b[:, None], 0, from_end_bs)
+    suffix_bs = jnp.take_along_axis(text["suffix"], source_bs, axis=1, mode="clip")
+    return {**text, "suffix": suffix_bs, "suffix_stop": stop}
 
 
 def _language(

@@ -32,7 +32,8 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
             prefix         int32 [b, u]        images and instruction, padded on the left
             prefix_start   int32 [b]           where the padding ends
             slots          bool [b, k]         True at the thinking slots that the sample uses, the first n
-            suffix         int32 [b, s]        the end of thinking and the words, padded on the right
+            suffix         int32 [b, s]        the end of thinking where there are slots, the words, and `TURN_TOKENS`
+                                               for the end of the turn, padded on the right
             suffix_stop    int32 [b]           where the padding begins
             labels         bool [b, s]         True at the suffix tokens that are to be learned
             stage          int32 [b]           of the curriculum; -1 where the sample has the bare instruction
@@ -66,6 +67,9 @@ BATCH_KEYS = (
 
 # What stands beside the images of the cameras in observations and goals.
 PROPRIO = "proprio"
+
+# Tokens of the end of a turn, which every suffix ends with.
+TURN_TOKENS = 2
 
 # Fills the columns behind the last token of an instruction.
 NO_TOKEN = -1

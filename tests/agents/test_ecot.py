@@ -7,7 +7,7 @@ import pytest
 from agents.ecot_cases import BACKBONE, PAD, SPEC, STOP, agent, agent_kwargs, batch, params, quick_jit, text
 
 from jaxvla.agents import make_agent
-from jaxvla.data.schema import TextSpec
+from jaxvla.data.schema import TURN_TOKENS, TextSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.latent_thinking import think
 from jaxvla.models.module import bind
@@ -80,28 +80,39 @@ def test_a_sample_does_not_depend_on_its_batch():
         np.testing.assert_allclose(padded[name], found[name], rtol=2e-5, atol=1e-6)
 
 
-def test_hidden_words_do_not_reach_the_head():
-    made, other = batch(), batch()
-    other["text"] = made["text"] | {"suffix": np.where(made["text"]["suffix"] == PAD, PAD, 7).astype(np.int32)}
-    # The first entry of a suffix behind slots is the end of thinking, which stays visible.
-    other["text"]["suffix"][:, 0] = made["text"]["suffix"][:, 0]
-    first, second = (evaluate(agent(), params(), x, KEY) for x in (made, other))
-    np.testing.assert_array_equal(first["mse"], second["mse"])
-    assert (first["mse_with_words"] != second["mse_with_words"])[:3].all()
-
-
-def test_implicit_inference_is_that_of_training():
-    made = batch()
-    made["text"] = text(np.random.default_rng(3), (10, 7, 8, 6), (2, 2, 2, 2), (3, 3, 3, 3))
-    sampled = sample(agent(), params(), made["observations"], {"text": made["text"]}, None)
-    error = ((np.asarray(sampled.actions_bad) - made["actions"]) ** 2).sum(-1)
+@pytest.mark.parametrize("hide_words", [0.0, 0.5])
+def test_the_validation_error_is_that_of_acting_without_words(hide_words):
+    own, made = agent(hide_words=hide_words), batch()
+    slots, lengths = (2, 0, 1, 2), (6, 4, 5, 3)  # of the last nothing but the ends of thinking and of the turn
+    made["text"] = text(np.random.default_rng(3), (10, 7, 8, 6), slots, lengths)
+    suffix = np.full((4, 3), PAD, np.int32)
+    for i, (used, length) in enumerate(zip(slots, lengths)):
+        row = made["text"]["suffix"][i, :length]
+        said = [*row[: used > 0], *row[-TURN_TOKENS:]]
+        suffix[i, : len(said)] = said
+    stop = np.array([3, 2, 3, 3], np.int32)
+    told = {key: value for key, value in made["text"].items() if key != "labels"}
+    told |= {"suffix": suffix, "suffix_stop": stop}
+    acted = np.asarray(sample(own, params(), made["observations"], {"text": told}, None).actions_bad)
     inside = made["action_pad_mask"]
-    expected = evaluate(agent(), params(), made, KEY)["mse_with_words"]
-    np.testing.assert_allclose((error * inside).sum(1) / inside.sum(1), expected, rtol=1e-5)
-    assert sampled.tokens_bm is None
+    error = (((acted - made["actions"]) ** 2).sum(-1) * inside).sum(1) / inside.sum(1)
+    found = evaluate(own, params(), made, KEY)
+    np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
+    assert (abs(found["mse_with_words"] - error)[:3] > 1e-4).all()
+    other = made | {"text": made["text"] | {"suffix": made["text"]["suffix"].copy()}}
+    other["text"]["suffix"][[0, 1, 2], [1, 0, 1]] = 7  # the first word
+    again = evaluate(own, params(), other, KEY)
+    np.testing.assert_array_equal(found["mse"], again["mse"])
+    assert (found["mse_with_words"] != again["mse_with_words"])[:3].all()
+
+
+def test_actions_are_drawn_by_the_key():
+    made = batch()
+    likeliest = sample(agent(), params(), made["observations"], {"text": made["text"]}, None)
+    assert likeliest.tokens_bm is None
     drawn = [sample(agent(), params(), made["observations"], {"text": made["text"]}, KEY) for _ in range(2)]
     np.testing.assert_array_equal(drawn[0].actions_bad, drawn[1].actions_bad)
-    assert (np.asarray(drawn[0].actions_bad) != sampled.actions_bad).all()
+    assert (np.asarray(drawn[0].actions_bad) != likeliest.actions_bad).all()
 
 
 def test_explicit_inference_says_words_and_acts_on_them():

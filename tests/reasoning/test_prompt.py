@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from reasoning.text_cases import FULL_WORDS, LARA_WORDS, thinking_tokenizer
 
+from jaxvla.data.schema import TURN_TOKENS
 from jaxvla.data.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.reasoning.prompt import (
@@ -93,6 +94,7 @@ def test_prefixes_of_other_prompts(tokenizer):
 
 
 def test_suffixes(tokenizer):
+    assert len(builder(tokenizer).end_of_turn) == TURN_TOKENS
     rows = builder(tokenizer).suffixes([FULL_WORDS[5:7], LARA_WORDS[:1], (), ()], [False, True, True, False], name)
     assert [tokenizer.decode(row) for row in rows] == [
         " MOVE REASONING: the pot is to the left MOVE: move left, close gripper<|im_end|>\n",
