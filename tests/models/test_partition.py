@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.partition import combine, partition
+from jaxvla.models.partition import combine, partition, replace, select
 
 PARAMS = {
     "text": {"layers": {"q_proj": {"kernel": jnp.ones((2, 3, 3))}}, "norm": {"scale": jnp.ones(3)}},
@@ -58,3 +58,11 @@ def test_a_pattern_that_chooses_nothing(pattern, message):
 def test_parts_do_not_overlap():
     with pytest.raises(ConfigError, match="share head/bias"):
         combine(PARAMS, {"head": {"bias": jnp.ones(1)}})
+
+
+def test_leaves_are_replaced_and_selected_by_path():
+    params = {"head": {"kernel": 1, "bias": 2}, "text": {"norm": {"scale": 3}}}
+    part = {"text": {"norm": {"scale": 30}}}
+    assert replace(params, part) == {"head": {"kernel": 1, "bias": 2}, "text": {"norm": {"scale": 30}}}
+    assert list(replace(params, part)["head"]) == ["kernel", "bias"]
+    assert select(params, part) == {"text": {"norm": {"scale": 3}}}
