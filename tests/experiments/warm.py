@@ -100,11 +100,14 @@ def _rehearse(
 
     check_batch_size(config.batch_size // config.accumulate_steps, mesh)
     optimizer = make_optimizer(config.optimizer, agent.frozen_modules)
-    params = abstract_state(agent, optimizer, mesh, ema=config.ema_decay > 0).params
+    state = abstract_state(agent, optimizer, mesh, ema=config.ema_decay > 0)
+    params, moments = state.params, jax.tree_util.tree_leaves_with_path(state.opt_state)
     check_learning_rates(config.optimizer, params)
     loop._check_best_metric(config, agent, params)
     if config.resume_path:
         loop._prepare(config, agent, mesh, batches, assets, (), None)
+    trained = {key.key for path, _ in moments for key in path if isinstance(key, jax.tree_util.DictKey)}
+    print("trained     ", *sorted(params.keys() & trained))
     batch = next(batches)
     for path, x in jax.tree_util.tree_leaves_with_path(batch):
         print("/".join(key.key for key in path), x.shape)
