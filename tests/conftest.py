@@ -73,3 +73,11 @@ def bridge_rlds(samples, tmp_path) -> pathlib.Path:
     for path in (copy, *copy.iterdir()):
         path.chmod(0o755)
     return copy
+
+
+# The files that take longest go first: a worker takes whole files, and the last one should be short.
+LONG = ("training/test_methods.py", "experiments/test_ecot.py", "experiments/test_train.py", "test_cookbook.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))

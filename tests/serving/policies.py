@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from training.positional_batches import make_assets
+from training.positional_batches import make_assets, make_statistics
 
 from jaxvla import agents
 from jaxvla.data.schema import BatchSpec
@@ -43,7 +43,8 @@ class Echo:
 
 def save(run, agent, kwargs, spec, steps=(3,), values=(0.1, 0.3), **others):
     """Checkpoints of arbitrary parameters; returns these and the assets, of which `others` are fields."""
-    assets = dataclasses.replace(make_assets(), agent=agent, agent_kwargs=kwargs, spec=spec, **others)
+    own = {"agent": agent, "agent_kwargs": kwargs, "spec": spec, "statistics": make_statistics(spec)}
+    assets = dataclasses.replace(make_assets(), **own, **others)
     shapes = jax.eval_shape(agents.make_agent(agent, kwargs, spec).init, jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(rng.uniform(*values, x.shape), x.dtype), shapes)

@@ -50,16 +50,18 @@ def validation(sizes=(16, 16, 5), rows=slice(None)):
     return (rows_of(global_batch(1000 + i, size), rows) for i, size in enumerate(sizes))
 
 
-def make_assets(**train_config):
+def make_statistics(spec):
     rng = np.random.default_rng(0)
-    statistics = Statistics(
-        FieldStatistics.of(rng.normal(0.5, 0.1, (50, 2))), FieldStatistics.of(rng.normal(size=(50, 4))), 50, 5
-    )
+    actions, proprio = rng.normal(0.5, 0.1, (50, spec.action_dim)), rng.normal(size=(50, spec.proprio_dim))
+    return Statistics(FieldStatistics.of(actions), FieldStatistics.of(proprio), 50, 5)
+
+
+def make_assets(**train_config):
     return Assets(
         agent="linear",
         agent_kwargs={},
         spec=SPEC,
-        statistics=statistics,
+        statistics=make_statistics(SPEC),
         action_normalization="normal",
         proprio_normalization="normal",
         action_mask=(),

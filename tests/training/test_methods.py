@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from agents import ecot_cases
 from jax.sharding import PartitionSpec
-from training.positional_batches import PositionalBatches, make_assets, rows_of
+from training.positional_batches import PositionalBatches, make_assets, make_statistics, rows_of
 
 from jaxvla.agents import make_agent
 from jaxvla.config import from_mapping
@@ -85,7 +85,8 @@ def losses(method, run, devices, **changes):
         "optimizer": {"learning_rate": 1e-2, "clip_norm": 1.0},
     }
     values |= CHANGES.get(method, {}) | changes
-    assets = dataclasses.replace(make_assets(**values), agent=method, agent_kwargs=METHODS[method], spec=spec)
+    own = {"agent": method, "agent_kwargs": METHODS[method], "spec": spec, "statistics": make_statistics(spec)}
+    assets = dataclasses.replace(make_assets(**values), **own)
     config = from_mapping(TrainConfig, values)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
 
