@@ -94,11 +94,11 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
     print("actions      " + f"\n{'':<13}".join(job.training.describe_actions()))
-    lines = dict.fromkeys((*job.training.report, *job.validation.report))  # both may be parts of the same files
-    print("".join(f"{line}\n" for line in lines), end="")
     if job.training.config.action_horizon > 1:
         horizon, share = job.training.config.action_horizon, job.training.padded_share
-        print(f"             chunks of {horizon}; {share:.1%} of their slots lie behind an end, and carry no loss")
+        print(f"             chunks of {horizon}; {share:.1%} of their slots carry no loss: behind an end, or not taught")
+    lines = dict.fromkeys((*job.training.report, *job.validation.report))  # both may be parts of the same files
+    print("".join(f"{line}\n" for line in lines), end="")
     if job.texts is not None:
         print("\n".join(job.texts.report))
         for first, stage in job.texts.wording.curriculum.config.schedule:
