@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.models.module import Params
@@ -33,6 +33,16 @@ class Targets:
             for follower, name in self.following
         }
         return params | moved
+
+
+class PartialMetric(NamedTuple):
+    """A validation metric that is averaged over the examples which have a value of it; other entries say nothing."""
+
+    value_b: Float[Array, " b"]
+    known_b: Bool[Array, " b"]
+
+
+ExampleMetrics = Mapping[str, Float[Array, " b"] | PartialMetric]
 
 
 @runtime_checkable
@@ -69,7 +79,7 @@ class Agent(Protocol):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The loss to minimise and metrics to log, in training mode: `rng` draws dropout and noise."""
 
-    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> ExampleMetrics:
         """Validation metrics of each example, without dropout; at least "mse", of the action that a robot would get.
 
         mse is the squared error of `executed` actions, summed over d and averaged over the slots inside the

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxvla.agents.agent import ExampleMetrics, PartialMetric
 from jaxvla.agents.executed import action_mse
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import TURN_TOKENS, Batch, BatchSpec
@@ -188,12 +189,12 @@ class ECoT:
             total += metrics["action_loss"]
         return total, metrics | {"total_loss": total}
 
-    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
+    def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> ExampleMetrics:
         """Errors of the actions of `act`, and of the words where there are any; `rng` is not needed.
 
         "mse" is that of acting without the demonstrated words, which a policy does not have: of modes implicit and none
         exactly, of explicit without the words that it would generate. "mse_with_words" is that of acting on the
-        demonstrated ones. "lm_loss" and "token_accuracy" are means over the words of an example, 0 where it has none.
+        demonstrated ones. "lm_loss" and "token_accuracy" are means over the words of an example that has any.
         """
         text = batch["text"]
         model = self._model(params)
@@ -213,8 +214,8 @@ class ECoT:
         return {
             "mse": error(silent, hides),
             "mse_with_words": error(thought, False),
-            "lm_loss": masked_mean(losses_bs, text["labels"], 1),
-            "token_accuracy": masked_mean(hits_bs, text["labels"], 1),
+            "lm_loss": PartialMetric(masked_mean(losses_bs, text["labels"], 1), text["labels"].any(1)),
+            "token_accuracy": PartialMetric(masked_mean(hits_bs, text["labels"], 1), text["labels"].any(1)),
         }
 
     def act(

@@ -335,6 +335,7 @@ class _Loop:
         with self.interval.paused():
             self.interval.check_finite()
             start = time.perf_counter()
-            ranked = self.validated_at == step and math.isfinite(self.metrics[self.config.checkpoint.best_metric])
+            best = self.metrics.get(self.config.checkpoint.best_metric, math.nan)
+            ranked = self.validated_at == step and math.isfinite(best)
             self.checkpointer.save(self.state, self.feed.state, self.metrics if ranked else None)
             self.loggers.write(step, {"timer/save_ms": 1000 * (time.perf_counter() - start)})

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxvla.agents.agent import Agent
+from jaxvla.agents.agent import Agent, PartialMetric
 from jaxvla.agents.executed import action_mse
 from jaxvla.data.schema import Batch
 from jaxvla.models.module import Params
@@ -21,7 +21,7 @@ from jaxvla.training.state import TrainState, changing
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Any, Batch, Bool[Array, " b"], Key[Array, ""]], dict[str, Float[Array, " b"]]]
+EvalStep = Callable[[Any, Batch, Bool[Array, " b"], Key[Array, ""]], dict[str, PartialMetric]]
 
 
 def make_train_step(
@@ -124,7 +124,7 @@ def _cut(x: Array, parts: int) -> Array:
 
 
 def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"], batch_sharding: NamedSharding) -> EvalStep:
-    """Per-example metrics on one batch, jitted: (params, batch, valid, rng) -> {name: [b]}, 0 where not valid.
+    """Per-example metrics on one batch, jitted: (params, batch, valid, rng) -> {name: values, 0 where not known}.
 
     Args:
         agent: its `evaluate` gives the metrics.
@@ -133,12 +133,13 @@ def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"], batch_sha
         batch_sharding: of every array of the batch.
     """
 
-    def eval_step(
-        params: Any, batch: Batch, valid: Bool[Array, " b"], rng: Key[Array, ""]
-    ) -> dict[str, Float[Array, " b"]]:
+    def eval_step(params: Any, batch: Batch, valid: Bool[Array, " b"], rng: Key[Array, ""]) -> dict[str, PartialMetric]:
         baseline = action_mse(jnp.broadcast_to(mean_action, batch["actions"].shape), batch, agent.spec, 1)
         with activations_at(batch_sharding):
             metrics = agent.evaluate(params, batch, rng) | {"mse_mean_action": baseline}
-        return {name: jnp.where(valid, value, 0) for name, value in metrics.items()}
+        parts = {n: m if isinstance(m, PartialMetric) else PartialMetric(m, valid) for n, m in metrics.items()}
+        return {
+            n: PartialMetric(jnp.where(m.known_b & valid, m.value_b, 0), m.known_b & valid) for n, m in parts.items()
+        }
 
     return jax.jit(eval_step)

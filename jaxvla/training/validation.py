@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jaxvla.agents.agent import PartialMetric
 from jaxvla.data.schema import Batch
 from jaxvla.errors import TrainingError
 from jaxvla.parallel.feed import process_rows, to_global
@@ -21,7 +22,7 @@ _IN_FLIGHT = 2
 def evaluate(
     eval_step: EvalStep, params: Any, batches: Iterator[Batch], batch_size: int, sharding: NamedSharding, seed: int
 ) -> dict[str, float]:
-    """Averages the metrics of `eval_step` over all examples of `batches`.
+    """Averages each metric of `eval_step` over the examples of `batches` that have a value of it, if any has.
 
     Args:
         eval_step: from `make_eval_step`.
@@ -37,26 +38,27 @@ def evaluate(
     """
     rows = process_rows(sharding, batch_size)
     key = jax.random.key(seed)
-    sums: list[dict[str, jax.Array]] = []
+    sums: list[dict[str, tuple[jax.Array, jax.Array]]] = []
     pending: collections.deque[Any] = collections.deque()
     for index, batch in enumerate(batches):
         padded, valid = _pad(batch, rows.stop - rows.start)
         device_batch, device_valid = to_global(padded, sharding), to_global({"valid": valid}, sharding)["valid"]
         metrics = eval_step(params, device_batch, device_valid, jax.random.fold_in(key, index))
-        sums.append(_totals(metrics, device_valid))
+        sums.append(_totals(metrics))
         pending.append(sums[-1])
         if len(pending) > _IN_FLIGHT:
             jax.block_until_ready(pending.popleft())
     fetched = jax.device_get(sums)
-    count = sum(int(batch["count"]) for batch in fetched)
-    if not count:
+    counts = {name: sum(int(batch[name][1]) for batch in fetched) for batch in fetched[:1] for name in batch}
+    if not any(counts.values()):
         raise TrainingError("the validation data gave no example; look at the val split, or at config.eval_batches")
-    return {name: math.fsum(float(batch[name]) for batch in fetched) / count for name in fetched[0] if name != "count"}
+    return {n: math.fsum(float(batch[n][0]) for batch in fetched) / count for n, count in counts.items() if count}
 
 
 @jax.jit
-def _totals(metrics: dict[str, jax.Array], valid: jax.Array) -> dict[str, jax.Array]:
-    return {name: value.sum() for name, value in metrics.items()} | {"count": valid.sum()}
+def _totals(metrics: dict[str, PartialMetric]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The sum of each metric, and of how many examples."""
+    return {name: (metric.value_b.sum(), metric.known_b.sum()) for name, metric in metrics.items()}
 
 
 def _pad(batch: Batch, rows: int) -> tuple[Batch, np.ndarray]:

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from training.linear_agent import LinearAgent
 from training.positional_batches import KEYS, SPEC, global_batch
 
-from jaxvla.agents.agent import Targets
+from jaxvla.agents.agent import PartialMetric, Targets
 from jaxvla.errors import TrainingError
 from jaxvla.ops.placement import pin
 from jaxvla.parallel.feed import to_global
@@ -170,8 +170,26 @@ def test_eval_step_gives_metrics_per_example():
     batch = global_batch(0)
     valid = np.arange(16) != 3
     metrics = make_eval_step(AGENT, MEAN, batch_sharding(ONE))(params, batch, valid, jax.random.key(0))
-    np.testing.assert_allclose(metrics["mse"], numpy_metrics(params, batch)[0] * valid, rtol=1e-4)
+    np.testing.assert_allclose(metrics["mse"].value_b, numpy_metrics(params, batch)[0] * valid, rtol=1e-4)
+    np.testing.assert_array_equal(metrics["mse"].known_b, valid)
     assert set(batch) == set(KEYS)
+
+
+class Half(LinearAgent):
+    def evaluate(self, params, batch, rng):
+        value = jnp.where(batch["actions"][:, 0, 0] > 0, batch["actions"][:, 0, 0], jnp.nan)
+        nothing = jnp.zeros(len(value), bool)
+        known = {"positive": PartialMetric(value, ~jnp.isnan(value)), "nowhere": PartialMetric(value, nothing)}
+        return super().evaluate(params, batch, rng) | known
+
+
+def test_metrics_are_averaged_over_the_examples_that_have_a_value():
+    batches = [global_batch(i, size) for i, size in enumerate((16, 5))]
+    step = make_eval_step(Half(SPEC), MEAN, batch_sharding(ONE))
+    found = evaluate(step, Setup(ONE).state.params, iter(batches), 16, batch_sharding(ONE), seed=0)
+    values = np.concatenate([batch["actions"][:, 0, 0] for batch in batches])
+    assert found["positive"] == pytest.approx(values[values > 0].mean(), rel=1e-5)
+    assert set(found) == {"mse", "mse_mean_action", "positive"}
 
 
 @pytest.mark.parametrize("sizes", [(), (0,)])
