@@ -127,7 +127,7 @@ def evaluate(policy: "Policy", mode: str) -> list[Result]:
             results.append(result)
             successes += result.success
             progress.set_postfix_str(f"{successes}/{len(results)} successes", refresh=False)
-            films.save(result, video_folder(), mode)
+            films.save(result, mode)
     return sorted(results, key=lambda result: result.number)
 
 
@@ -161,11 +161,11 @@ class Films:
             number = len(self._frames[episode.number])
             self._frames[episode.number].append(Frame(images, (f"{number}: {instruction}", said)))
 
-    def save(self, result: Result, folder: pathlib.Path, mode: str) -> None:
+    def save(self, result: Result, mode: str) -> None:
         """Writes the film of an episode that has ended, if it was filmed."""
         if result.number < self._count:
             ending = "success" if result.success else "failure"
-            path = folder / f"{mode}_{result.number:03d}_{ending}.gif"
+            path = video_folder() / f"{mode}_{result.number:03d}_{ending}.gif"
             save_film(path, self._frames.pop(result.number), result.success)
 
 

@@ -18,7 +18,7 @@ from jaxvla.agents import make_agent
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
-from jaxvla.errors import PolicyError
+from jaxvla.errors import ConfigError, PolicyError
 from jaxvla.models.module import Params
 from jaxvla.serving.draws import Draw, Draws, key_of
 from jaxvla.serving.instructions import Instructions
@@ -68,6 +68,10 @@ def load_policy(
     """
     path = find_checkpoint(folder, step, items=("params", "assets"))
     assets = read_assets(path)
+    if inference is not None and assets.text is None:
+        raise ConfigError(
+            f"{assets.agent} does not reason: no mode of inference can be chosen, leave {inference!r} out"
+        )
     own = {} if inference is None else {"inference": inference}
     make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)  # says what is wrong before anything is read
     kwargs, params = merge_adapters(assets.agent_kwargs, read_params(path, assets))

@@ -107,6 +107,12 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
         assert frames.n_frames == 4
 
 
+def test_no_report_is_written_where_none_is_asked_for(checkpoint):
+    done = run_main(f"--checkpoint={checkpoint}", "--episodes=1", "--max_steps=1", "--image_size=16")
+    assert done.returncode == 0, done.stderr
+    assert "policy        0/1" in done.stdout
+
+
 def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
     rng = np.random.default_rng(3)
     statistics = Statistics(
@@ -130,6 +136,7 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
         (["--output_path=s3://x/report.json"], "error: --output_path: s3://x/report.json is no local path"),
         (["--checkpoint=gs://runs/x"], "error: gs://runs/x is no local path"),
         (["--task=juggle"], "error: no tabletop task named 'juggle' on level full; there are: put_in_container"),
+        (["--modes=none"], "error: gc_bc does not reason: no mode of inference can be chosen, leave 'none' out"),
         (["--videos=2"], "error: --videos needs --output_path"),
     ],
 )
