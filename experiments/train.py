@@ -95,8 +95,8 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
     print("actions      " + f"\n{'':<13}".join(job.training.describe_actions()))
     if job.training.config.action_horizon > 1:
-        horizon, share = job.training.config.action_horizon, job.training.padded_share
-        print(f"             chunks of {horizon}; {share:.1%} of their slots carry no loss: behind an end, or not taught")
+        share = f"{job.training.padded_share:.1%} of their slots carry no loss: behind an end, or not taught"
+        print(f"             chunks of {job.training.config.action_horizon}; {share}")
     lines = dict.fromkeys((*job.training.report, *job.validation.report))  # both may be parts of the same files
     print("".join(f"{line}\n" for line in lines), end="")
     if job.texts is not None:

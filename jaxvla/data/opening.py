@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from jaxvla.data import bridge_tfrecord, rlds, rlds_files, selection, skipping
+from jaxvla.data.files import reading
 from jaxvla.data.index import Index, open_indices
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
@@ -49,7 +50,8 @@ def open_source(
     config: SourceConfig, image_size: tuple[int, ...], root: pathlib.Path, split: str
 ) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
     """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`."""
-    files, notes = _find_stored(config, root, split)
+    with reading(root):
+        files, notes = _find_stored(config, root, split)
     stored = "train" if config.validation_share else split
     paths, groups = [path for group in files for path in group], np.repeat(np.arange(len(files)), [*map(len, files)])
     indices, cameras, missing = _open_indices(config, root, stored, paths)

@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from jaxvla.data.files import reading
 from jaxvla.errors import DataError
 
 _SHARD = re.compile(
@@ -104,10 +105,11 @@ def _info(folder: pathlib.Path) -> tuple[str, dict[str, list[int]]]:
     if not path.exists():
         return "", {}
     try:
-        info = json.loads(path.read_text())
+        with reading(path):
+            info = json.loads(path.read_text())
         lengths = {entry["name"]: [*map(int, entry.get("shardLengths") or ())] for entry in info.get("splits") or ()}
         return str(info.get("name", "")), lengths
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: is damaged ({error}): download it again, or remove it") from error
 
 

@@ -6,10 +6,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.protobuf import header, varint
 from jaxvla.data.tfrecord import RecordWriter
+from jaxvla.errors import DataError
 
 STEPS = {
     "action": "tensor",
@@ -83,6 +86,25 @@ def features_json(steps: Mapping[str, object]) -> dict:
         node[leaf] = {kind: {}} if isinstance(kind, str) else {"tensor": kind}
     inner = {"sequence": {"feature": {"featuresDict": {"features": tree}}}}
     return {"featuresDict": {"features": {"steps": inner}}}
+
+
+FOUR = [episode(i) for i in range(4)]
+
+
+def opened(folder, split="train", data=None, **changes):
+    """A split of such a dataset; `data` are changes of `DataConfig`, the others of `SourceConfig`."""
+    config = {"cameras": {"images0": "image_0"}, "image_size": (8, 8)} | changes
+    return open_dataset(
+        SourceConfig("rlds", str(folder), **config), DataConfig(relabel_actions=False, **(data or {})), split
+    )
+
+
+def one_line(folder, match, error=DataError, **options):
+    """What is said of a dataset that `opened` refuses."""
+    with pytest.raises(error, match=match) as caught:
+        opened(folder, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def _field(number: int, data: bytes) -> bytes:
