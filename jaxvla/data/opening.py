@@ -16,7 +16,7 @@ from jaxvla.errors import ConfigError, DataError
 def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[list[str]], tuple[str, ...]]:
     """The files of each group that are stored as a split, and lines that say what was not found."""
     if config.format == "rlds":
-        rlds_files.check_folder(root)
+        rlds_files.check_version(root)
         return [rlds_files.find_files(root, split)], ()
     found = [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
     lost = sorted({link for _, links in found for link in links})
@@ -27,7 +27,7 @@ def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[
 def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
     """Whether any group has files of a split."""
     if config.format == "rlds":
-        rlds_files.check_folder(root)
+        rlds_files.check_version(root)
         return split in rlds_files.splits(root)
     for patterns in config.include:
         with contextlib.suppress(DataError):

@@ -17,7 +17,7 @@ _SHARD = re.compile(
 )
 
 
-def check_folder(folder: pathlib.Path) -> None:
+def check_version(folder: pathlib.Path) -> None:
     """Refuses what is no version folder.
 
     Raises:
