@@ -73,7 +73,9 @@ def test_what_actions_are_can_be_said_by_flags(flags, relabel, actions, monkeypa
 @pytest.mark.parametrize("preset", ["tfrecord", "rlds"])
 def test_data_of_other_robots_is_left_as_it_is(preset):
     values = load(CONFIGS / "data_config.py").get_config(preset).to_dict()
-    assert from_mapping(SourceConfig, values).actions == ActionConvention()
+    assert from_mapping(SourceConfig, values | {"data_path": "x"}).actions == ActionConvention()
+    with pytest.raises(ConfigError, match="data_path is empty: give the folder of the data, as --config"):
+        from_mapping(SourceConfig, values)
 
 
 def test_misspelt_overrides_are_named():
