@@ -44,7 +44,7 @@ class Echo:
 def save(run, agent, kwargs, spec, steps=(3,), values=(0.1, 0.3), **others):
     """Checkpoints of arbitrary parameters; returns these and the assets, of which `others` are fields."""
     own = {"agent": agent, "agent_kwargs": kwargs, "spec": spec, "statistics": make_statistics(spec)}
-    assets = dataclasses.replace(make_assets(), **own, **others)
+    assets = dataclasses.replace(make_assets(), **own | others)
     shapes = jax.eval_shape(agents.make_agent(agent, kwargs, spec).init, jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: jnp.asarray(rng.uniform(*values, x.shape), x.dtype), shapes)
