@@ -190,12 +190,8 @@ def _transform_actions(source: TrajectorySource, convention: ActionConvention) -
 
 def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:
     content = hashlib.sha256()
-    for array in (
-        table,
-        source.proprio,
-        source.lengths,
-        source.taught,
-    ):  # not all of the files: features and trajectories are chosen
+    # What the files hold is not enough: features and trajectories of them are chosen.
+    for array in (table, source.proprio, source.lengths, source.taught):
         content.update(np.ascontiguousarray(array))
     name = sidecar.fingerprint(source.paths, settings, content.hexdigest())
 
