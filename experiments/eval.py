@@ -22,7 +22,7 @@ import tqdm
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.envs.film import Frame, save_film
+from jaxvla.envs.film import SUFFIX, SUFFIXES, Frame, check_films, save_film
 from jaxvla.envs.goals import last_frame
 from jaxvla.envs.recording import Recorded, recorded
 from jaxvla.envs.rollout import Episode, Observation, Result, World, check_fit, rollouts
@@ -71,6 +71,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("max_steps", 60, "Steps after which an episode has failed.", lower_bound=1)
 flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
+flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
 # Keeps these episodes apart from those of make_sample_bridgedata.py, whose seeds have three parts, too.
 _STREAM = 1 << 31
@@ -93,6 +94,8 @@ def main(_: list[str]) -> None:
     if FLAGS.videos and not FLAGS.output_path:
         raise ConfigError("--videos needs --output_path: films are written beside the report")
     output = cli.output_path(FLAGS.output_path) if FLAGS.output_path else None
+    if FLAGS.videos:
+        check_films(video_folder(), f".{FLAGS.video_format}")
     world = WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps, FLAGS.level)
     world.reset(seed=0, task=FLAGS.task or None)
     from jaxvla.checkpoint import find_checkpoint
@@ -165,7 +168,7 @@ class Films:
         """Writes the film of an episode that has ended, if it was filmed."""
         if result.number < self._count:
             ending = "success" if result.success else "failure"
-            path = video_folder() / f"{mode}_{result.number:03d}_{ending}.gif"
+            path = video_folder() / f"{mode}_{result.number:03d}_{ending}.{FLAGS.video_format}"
             save_film(path, self._frames.pop(result.number), result.success)
 
 

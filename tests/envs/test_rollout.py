@@ -1,12 +1,10 @@
-"""Closed loops in a world of one number, and films of them."""
+"""Closed loops in a world of one number."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from jaxvla.envs.film import FAILURE, LAST_DURATION, STEP_DURATION, SUCCESS, Frame, save_film, wrap
 from jaxvla.envs.rollout import Actor, Episode, World, WorldSpec, check_fit, rollouts
 from jaxvla.envs.tabletop import TabletopEnv
 from jaxvla.errors import ConfigError
@@ -176,36 +174,3 @@ def test_watching_sees_every_frame_and_what_was_said_before_it():
         assert len(own) == result.steps + 1
         assert [said for *_, said in own[:2]] == ["", result.words[0]]
         assert own[-1][2] >= 10 or result.steps == LIMIT
-
-
-def picture(value):
-    return np.full((16, 16, 3), value, np.uint8)
-
-
-@pytest.mark.parametrize(("success", "color"), [(True, SUCCESS), (False, FAILURE)])
-def test_a_film_shows_views_side_by_side_and_how_it_ended(tmp_path, success, color):
-    frames = [Frame({"images0": picture(40 + 60 * i), "goal": picture(220)}, ("go", "says " * 40)) for i in range(3)]
-    path = tmp_path / "films" / "one.gif"
-    save_film(path, frames, success)
-    with Image.open(path) as film:
-        assert film.n_frames == 3
-        seen, durations = [], []
-        for i in range(3):
-            film.seek(i)
-            seen.append(np.asarray(film.convert("RGB")).astype(int))
-            durations.append(film.info["duration"])
-    assert durations == [STEP_DURATION, STEP_DURATION, LAST_DURATION]
-    quarter, middle = seen[0].shape[1] // 4, 100
-    for i in range(3):
-        assert np.abs(seen[i][middle, quarter] - (40 + 60 * i)).max() < 8
-        assert np.abs(seen[i][middle, 3 * quarter] - 220).max() < 8
-    assert np.abs(seen[2][0, 0] - color).max() < 8
-    assert np.abs(seen[1][0, 0] - color).max() > 40
-
-
-def test_long_texts_are_broken_and_cut():
-    assert wrap("put the cube in the bowl", 1000, 2) == ["put the cube in the bowl"]
-    lines = wrap("word " * 100, 120, 2)
-    assert len(lines) == 2
-    assert lines[-1].endswith("...")
-    assert len(wrap("x" * 500, 120, 3)) == 3

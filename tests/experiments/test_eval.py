@@ -7,10 +7,10 @@ import pathlib
 import subprocess
 import sys
 
+import av
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 from serving.policies import GC_BC, save
 
 from jaxvla.data.normalization import FieldStatistics, Statistics
@@ -102,9 +102,17 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
     np.testing.assert_allclose(summary["interval_95"], [0, 1.96**2 / (3 + 1.96**2)], atol=1e-12)
     assert "0% to 56%" in done.stdout
     (film,) = (tmp_path / "out" / "report_videos").iterdir()
-    assert film.name == "policy_000_failure.gif"
-    with Image.open(film) as frames:
-        assert frames.n_frames == 4
+    assert film.name == "policy_000_failure.mp4"
+    with av.open(film) as container:
+        assert container.streams[0].frames == 4 + 7  # the last one stays for 1.6 s
+
+
+def test_films_that_cannot_be_written_are_found_out_first(tmp_path):
+    (tmp_path / "report_videos").touch()
+    options = ["--checkpoint=nowhere", f"--output_path={tmp_path / 'report.json'}", "--videos=1", "--video_format=gif"]
+    done = run_main(*options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: the film {tmp_path}/report_videos/.trial.gif cannot be written: File exists\n"
 
 
 def test_no_report_is_written_where_none_is_asked_for(checkpoint):
@@ -138,6 +146,7 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
         (["--task=juggle"], "error: no tabletop task named 'juggle' on level full; there are: put_in_container"),
         (["--modes=none"], "error: gc_bc does not reason: no mode of inference can be chosen, leave 'none' out"),
         (["--videos=2"], "error: --videos needs --output_path"),
+        (["--video_format=avi"], "error: flag --video_format=avi: value should be one of <mp4|gif>"),
     ],
 )
 def test_mistakes_are_one_line(checkpoint, options, line):
