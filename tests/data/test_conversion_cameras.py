@@ -1,5 +1,6 @@
 """Cameras and lessons from the raw folder to a batch, and what a conversion says it left out."""
 
+import pathlib
 import pickle
 
 import numpy as np
@@ -18,7 +19,7 @@ from data.raw_files import (
     to_tfrecord,
 )
 
-from jaxvla.data import bridge_tfrecord
+from jaxvla.data import bridge_tfrecord, tfrecord
 from jaxvla.data.conversion.cameras import named_cameras
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
@@ -60,6 +61,47 @@ def test_all_cameras_reach_a_batch(mixed):
         DataError, match=r"3 of 6 train trajectories .*: 3 no camera 'images1', such as .*some/train/out.tfrecord"
     ):
         open_cameras(mixed / "tf", BOTH)
+
+
+# What bridge_data_v2's reader parses, each a FixedLenFeature of one string: a serialized tensor of this type, with T
+# transitions in front; and the language, a tensor of strings.
+ORIGINAL = {
+    "observations/images0": (np.uint8, (SIZE, SIZE, 3)),
+    "observations/state": (np.float32, (7,)),
+    "next_observations/images0": (np.uint8, (SIZE, SIZE, 3)),
+    "next_observations/state": (np.float32, (7,)),
+    "actions": (np.float32, (7,)),
+    "terminals": (bool, ()),
+    "truncates": (bool, ()),
+}
+
+
+def payloads(path):
+    """Of each record, the bytes of each feature."""
+    read = tfrecord.buffer_reader(path.read_bytes())
+    found = []
+    for record in tfrecord.scan_records(path):
+        features = tfrecord.parse_example(read, record, str(path))
+        assert {(feature.kind, len(feature.values)) for feature in features.values()} == {("bytes", 1)}
+        found.append({key: read(*feature.values[0]) for key, feature in features.items()})
+    return found
+
+
+def test_a_second_camera_changes_nothing_that_the_original_reads(mixed):
+    to_numpy(mixed / "raw", mixed / "np", train_proportion=1.0)
+    to_tfrecord(mixed / "np", mixed / "both")
+    to_tfrecord(mixed / "np", mixed / "one", cameras=["images0"])
+    path = pathlib.Path("two", "train", "out.tfrecord")
+    both, one = payloads(mixed / "both" / path), payloads(mixed / "one" / path)
+    assert len(both) == 3
+    for more, less in zip(both, one, strict=True):
+        assert less.keys() == {*ORIGINAL, "language", "path"}
+        assert more.keys() - less.keys() == {"observations/images1", "next_observations/images1"}
+        assert {key: more[key] for key in less} == less
+    for features in read_features(mixed / "both" / path):
+        assert features["language"] == [b""]
+        for key, (dtype, shape) in ORIGINAL.items():
+            assert (features[key].dtype, features[key].shape) == (dtype, (4, *shape))
 
 
 def test_a_named_camera_is_demanded_of_every_trajectory(mixed):

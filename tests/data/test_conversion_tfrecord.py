@@ -148,9 +148,9 @@ def test_tfrecords_parse_as_in_the_loader_of_bridge_data_v2(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tf = pytest.importorskip("tensorflow")
-    states, actions = make_trajectory(
-        tmp_path / "raw" / "task" / DATE / "raw" / "traj_group0" / "traj0", seed=4, lang="lift\nhoch ü\n".encode()
-    )
+    folder = tmp_path / "raw" / "task" / DATE / "raw" / "traj_group0" / "traj0"
+    cameras = ("images0", "images1")
+    states, actions = make_trajectory(folder, seed=4, lang="lift\nhoch ü\n".encode(), cameras=cameras)
     to_numpy(tmp_path / "raw", tmp_path / "np")
     to_tfrecord(tmp_path / "np", tmp_path / "tf")
     kinds = {
@@ -178,6 +178,7 @@ def test_tfrecords_parse_as_in_the_loader_of_bridge_data_v2(tmp_path):
     assert not trajectory["terminals"].any()
     assert trajectory["language"].tolist() == [b"lift", "hoch ü".encode()]
     (record,) = tf.data.TFRecordDataset(path).as_numpy_iterator()
-    assert set(tf.train.Example.FromString(record).features.feature) == {*kinds, "path"}  # not asked for, not parsed
+    more = {"path", "observations/images1", "next_observations/images1"}  # not asked for, not parsed
+    assert set(tf.train.Example.FromString(record).features.feature) == {*kinds, *more}
     parsed = tf.io.parse_single_example(record, {"path": tf.io.FixedLenFeature([], tf.string)})
     assert tf.io.parse_tensor(parsed["path"], tf.string).numpy() == [f"task/{DATE}/raw/traj_group0/traj0".encode()]

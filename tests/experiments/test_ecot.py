@@ -13,6 +13,7 @@ import pytest
 from experiments.mains import load, train_main
 from experiments.sample_world import make, run
 
+from jaxvla.data.bridge_tfrecord import build_index
 from jaxvla.errors import ConfigError, DataError, PolicyError
 from jaxvla.parallel import mesh
 from jaxvla.parallel.mesh import make_mesh
@@ -73,6 +74,12 @@ def only_run(settings):
 def logged(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {row["step"]: row for row in rows if "training/loss" in row}
+
+
+def test_the_sample_has_both_cameras(data):
+    files = [*data.rglob("out.tfrecord")]
+    assert [set(build_index(str(path)).frames) for path in files] == [{"images0", "images1"}] * len(files)
+    assert len(files) > 3
 
 
 def test_one_run_goes_through_the_stages(trained):

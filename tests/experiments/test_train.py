@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import pytest
 from data.bridge_files import frame, trajectory, write
+from data.raw_files import make_session, to_numpy, to_tfrecord
 from experiments.mains import load, train_main
 
 from jaxvla.checkpoint import saved_steps
 from jaxvla.errors import CheckpointError, ConfigError, DataError, JaxvlaError
+from jaxvla.models.resnet import ARCHITECTURES, Architecture
 from jaxvla.parallel import mesh
 from jaxvla.parallel.mesh import make_mesh
 from jaxvla.serving.policy import load_policy
@@ -90,6 +92,25 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     assert lines[said + 1].endswith("gripper (1 open) 0..1")
     assert any(line.startswith("warning: the actions do not explain the differences of the states") for line in lines)
     assert policy.action_convention.gripper == (6,)
+
+
+def test_both_cameras_are_converted_trained_on_and_looked_through(settings, tmp_path, monkeypatch):
+    both = ("images0", "images1")
+    monkeypatch.setitem(ARCHITECTURES, "small", Architecture((1,), num_filters=4))
+    settings["agent_kwargs"] |= {"encoder": {"name": "small"}, "hidden_dims": (8,)}
+    settings["augment"]["order"] = ()
+    make_session(tmp_path / "raw" / "task", count=6, cameras=both)
+    to_numpy(tmp_path / "raw", tmp_path / "np")
+    to_tfrecord(tmp_path / "np", tmp_path / "tf")
+    main.train(settings | {"num_steps": 3}, source(tmp_path / "tf", cameras={name: name for name in both}, actions={}))
+    policy = load_policy(only_run(settings))
+    assert policy.needed == {"observation": both, "goals": both}
+    seen = {name: frame(0, number, 16) for number, name in enumerate(both)}
+    action = policy.act(seen, seen)
+    for name in both:
+        assert np.abs(policy.act(seen | {name: 255 - seen[name]}, seen) - action).max() > 1e-6
+    with pytest.raises(DataError, match=r"no camera 'images2', it has images0, images1: set bridgedata_config.cameras"):
+        main.train(settings, source(tmp_path / "tf", cameras={"images0": "images0", "wrist": "images2"}))
 
 
 def test_a_resumed_run_gives_the_same_losses_bit_for_bit(settings, data):
