@@ -18,7 +18,8 @@ the proprio dimension of the same number: for commanded movements only. `gripper
 gripper states, with the values `open` and `closed`; `binarize` makes them one of the two. `angles` are dimensions (rad)
 that may jump by 2 pi, and `wrap` takes their differences the short way round. `names` are of all dimensions. The base
 says nothing, and then nothing is done to them; what is said is checked against the data.
-`--config.data.relabel_actions` takes the place of `relabel`.
+`--config.data.relabel_actions` takes the place of `relabel`. `control_frequency` is how many of them a second has (Hz),
+which checkpoints pass on to robots; 0 where it is not known.
 """
 
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ def _base() -> dict:
             "wrap": False,
             "names": (),
         },
+        "control_frequency": 0.0,
         "reasoning_path": "reasoning.sqlite",
         "max_mismatched": 0.1,
         "max_skipped": 0.1,
@@ -66,7 +68,7 @@ def _rlds() -> dict:
 
 def _bridge() -> dict:
     """BridgeData V2: commanded movements of the pose, which reached states relabel, and the absolute gripper."""
-    config = _base()
+    config = _base() | {"control_frequency": 5.0}
     config["actions"] |= {
         "relabel": True,
         "gripper": (6,),

@@ -62,6 +62,7 @@ def _base() -> dict:
             "clip_norm": 0.0,
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "execution": {"execute_steps": 0, "ensemble": placeholder(float)},
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }

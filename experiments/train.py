@@ -97,6 +97,7 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     if job.training.config.action_horizon > 1:
         share = f"{job.training.padded_share:.1%} of their slots carry no loss: behind an end, or not taught"
         print(f"             chunks of {job.training.config.action_horizon}; {share}")
+    print(f"plays        {job.assets.contract()}")
     lines = dict.fromkeys((*job.training.report, *job.validation.report))  # both may be parts of the same files
     print("".join(f"{line}\n" for line in lines), end="")
     if job.texts is not None:
@@ -133,6 +134,7 @@ def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> No
     """
     import numpy as np
 
+    from jaxvla.contract import Execution
     from jaxvla.serving.policy import load_policy
     from jaxvla.training.job import demonstration
     from jaxvla.training.plots import plot_actions
@@ -143,7 +145,7 @@ def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> No
     if job.texts is not None:
         stage = job.texts.wording.curriculum.stage_at(int(checkpoint.name) - 1)
         inference = "implicit" if stage else "none"
-    policy = load_policy(checkpoint, inference=inference)
+    policy = load_policy(checkpoint, inference=inference, execution=Execution())  # each prediction as it is
     predicted = np.stack([policy.act(view, task)[0] for view, task in zip(views, tasks)])
     plot_actions(predicted, true, job.validation.convention.labels(true.shape[1]), path)
 

@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 
 import jaxvla
 from jaxvla.config import from_mapping, local_path
+from jaxvla.contract import CameraContract, Contract, Execution
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.normalization import Normalizer, Statistics
 from jaxvla.data.schema import BatchSpec
@@ -61,6 +62,8 @@ class Assets:
         stored_sizes: (height, width) at which the training frames of a camera were stored, by camera: a camera's frame
             goes through it to `spec.image_size`. Cameras that it does not name, and those of older checkpoints, go
             straight there.
+        execution: what is played of the chunks of actions; all of them where the checkpoint is too old to say.
+        control_frequency: of the actions, Hz; 0 where it is not known.
         version: of jaxvla.
     """
 
@@ -77,6 +80,8 @@ class Assets:
     language: Mapping[str, Any] | None = None
     actions: ActionConvention | None = None
     stored_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    execution: Execution = dataclasses.field(default_factory=Execution)
+    control_frequency: float = 0.0
     version: str = jaxvla.__version__
 
     def action_normalizer(self) -> Normalizer:
@@ -88,13 +93,33 @@ class Assets:
         """Between robot units and the proprio of a batch."""
         return Normalizer(self.proprio_normalization, self.statistics.proprio)
 
+    def contract(self) -> Contract:
+        """How the policy is to be played.
+
+        Raises:
+            ConfigError: more actions are to be played than a chunk has.
+        """
+        spec = self.spec
+        return Contract(
+            control_frequency=self.control_frequency,
+            execute_steps=self.execution.steps(spec.action_horizon),
+            action_horizon=spec.action_horizon,
+            ensemble=self.execution.ensemble,
+            obs_horizon=spec.obs_horizon,
+            cameras={name: CameraContract(self.stored_sizes.get(name), spec.image_size) for name in spec.cameras},
+            proprio_dim=spec.proprio_dim,
+            action_dim=spec.action_dim,
+            actions=self.actions,
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists, and limits that there are not, for which JSON has no number, null."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         spec = dataclasses.asdict(self.spec)
         spec["action_limits"] = [[x if math.isfinite(x) else None for x in pair] for pair in self.spec.action_limits]
         actions = None if self.actions is None else dataclasses.asdict(self.actions)
-        fields |= {"spec": spec, "statistics": self.statistics.to_json(), "actions": actions}
+        execution = dataclasses.asdict(self.execution)
+        fields |= {"spec": spec, "statistics": self.statistics.to_json(), "actions": actions, "execution": execution}
         return json.loads(json.dumps(fields))
 
     @classmethod

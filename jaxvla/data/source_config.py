@@ -1,6 +1,7 @@
 """Which data: the keys of configs/data_config.py."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 
 from jaxvla.data import rlds
@@ -39,6 +40,7 @@ class SourceConfig:
     image_size: tuple[int, ...] = ()
     action_mask: tuple[bool, ...] = ()
     actions: ActionConvention = dataclasses.field(default_factory=ActionConvention)
+    control_frequency: float = 0.0
     reasoning_path: str = "reasoning.sqlite"
     max_mismatched: float = 0.1
     max_skipped: float = 0.1
@@ -62,6 +64,10 @@ class SourceConfig:
             raise ConfigError(f"{where}.sample_weights has {len(self.sample_weights)} entries for {groups} groups")
         if any(not weight > 0 for weight in self.sample_weights):
             raise ConfigError(f"{where}.sample_weights must be positive, not {self.sample_weights}")
+        if not 0 <= self.control_frequency < math.inf:
+            raise ConfigError(
+                f"{where}.control_frequency must be in Hz, or 0 (not known), not {self.control_frequency}"
+            )
         for name in ("max_mismatched", "max_skipped"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{where}.{name} must lie in [0, 1], not {getattr(self, name)}")

@@ -1,6 +1,7 @@
 """A trained agent as robots see it: raw observations in, actions in robot units out.
 
-Axis letters as in `jaxvla.data.schema`, and n for the robots of a call, in the order in which they are given.
+Axis letters as in `jaxvla.data.schema`, but a for the actions until the next decision, and n for the robots of a call,
+in the order in which they are given.
 """
 
 import collections
@@ -18,9 +19,11 @@ from jaxvla.agents import make_agent
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
+from jaxvla.contract import Execution
 from jaxvla.errors import ConfigError, PolicyError
 from jaxvla.models.module import Params
 from jaxvla.serving.draws import Draw, Draws, key_of
+from jaxvla.serving.execution import Schedule
 from jaxvla.serving.instructions import Instructions
 from jaxvla.serving.prompts import Prompts
 from jaxvla.serving.views import Views
@@ -36,7 +39,7 @@ class Decisions(NamedTuple):
     """What n robots do next.
 
     Attributes:
-        actions_nad: in robot units, soonest first.
+        actions_nad: all that they play before the next decision, in robot units, soonest first.
         words: what the policy said before the actions of each robot; empty where it said nothing.
     """
 
@@ -50,6 +53,7 @@ def load_policy(
     inference: str | None = None,
     robots: int = 1,
     temperature: float = 0.0,
+    execution: Execution | None = None,
 ) -> "Policy":
     """Loads a policy from a run folder or the folder of one checkpoint; nothing else is needed.
 
@@ -60,10 +64,11 @@ def load_policy(
             what the configuration says.
         robots: how many it drives.
         temperature: of the actions that are drawn; 0 for the most likely ones.
+        execution: what is played of the chunks; None for what the checkpoint says, `Execution()` for all of them.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: the policy does not reason in that way.
+        ConfigError: the policy does not reason in that way, or its chunks do not have as many actions.
         PolicyError: no robots, or a negative temperature.
     """
     path = find_checkpoint(folder, step, items=("params", "assets"))
@@ -72,11 +77,12 @@ def load_policy(
         raise ConfigError(
             f"{assets.agent} does not reason: no mode of inference can be chosen, leave {inference!r} out"
         )
+    (execution or assets.execution).steps(assets.spec.action_horizon)
     own = {} if inference is None else {"inference": inference}
     make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)  # says what is wrong before anything is read
     kwargs, params = merge_adapters(assets.agent_kwargs, read_params(path, assets))
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
-    return Policy(agent, params, assets, int(path.name), robots, temperature)
+    return Policy(agent, params, assets, int(path.name), robots, temperature, execution)
 
 
 def read_params(path: pathlib.Path, assets: Assets) -> Params:
@@ -109,9 +115,11 @@ class Policy:
         step: of its checkpoint, which says at what stage of a curriculum it is.
         robots: how many it drives; they are numbered from 0.
         temperature: of the actions that are drawn, see the agent's `act`; 0 for the most likely ones.
+        execution: what is played of the chunks; None for what the assets say.
 
     Attributes:
         spec: cameras, image size (height, width), horizons and dimensions.
+        contract: how the checkpoint is to be played.
         action_convention: what the numbers of an action are; None where the checkpoint is too old to say.
         robots: as given.
         needed: the names that an observation and a goal must hold, by "observation" and "goals": those that the agent's
@@ -120,6 +128,7 @@ class Policy:
 
     Raises:
         PolicyError: no robots, or a negative temperature.
+        ConfigError: chunks do not have as many actions as are to be played.
     """
 
     def __init__(
@@ -130,17 +139,19 @@ class Policy:
         step: int = 0,
         robots: int = 1,
         temperature: float = 0.0,
+        execution: Execution | None = None,
     ) -> None:
         if robots < 1:
             raise PolicyError(f"a policy drives at least 1 robot, not {robots}")
         if not 0 <= temperature < np.inf:
             raise PolicyError(f"the temperature of actions is 0 or positive, not {temperature}")
         self.spec, self.robots, self.words = assets.spec, robots, ""
-        self.action_convention = assets.actions
+        self.contract, self.action_convention = assets.contract(), assets.actions
         self._agent, self._params = agent, params
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
         self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]
         self._draws = Draws(robots)
+        self._schedule = Schedule(execution or assets.execution, self.spec.action_horizon, robots)
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
         self.needed = _inputs_read(agent, params, self._blank(1))
@@ -150,7 +161,9 @@ class Policy:
         self._act = jax.jit(functools.partial(_act, agent, temperature))
 
     def act(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> Float32[np.ndarray, "a d"]:
-        """The next action chunk, soonest first, in robot units; what was said before it is in `words`.
+        """The actions until the next decision, soonest first, in robot units; what was said before is in `words`.
+
+        These are a chunk, the first ones of it, or one average of the chunks so far, as `execution` says.
 
         Args:
             observation: {camera: uint8 [H, W, 3], RGB, upright, whole and of any size, "proprio": [p] in robot units},
@@ -167,7 +180,7 @@ class Policy:
         return decisions.actions_nad[0]
 
     def observe(self, observation: Mapping[str, Any]) -> None:
-        """Adds one time step to the history, without acting: for the steps that play a chunk of earlier actions.
+        """Adds one time step to the history, without acting: for the steps that play earlier actions.
 
         Args:
             observation: as for `act`.
@@ -201,14 +214,16 @@ class Policy:
         normalized_nad, tokens_nm = jax.device_get(self._act(self._params, inputs, draw))
         count = len(numbers)
         words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
-        return Decisions(self._actions.inverse(normalized_nad[:count]), words)
+        return Decisions(self._schedule.play(numbers, self._actions.inverse(normalized_nad[:count])), words)
 
     def observe_batch(self, observations: Sequence[Mapping[str, Any]], robots: Sequence[int] | None = None) -> None:
         """`observe` for n robots; arguments and errors as of `act_batch`."""
-        self._observed(observations, self._numbers(len(observations), robots))
+        numbers = self._numbers(len(observations), robots)
+        self._observed(observations, numbers)
+        self._schedule.skip(numbers)
 
     def reset(self, robots: Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> None:
-        """Forgets the observations so far, of `robots` or of all.
+        """Forgets the observations and decisions so far, of `robots` or of all.
 
         Args:
             robots: which; None for all.
@@ -220,6 +235,7 @@ class Policy:
         numbers = list(range(self.robots) if robots is None else robots)
         if seeds is not None:
             self._draws.restart(numbers, seeds)
+        self._schedule.forget(numbers)
         for robot in numbers:
             self._histories[robot].clear()
 

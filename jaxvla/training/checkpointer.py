@@ -48,11 +48,15 @@ _FREE_KEYS = (
     "train_config.wandb.",
     "train_config.checkpoint.",
     "train_config.mesh.",
+    "train_config.execution.",
     "data_config.data_path",
     "data_config.max_mismatched",
     "data_config.max_skipped",
     "data_config.actions.names",
+    "data_config.control_frequency",
     "actions.names",
+    "execution.",
+    "control_frequency",
 )
 _ABSENT = "absent"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxvla.config import local_path
+from jaxvla.contract import Execution
 from jaxvla.errors import ConfigError
 from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig
@@ -111,6 +112,7 @@ class TrainConfig:
         resume_path: a run folder, to go on in it from its latest checkpoint; or the folder of one checkpoint, to go on
             from it in a new run; or empty.
         mesh: see `MeshConfig`.
+        execution: how checkpoints are to be played, which changes nothing of the training.
         checkpoint: see `CheckpointConfig`.
         wandb: see `WandbConfig`.
     """
@@ -131,6 +133,7 @@ class TrainConfig:
     save_dir: str = "runs"
     resume_path: str = ""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    execution: Execution = dataclasses.field(default_factory=Execution)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
 

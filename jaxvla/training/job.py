@@ -133,6 +133,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     config = read_train_config(settings)
     data_config = from_mapping(DataConfig, settings["data"], "config.data")
     source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
+    config.execution.steps(data_config.action_horizon)  # says what is wrong with them before anything is read
     backbone = _open_backbone(settings)
     training = open_dataset(source_config, data_config, "train")
     validation = open_dataset(source_config, data_config, "val", training.statistics)
@@ -165,6 +166,8 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         language=None if language is None else language.to_json(),
         actions=training.convention,
         stored_sizes=training.source.stored_sizes,
+        execution=config.execution,
+        control_frequency=source_config.control_frequency,
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     tables = None if language is None else (language.table(training), language.table(validation))

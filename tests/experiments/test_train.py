@@ -82,6 +82,8 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     printed = capsys.readouterr().out
     assert printed.count("skipped      1 of 4 train trajectories (25.0%)\n             1 fewer than 2 transitions") == 1
     assert str(run / "checkpoints" / "6") in printed
+    assert "\nplays        1 of 1 actions a decision at 5 Hz, cameras images0 16 x 16\n" in printed
+    assert policy.contract.cameras["images0"].stored_size == (16, 16)
     assert printed.count("\nimages0      camera -> 16 x 16 stored -> 16 x 16\n") == 1
     assert "of that of always predicting the mean action" in printed
     lines = printed.splitlines()
@@ -196,6 +198,10 @@ def test_bad_data_is_one_line_and_leaves_no_run(settings, data, tmp_path, name, 
         ({"save_dir": __file__}, {"data_path": "/nowhere"}, "cannot make a run folder in .*: .* is no folder that"),
         ({}, {"data_path": "s3://x"}, "data_path: s3://x is no local path: use a local disk, or mount the bucket"),
         ({"checkpoint": {"best_metric": "accuracy"}}, {}, "best_metric 'accuracy'"),
+        ({"execution": {"execute_steps": 2}}, {"data_path": "/nowhere"}, r"0 \(all\) to 1, the action_horizon, not 2"),
+        ({"execution": {"execute_steps": 4, "ensemble": 0.01}}, {}, "execution.ensemble=0.01 decides at every step"),
+        ({"execution": {"ensemble": -1.0}}, {}, r"execution\.ensemble must be 0 or positive, or None, not -1.0"),
+        ({}, {"control_frequency": -5.0}, r"bridgedata_config\.control_frequency must be in Hz, or 0 .*, not -5.0"),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_no_checkpoint(settings, data, changes, source_changes, message):

@@ -114,11 +114,13 @@ def test_resume_of_another_configuration(saved_run):
         {"save_dir": "x", "resume_path": "x", "data_path": "x"},
         {"wandb": {"enabled": True}, "checkpoint": {"keep_last": 9}, "mesh": {"data": 9}},
         {"data": {"num_threads": 9, "prefetch": 9}},
+        {"execution": {"execute_steps": 1, "ensemble": 0.01}},
     ],
 )
 def test_keys_that_a_resumed_run_may_change(free):
     old, new = make_assets().to_json(), make_assets(**free).to_json()
-    new["data_config"] = {"data_path": "x", "max_skipped": 0.9, "max_mismatched": 0.9}
+    new["data_config"] = {"data_path": "x", "max_skipped": 0.9, "max_mismatched": 0.9, "control_frequency": 5.0}
+    new |= {"execution": {"execute_steps": 1, "ensemble": 0.01}, "control_frequency": 5.0}
     assert config_differences(old, new) == []
 
 

@@ -1,0 +1,158 @@
+"""How a checkpoint is to be played: what a robot, or whoever drives one, must do to be what the policy was trained for.
+
+Training decides it, every checkpoint says it (`jaxvla.checkpoint.Assets.contract`), serving and evaluation keep to it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxvla.data.actions import ActionConvention
+from jaxvla.data.images import size_text
+from jaxvla.errors import ConfigError
+
+PIXELS = "whole RGB frames, by Lanczos to the stored size where it is known, and from there to the policy's"
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How chunks of actions are played; the keys of config.execution in configs/train_config.py.
+
+    Fewer actions than the chunk has, then the next decision, is a receding horizon. Temporal ensembling decides at
+    every step, and plays the weighted average of all that was predicted for it: the i-th prediction, from the oldest
+    on, weighs exp(-ensemble * i), as in ACT (Zhao et al., 2023), which has 0.01.
+
+    Attributes:
+        execute_steps: actions to play before the next decision; 0 for all that there are: the chunk, or the one average
+            of an ensemble.
+        ensemble: how much less a prediction weighs than the one before it; 0 for all the same, None for no ensemble.
+
+    Raises:
+        ConfigError: a value that makes no sense, or an ensemble beside other than 1 action.
+    """
+
+    execute_steps: int = 0
+    ensemble: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.execute_steps < 0:
+            raise ConfigError(f"execution.execute_steps must be 0 (all) or more, not {self.execute_steps}")
+        if self.ensemble is None:
+            return
+        if not 0 <= self.ensemble < math.inf:
+            raise ConfigError(f"execution.ensemble must be 0 or positive, or None, not {self.ensemble}")
+        if self.execute_steps > 1:
+            raise ConfigError(
+                f"execution.ensemble={self.ensemble:g} decides at every step, so execution.execute_steps cannot be "
+                f"{self.execute_steps}: set it to 1, or the ensemble to None"
+            )
+
+    def steps(self, action_horizon: int) -> int:
+        """How many actions of a decision are played, of chunks of `action_horizon`.
+
+        Raises:
+            ConfigError: chunks do not have as many as `execute_steps`.
+        """
+        if self.execute_steps > action_horizon:
+            raise ConfigError(
+                f"execution.execute_steps must be 0 (all) to {action_horizon}, the action_horizon, not "
+                f"{self.execute_steps}"
+            )
+        return 1 if self.ensemble is not None else self.execute_steps or action_horizon
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraContract:
+    """The way of a camera's pixels, each size (height, width).
+
+    Attributes:
+        stored_size: of the frames of training; None where nobody knows it.
+        policy_size: what the policy looks at.
+    """
+
+    stored_size: tuple[int, int] | None
+    policy_size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """Something that is done otherwise than the checkpoint says."""
+
+    what: str
+    used: str
+    checkpoint: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.used}, the checkpoint says {self.checkpoint}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contract:
+    """What a checkpoint says of how it is to be played.
+
+    Attributes:
+        control_frequency: of the actions, Hz; 0 where it is not known.
+        execute_steps: how many actions are played before the next decision.
+        action_horizon: of so many that a decision predicts.
+        ensemble: of `Execution`.
+        obs_horizon: time steps that a decision looks at.
+        cameras: by the names in an observation.
+        proprio_dim, action_dim: numbers of each.
+        actions: what the numbers of an action are: units, gripper; None where the checkpoint is too old to say.
+        pixels: what becomes of a frame before the policy sees it.
+    """
+
+    control_frequency: float
+    execute_steps: int
+    action_horizon: int
+    ensemble: float | None
+    obs_horizon: int
+    cameras: Mapping[str, CameraContract]
+    proprio_dim: int
+    action_dim: int
+    actions: ActionConvention | None
+    pixels: str = PIXELS
+
+    def __str__(self) -> str:
+        """One line for people."""
+        averaged = "" if self.ensemble is None else f" (ensemble {self.ensemble:g})"
+        rate = f" at {self.control_frequency:g} Hz" if self.control_frequency else ""
+        sizes: dict[str, list[str]] = {}
+        for name, camera in self.cameras.items():
+            sizes.setdefault(size_text(camera.policy_size), []).append(name)
+        cameras = ", ".join(f"cameras {' '.join(names)} {size}" for size, names in sizes.items()) or "no cameras"
+        return f"{self.execute_steps} of {self.action_horizon} actions a decision{averaged}{rate}, {cameras}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+    def deviations(
+        self, execution: Execution, image_sizes: Mapping[str, tuple[int, int]], control_frequency: float
+    ) -> tuple[Deviation, ...]:
+        """In what another way of playing differs; what either side does not know does not count.
+
+        Args:
+            execution: what is played of the chunks.
+            image_sizes: (height, width) of what the cameras give.
+            control_frequency: of the actions, Hz; 0 where it is not known.
+
+        Raises:
+            ConfigError: chunks do not have as many actions.
+        """
+        pairs = {
+            "execute_steps": (execution.steps(self.action_horizon), self.execute_steps),
+            "ensemble": (_ensemble_text(execution.ensemble), _ensemble_text(self.ensemble)),
+        }
+        for name, size in image_sizes.items():
+            stored = self.cameras[name].stored_size if name in self.cameras else None
+            if stored is not None:
+                pairs[f"image_size of {name}"] = (size_text(size), size_text(stored))
+        if control_frequency and self.control_frequency:
+            pairs["control_frequency"] = (f"{control_frequency:g} Hz", f"{self.control_frequency:g} Hz")
+        return tuple(Deviation(what, str(used), str(said)) for what, (used, said) in pairs.items() if used != said)
+
+
+def _ensemble_text(ensemble: float | None) -> str:
+    return "none" if ensemble is None else f"{ensemble:g}"
