@@ -7,6 +7,8 @@ A policy that is conditioned on language gets the instruction; one conditioned o
 scripted expert's demonstration of the same episode. The episodes depend on --seed and --task alone, so that policies
 can be compared on the same ones; --parallel of them are played side by side, which changes the time that it takes and
 nothing else. With --parallel=1, ms/decision is the time that one robot waits.
+
+A policy is played as its checkpoint says. What flags, or the world, make of it otherwise is printed and reported.
 """
 
 import collections
@@ -25,11 +27,13 @@ from jaxvla import cli
 from jaxvla.envs.film import SUFFIX, SUFFIXES, Frame, check_films, save_film
 from jaxvla.envs.goals import last_frame
 from jaxvla.envs.recording import Recorded, recorded
-from jaxvla.envs.rollout import Episode, Observation, Result, World, check_fit, rollouts
+from jaxvla.envs.rollout import Episode, Observation, Result, World, WorldSpec, check_fit, rollouts
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.errors import ConfigError
 
 if TYPE_CHECKING:
+    from jaxvla.checkpoint import Assets
+    from jaxvla.contract import Contract, Deviation, Execution
     from jaxvla.serving.policy import Policy
 
 
@@ -64,9 +68,23 @@ flags.DEFINE_integer("episodes", 100, "Episodes for each mode.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the episodes are drawn from; other numbers than those of demonstrations.")
 flags.DEFINE_integer("parallel", 8, "Episodes that are played side by side.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.0, "Of the actions that are drawn; 0 for the most likely ones.", lower_bound=0)
-flags.DEFINE_integer("execute_steps", 0, "Actions of a chunk to play before the next decision; 0 for all.")
 flags.DEFINE_integer(
-    "image_size", CAMERA_SIZE, "Pixels a side of what the cameras see: as in the demonstrations.", lower_bound=16
+    "execute_steps",
+    None,
+    "Actions of a chunk to play before the next decision, 0 for all; the checkpoint's where it is not given.",
+    lower_bound=0,
+)
+flags.DEFINE_string(
+    "ensemble",
+    None,
+    "Temporal ensembling, which decides at every step: by how much a prediction weighs less than the one before it, "
+    "such as 0.01, or none; the checkpoint's where it is not given.",
+)
+flags.DEFINE_integer(
+    "image_size",
+    None,
+    "Pixels a side of what the cameras see; the size of the frames of training where it is not given.",
+    lower_bound=16,
 )
 flags.DEFINE_integer("max_steps", 60, "Steps after which an episode has failed.", lower_bound=1)
 flags.DEFINE_string("output_path", "", "A JSON file for the report.")
@@ -84,8 +102,6 @@ _SETTINGS = (
     "seed",
     "parallel",
     "temperature",
-    "execute_steps",
-    "image_size",
     "max_steps",
 )
 
@@ -96,35 +112,72 @@ def main(_: list[str]) -> None:
     output = cli.output_path(FLAGS.output_path) if FLAGS.output_path else None
     if FLAGS.videos:
         check_films(video_folder(), f".{FLAGS.video_format}")
-    world = WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps, FLAGS.level)
+    world = WORLDS[FLAGS.env].make(FLAGS.image_size or CAMERA_SIZE, FLAGS.max_steps, FLAGS.level)
     world.reset(seed=0, task=FLAGS.task or None)
-    from jaxvla.checkpoint import find_checkpoint
+    from jaxvla.checkpoint import find_checkpoint, read_assets
     from jaxvla.serving.policy import load_policy
 
     checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
+    play = terms(read_assets(checkpoint), world.spec)
     results = {}
     for mode in FLAGS.modes or [None]:
         robots = min(FLAGS.parallel, FLAGS.episodes)
-        policy = load_policy(checkpoint, inference=mode, robots=robots, temperature=FLAGS.temperature)
+        policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.execution)
         check_fit(FLAGS.env, world.spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
-        if not 0 <= FLAGS.execute_steps <= policy.spec.action_horizon:
-            raise ConfigError(f"--execute_steps must be 0 to {policy.spec.action_horizon}, not {FLAGS.execute_steps}")
+        if not results:
+            print(play)
         name = mode or "policy"
         print(f"{name}: compiled in {policy.warm_up():.1f} s", flush=True)
-        results[name] = evaluate(policy, name)
+        results[name] = evaluate(policy, name, play.image_size)
     print(table(results))
     if output:
-        output.write_text(json.dumps(report(checkpoint, results), indent=1))
+        output.write_text(json.dumps(report(checkpoint, play, results), indent=1))
         print(f"report       {output}")
 
 
-def evaluate(policy: "Policy", mode: str) -> list[Result]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Terms:
+    """How a policy is played: as its checkpoint says, but for what flags and the world make otherwise."""
+
+    contract: "Contract"
+    execution: "Execution"
+    image_size: int
+    deviations: tuple["Deviation", ...]
+
+    def __str__(self) -> str:
+        return "\n".join([f"contract     {self.contract}", *(f"deviation    {each}" for each in self.deviations)])
+
+
+def terms(assets: "Assets", spec: WorldSpec) -> Terms:
+    """The terms on which a checkpoint is played in a world."""
+    contract, execution = assets.contract(), assets.execution
+    if FLAGS.ensemble is not None:
+        ensemble = None if FLAGS.ensemble == "none" else _number("ensemble", FLAGS.ensemble)
+        steps = execution.execute_steps if ensemble is None else 1
+        execution = dataclasses.replace(execution, execute_steps=steps, ensemble=ensemble)
+    if FLAGS.execute_steps is not None:
+        execution = dataclasses.replace(execution, execute_steps=FLAGS.execute_steps)
+    cameras = [name for name in contract.cameras if name in spec.cameras]
+    known = [size for name in cameras if (size := contract.cameras[name].stored_size)]
+    side = FLAGS.image_size or max((side for size in known for side in size), default=CAMERA_SIZE)
+    sizes = dict.fromkeys(cameras, (side, side))
+    return Terms(contract, execution, side, contract.deviations(execution, sizes, spec.control_frequency))
+
+
+def _number(flag: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ConfigError(f"--{flag} must be a number or none, not {value!r}") from error
+
+
+def evaluate(policy: "Policy", mode: str, image_size: int) -> list[Result]:
     """Plays all episodes in one mode and films the first ones; results by number."""
-    worlds = [WORLDS[FLAGS.env].make(FLAGS.image_size, FLAGS.max_steps, FLAGS.level) for _ in range(policy.robots)]
+    worlds = [WORLDS[FLAGS.env].make(image_size, FLAGS.max_steps, FLAGS.level) for _ in range(policy.robots)]
     films = Films(policy.needed, FLAGS.videos)
     watch = films.watch if FLAGS.videos else None
     results, successes = [], 0
-    played = rollouts(policy, worlds, episodes(bool(policy.needed["goals"])), FLAGS.execute_steps or None, watch)
+    played = rollouts(policy, worlds, episodes(image_size, bool(policy.needed["goals"])), watch)
     with tqdm.tqdm(played, mode, FLAGS.episodes, leave=False, unit="episode") as progress:
         for result in progress:
             results.append(result)
@@ -134,12 +187,12 @@ def evaluate(policy: "Policy", mode: str) -> list[Result]:
     return sorted(results, key=lambda result: result.number)
 
 
-def episodes(with_goals: bool) -> Iterator[Episode]:
+def episodes(image_size: int, with_goals: bool) -> Iterator[Episode]:
     """The episodes that --seed and --task say, one after the other."""
     task = FLAGS.task or None
     for number in range(FLAGS.episodes):
         seed = episode_seed(FLAGS.seed, number)
-        goals = WORLDS[FLAGS.env].goals(FLAGS.image_size, seed, task, FLAGS.level) if with_goals else None
+        goals = WORLDS[FLAGS.env].goals(image_size, seed, task, FLAGS.level) if with_goals else None
         yield Episode(number, seed, task, goals)
 
 
@@ -178,11 +231,14 @@ def video_folder() -> pathlib.Path:
     return path.with_name(f"{path.stem}_videos")
 
 
-def report(checkpoint: pathlib.Path, results: Mapping[str, list[Result]]) -> dict[str, Any]:
+def report(checkpoint: pathlib.Path, play: Terms, results: Mapping[str, list[Result]]) -> dict[str, Any]:
     """What was run and how it went, as JSON values."""
+    used = dataclasses.asdict(play.execution) | {"image_size": play.image_size}
     return {
         "checkpoint": str(checkpoint),
-        "settings": {name: FLAGS[name].value for name in _SETTINGS},
+        "settings": {name: FLAGS[name].value for name in _SETTINGS} | used,
+        "contract": play.contract.to_json(),
+        "deviations": [dataclasses.asdict(deviation) for deviation in play.deviations],
         "summary": {mode: summary(own) for mode, own in results.items()},
         "episodes": {mode: [dataclasses.asdict(result) for result in own] for mode, own in results.items()},
     }

@@ -1,10 +1,10 @@
 """Episodes in closed loop: several worlds side by side, and one policy that decides for all of them at once.
 
 Every world plays one episode at a time. Worlds whose episode goes on get their decisions from one call of the policy,
-then each plays its chunk of actions; a world whose episode has ended begins the next one that waits. So what happens in
-an episode does not depend on how many worlds there are, or in which of them it is played.
+then each plays the actions that it got; a world whose episode has ended begins the next one that waits. So what happens
+in an episode does not depend on how many worlds there are, or in which of them it is played.
 
-Axis letters: n worlds that wait for a decision, a action horizon, d action dimension.
+Axis letters: n worlds that wait for a decision, a actions to play before the next one, d action dimension.
 """
 
 import dataclasses
@@ -27,11 +27,13 @@ class WorldSpec:
         cameras: names of the images of an observation, and of a goal.
         proprio_dim: numbers of its "proprio".
         action_dim: numbers of an action.
+        control_frequency: of the actions, Hz; 0 where a step takes no certain time.
     """
 
     cameras: tuple[str, ...]
     proprio_dim: int
     action_dim: int
+    control_frequency: float = 0.0
 
 
 @runtime_checkable
@@ -56,7 +58,7 @@ class Actor(Protocol):
     def act_batch(
         self, observations: Sequence[Observation], tasks: Sequence[Mapping[str, Any]], robots: Sequence[int]
     ) -> tuple[np.ndarray, Sequence[str]]:
-        """Action chunks [n, a, d] for worlds `robots`, and what is said before each."""
+        """Actions [n, a, d] of worlds `robots` until their next decision, and what is said before each."""
 
     def observe_batch(self, observations: Sequence[Observation], robots: Sequence[int]) -> None:
         """Shows time steps at which nothing is to be decided."""
@@ -195,16 +197,14 @@ def rollouts(
     policy: Actor,
     worlds: Sequence[World],
     episodes: Iterable[Episode],
-    execute_steps: int | None = None,
     watch: Watch | None = None,
 ) -> Iterator[Result]:
     """Plays every episode to its end, and gives the results in the order in which they come.
 
     Args:
-        policy: decides for world i as its robot i.
+        policy: decides for world i as its robot i, which plays all actions of a decision before the next one.
         worlds: as many as are to be played side by side.
         episodes: taken one by one, when a world is free.
-        execute_steps: actions of a chunk to play before the next decision; None for all.
         watch: sees every frame of every episode.
     """
     waiting = iter(episodes)
@@ -217,20 +217,20 @@ def rollouts(
                 policy.reset([i], [episode.seed])
         if not plays:
             return
-        _decide_and_play(policy, plays, execute_steps)
+        _decide_and_play(policy, plays)
         for i in [i for i, play in plays.items() if play.over]:
             yield plays.pop(i).result()
 
 
-def _decide_and_play(policy: Actor, plays: Mapping[int, _Play], execute_steps: int | None) -> None:
+def _decide_and_play(policy: Actor, plays: Mapping[int, _Play]) -> None:
     robots, together = list(plays), list(plays.values())
     start = time.perf_counter()
-    chunks_nad, words = policy.act_batch([play.observation for play in together], [p.task for p in together], robots)
+    actions_nad, words = policy.act_batch([play.observation for play in together], [p.task for p in together], robots)
     milliseconds = 1000 * (time.perf_counter() - start) / len(together)
-    for i, play, chunk_ad, said in zip(robots, together, chunks_nad, words):
+    for i, play, actions_ad, said in zip(robots, together, actions_nad, words):
         play.milliseconds.append(milliseconds)
         play.words.append(said)
-        for k, action_d in enumerate(chunk_ad[:execute_steps]):
+        for k, action_d in enumerate(actions_ad):
             if k:
                 policy.observe_batch([play.observation], [i])
             play.step(action_d)

@@ -19,6 +19,9 @@ from jaxvla.errors import ConfigError
 # pictures, also after resizing.
 CAMERA_SIZE = 128
 
+# Actions a second, Hz, as on BridgeData's robots.
+CONTROL_FREQUENCY = 5.0
+
 MAX_TRANSLATION, MAX_ROTATION = 0.05, 0.25
 GRIPPER_SPEED = 0.35
 
@@ -147,7 +150,7 @@ class TabletopEnv:
     def spec(self) -> WorldSpec:
         """What observations hold, and how long an action is."""
         cameras = tuple(CAMERAS) if self._renderer else ()
-        return WorldSpec(cameras, proprio_dim=len(STATE_LOW), action_dim=len(STATE_LOW))
+        return WorldSpec(cameras, len(STATE_LOW), len(STATE_LOW), CONTROL_FREQUENCY)
 
     @property
     def objects(self) -> list[Item]:

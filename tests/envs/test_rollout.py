@@ -37,8 +37,9 @@ class Line:
 
 @dataclasses.dataclass
 class Adder:
-    """Chunks of three actions, each the number of observations of its world so far; says what it saw."""
+    """Decides for `steps` actions, each the number of observations of its world so far; says what it saw."""
 
+    steps: int = 3
     seen: dict = dataclasses.field(default_factory=dict)
     calls: list = dataclasses.field(default_factory=list)
     seeds: list = dataclasses.field(default_factory=list)
@@ -46,7 +47,7 @@ class Adder:
     def act_batch(self, observations, tasks, robots):
         self.calls.append((list(robots), [task.get("goals") for task in tasks]))
         self.observe_batch(observations, robots)
-        chunks = [np.full((3, 2), len(self.seen[robot]) / 10) for robot in robots]
+        chunks = [np.full((self.steps, 2), len(self.seen[robot]) / 10) for robot in robots]
         said = [f"{task['language']} {self.seen[robot][-1]:.1f}" for task, robot in zip(tasks, robots)]
         return np.stack(chunks), said
 
@@ -59,9 +60,9 @@ class Adder:
         self.seeds += seeds
 
 
-def play(parallel, episodes, execute_steps=None, watch=None):
-    policy = Adder()
-    results = list(rollouts(policy, [Line() for _ in range(parallel)], episodes, execute_steps, watch))
+def play(parallel, episodes, steps=3, watch=None):
+    policy = Adder(steps)
+    results = list(rollouts(policy, [Line() for _ in range(parallel)], episodes, watch))
     return {result.number: dataclasses.replace(result, milliseconds=0.0) for result in results}, policy
 
 
@@ -111,28 +112,28 @@ def test_a_policy_may_read_less_than_there_is():
     check_fit("table", SPEC, {"observation": ("images1",), "goals": ()}, 8, 7)
 
 
-def expected(seed, execute_steps):
+def expected(seed, decided):
     """(success, steps, decisions) of an episode, played by hand."""
     x, steps, decisions = float(seed), 0, 0
     while True:
         decisions += 1
         # Each decision has seen all frames so far: one per step, and the first.
         move = (steps + 1) / 10
-        for _ in range(execute_steps):
+        for _ in range(decided):
             x, steps = x + move, steps + 1
             if x >= 10 or steps >= LIMIT:
                 return x >= 10, steps, decisions
 
 
-@pytest.mark.parametrize("execute_steps", [1, 2, None])
-def test_an_episode_does_not_depend_on_what_is_played_beside_it(execute_steps):
-    alone, _ = play(1, EPISODES, execute_steps)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_an_episode_does_not_depend_on_what_is_played_beside_it(steps):
+    alone, _ = play(1, EPISODES, steps)
     assert sorted(alone) == list(range(7))
     for number, result in alone.items():
         found = (result.success, result.steps, result.decisions)
-        assert found == expected(EPISODES[number].seed, execute_steps or 3)
+        assert found == expected(EPISODES[number].seed, steps)
     for parallel in (2, 8):
-        beside, policy = play(parallel, EPISODES, execute_steps)
+        beside, policy = play(parallel, EPISODES, steps)
         assert beside == alone
         assert sorted(policy.seeds) == sorted(episode.seed for episode in EPISODES)
         assert max(len(robots) for robots, _ in policy.calls) == min(parallel, 7)

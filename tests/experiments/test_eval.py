@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -35,7 +36,8 @@ def checkpoint(tmp_path_factory):
     statistics = Statistics(FieldStatistics.of(actions), FieldStatistics.of(rng.normal(size=(50, 7))), 50, 5)
     spec = BatchSpec(("images0",), (SIZE, SIZE), proprio_dim=7, action_dim=7, obs_horizon=2, action_horizon=2)
     kwargs = GC_BC | {"use_proprio": True}
-    save(run, "gc_bc", kwargs, spec, values=(-0.6, 0.6), statistics=statistics)
+    said = {"stored_sizes": {"images0": (SIZE, SIZE)}, "control_frequency": 5.0}
+    save(run, "gc_bc", kwargs, spec, values=(-0.6, 0.6), statistics=statistics, **said)
     return run
 
 
@@ -81,7 +83,6 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
         "--episodes=3",
         "--parallel=2",
         "--max_steps=3",
-        "--image_size=16",
         "--temperature=0.5",
         "--videos=1",
         f"--output_path={report}",
@@ -90,6 +91,12 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
     found = json.loads(report.read_text())
     assert found["checkpoint"] == str(checkpoint / "checkpoints" / "3")
     assert (found["settings"]["task"], found["settings"]["temperature"]) == ("stack", 0.5)
+    assert (found["settings"]["execute_steps"], found["settings"]["image_size"]) == (0, SIZE)
+    assert found["contract"]["cameras"] == {"images0": {"stored_size": [SIZE, SIZE], "policy_size": [SIZE, SIZE]}}
+    assert found["deviations"] == []
+    assert done.stdout.startswith(
+        "contract     2 of 2 actions a decision at 5 Hz, cameras images0 16 x 16\npolicy: compiled"
+    )
     rows = found["episodes"]["policy"]
     assert [row["number"] for row in rows] == [0, 1, 2]
     assert {row["task"] for row in rows} == {"stack"}
@@ -115,10 +122,45 @@ def test_films_that_cannot_be_written_are_found_out_first(tmp_path):
     assert done.stderr == f"error: the film {tmp_path}/report_videos/.trial.gif cannot be written: File exists\n"
 
 
+def test_what_flags_and_the_world_make_otherwise_is_printed_and_reported(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint, run)
+    path = run / "checkpoints" / "3" / "assets" / "assets.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"control_frequency": 30.0}))
+    flags = (
+        "--episodes=1",
+        "--max_steps=2",
+        "--image_size=20",
+        "--ensemble=0.01",
+        f"--output_path={tmp_path / 'r.json'}",
+    )
+    done = run_main(f"--checkpoint={run}", *flags)
+    assert done.returncode == 0, done.stderr
+    lines = [
+        "deviation    execute_steps 1, the checkpoint says 2",
+        "deviation    ensemble 0.01, the checkpoint says none",
+        "deviation    image_size of images0 20 x 20, the checkpoint says 16 x 16",
+        "deviation    control_frequency 5 Hz, the checkpoint says 30 Hz",
+    ]
+    assert done.stdout.splitlines()[1:5] == lines
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [
+        f"deviation    {each['what']} {each['used']}, the checkpoint says {each['checkpoint']}"
+        for each in found["deviations"]
+    ] == lines
+    used = {name: found["settings"][name] for name in ("execute_steps", "ensemble", "image_size")}
+    assert used == {"execute_steps": 1, "ensemble": 0.01, "image_size": 20}
+    assert (found["contract"]["execute_steps"], found["contract"]["control_frequency"]) == (2, 30.0)
+    assert found["episodes"]["policy"][0]["decisions"] == 2
+
+
 def test_no_report_is_written_where_none_is_asked_for(checkpoint):
-    done = run_main(f"--checkpoint={checkpoint}", "--episodes=1", "--max_steps=1", "--image_size=16")
+    done = run_main(
+        f"--checkpoint={checkpoint}", "--episodes=1", "--max_steps=1", "--execute_steps=0", "--ensemble=none"
+    )
     assert done.returncode == 0, done.stderr
     assert "policy        0/1" in done.stdout
+    assert "deviation" not in done.stdout
 
 
 def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
@@ -147,6 +189,10 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
         (["--modes=none"], "error: gc_bc does not reason: no mode of inference can be chosen, leave 'none' out"),
         (["--videos=2"], "error: --videos needs --output_path"),
         (["--video_format=avi"], "error: flag --video_format=avi: value should be one of <mp4|gif>"),
+        (["--execute_steps=3"], "error: execution.execute_steps must be 0 (all) to 2, the action_horizon, not 3"),
+        (["--ensemble=-1"], "error: execution.ensemble must be 0 or positive, or None, not -1.0"),
+        (["--ensemble=much"], "error: --ensemble must be a number or none, not 'much'"),
+        (["--ensemble=0.01", "--execute_steps=2"], "error: execution.ensemble=0.01 decides at every step, so"),
     ],
 )
 def test_mistakes_are_one_line(checkpoint, options, line):
@@ -160,7 +206,7 @@ def test_the_cameras_of_episodes_are_those_of_demonstrations(tmp_path):
     """Frames and goals pass through the JPEG of the recordings, at the size at which demonstrations are made."""
     code = (
         "import sys, runpy, numpy as np; main = runpy.run_path(sys.argv[1]); kind = main['WORLDS']['tabletop']; "
-        "size = main['FLAGS']['image_size'].default; world = kind.make(size, 9, 'full'); "
+        "size = main['CAMERA_SIZE']; world = kind.make(size, 9, 'full'); "
         "seen = world.reset(seed=5)[0], world.step(np.zeros(7))[0], kind.goals(size, 5, None, 'full'); "
         "np.save(sys.argv[2], [view['images0'] for view in seen])"
     )
