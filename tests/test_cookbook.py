@@ -64,12 +64,17 @@ PRINTED = {
     "Two arms, 14 actions": ["12 as stored, gripper 6 (0.08 open, 0 closed), gripper 13 (0.08 open, 0 closed)"],
     "No gripper": ["6: 6 reached movements"],
     "Longer chunks of actions, a history of observations": ["actions (8, 8, 7)", "observations/proprio (8, 2, 7)"],
+    "A receding horizon, temporal ensembling": [
+        "plays        4 of 8 actions",
+        "1 of 8 actions a decision (ensemble 0.01)",
+    ],
     "Freeze a part": ["trained      action_head\n", "trained      policy\n"],
     "Go on after a stop, train longer": [f"/runs/{RUN}\n"],
     "Go on elsewhere": ["/runs_b/gc_bc_"],
     "Several devices": ["devices      8 (cpu): data 2, fsdp 4"],
     "Read the metrics": [" 4 "],
     "What a checkpoint holds": ["gc_bc BatchSpec(cameras=('images0',)", "gripper=(6,)", "{'images0': (16, 16)}"],
+    "Play a checkpoint otherwise": ["1 of 1 actions a decision at 5 Hz"],
     "Evaluate in closed loop": ["0/2", "report.json"],
 }
 
