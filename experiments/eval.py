@@ -233,7 +233,8 @@ def video_folder() -> pathlib.Path:
 
 def report(checkpoint: pathlib.Path, play: Terms, results: Mapping[str, list[Result]]) -> dict[str, Any]:
     """What was run and how it went, as JSON values."""
-    used = dataclasses.asdict(play.execution) | {"image_size": play.image_size}
+    steps = play.execution.steps(play.contract.action_horizon)
+    used = {"execute_steps": steps, "ensemble": play.execution.ensemble, "image_size": play.image_size}
     return {
         "checkpoint": str(checkpoint),
         "settings": {name: FLAGS[name].value for name in _SETTINGS} | used,
