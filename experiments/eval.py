@@ -11,51 +11,27 @@ nothing else. With --parallel=1, ms/decision is the time that one robot waits.
 A policy is played as its checkpoint says. What flags, or the world, make of it otherwise is printed and reported.
 """
 
-import collections
 import dataclasses
 import json
-import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tqdm
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.envs.film import SUFFIX, SUFFIXES, Frame, check_films, save_film
-from jaxvla.envs.goals import last_frame
-from jaxvla.envs.recording import Recorded, recorded
-from jaxvla.envs.rollout import Episode, Observation, Result, World, WorldSpec, check_fit, rollouts
-from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
+from jaxvla.envs.evaluation import Films, Tally, episodes, table
+from jaxvla.envs.film import SUFFIX, SUFFIXES, check_films
+from jaxvla.envs.rollout import Result, WorldSpec, check_fit, rollouts
+from jaxvla.envs.tabletop import CAMERA_SIZE
+from jaxvla.envs.worlds import MAX_STEPS, WORLDS, Scenario
 from jaxvla.errors import ConfigError
 
 if TYPE_CHECKING:
     from jaxvla.checkpoint import Assets
     from jaxvla.contract import Contract, Deviation, Execution
     from jaxvla.serving.policy import Policy
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A family of worlds.
-
-    Attributes:
-        make: (pixels a side of the images, steps after which an episode has failed, level) to a world.
-        goals: (pixels a side, seed, task or None, level) to the views of the world of this seed as it is to become.
-    """
-
-    make: Callable[[int, int, str], World]
-    goals: Callable[[int, int, str | None, str], Observation]
-
-
-WORLDS = {
-    "tabletop": Kind(
-        lambda image_size, steps, level: Recorded(TabletopEnv(image_size, max_steps=steps, level=level)),
-        lambda image_size, seed, task, level: recorded(last_frame(image_size, seed, task, level)),
-    )
-}
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one of its checkpoints.", required=True)
@@ -86,14 +62,11 @@ flags.DEFINE_integer(
     "Pixels a side of what the cameras see; the size of the frames of training where it is not given.",
     lower_bound=16,
 )
-flags.DEFINE_integer("max_steps", 60, "Steps after which an episode has failed.", lower_bound=1)
+flags.DEFINE_integer("max_steps", MAX_STEPS, "Steps after which an episode has failed.", lower_bound=1)
 flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
-# Keeps these episodes apart from those of make_sample_bridgedata.py, whose seeds have three parts, too.
-_STREAM = 1 << 31
-_Z = 1.96
 _SETTINGS = (
     "env",
     "level",
@@ -112,24 +85,26 @@ def main(_: list[str]) -> None:
     output = cli.output_path(FLAGS.output_path) if FLAGS.output_path else None
     if FLAGS.videos:
         check_films(video_folder(), f".{FLAGS.video_format}")
-    world = WORLDS[FLAGS.env].make(FLAGS.image_size or CAMERA_SIZE, FLAGS.max_steps, FLAGS.level)
-    world.reset(seed=0, task=FLAGS.task or None)
+    tasks = (FLAGS.task,) if FLAGS.task else ()
+    scenario = Scenario(FLAGS.env, FLAGS.level, tasks, FLAGS.image_size or CAMERA_SIZE, FLAGS.max_steps)
+    spec = scenario.make().spec
     from jaxvla.checkpoint import find_checkpoint, read_assets
     from jaxvla.serving.policy import load_policy
 
     checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
-    play = terms(read_assets(checkpoint), world.spec)
+    play = terms(read_assets(checkpoint), spec)
+    scenario = dataclasses.replace(scenario, image_size=play.image_size)
     results = {}
     for mode in FLAGS.modes or [None]:
         robots = min(FLAGS.parallel, FLAGS.episodes)
         policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.execution)
-        check_fit(FLAGS.env, world.spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
+        check_fit(FLAGS.env, spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
         if not results:
             print(play)
         name = mode or "policy"
         print(f"{name}: compiled in {policy.warm_up():.1f} s", flush=True)
-        results[name] = evaluate(policy, name, play.image_size)
-    print(table(results))
+        results[name] = evaluate(policy, scenario, name)
+    print(table({mode: Tally.of(own) for mode, own in results.items()}))
     if output:
         output.write_text(json.dumps(report(checkpoint, play, results), indent=1))
         print(f"report       {output}")
@@ -171,58 +146,22 @@ def _number(flag: str, value: str) -> float:
         raise ConfigError(f"--{flag} must be a number or none, not {value!r}") from error
 
 
-def evaluate(policy: "Policy", mode: str, image_size: int) -> list[Result]:
+def evaluate(policy: "Policy", scenario: Scenario, mode: str) -> list[Result]:
     """Plays all episodes in one mode and films the first ones; results by number."""
-    worlds = [WORLDS[FLAGS.env].make(image_size, FLAGS.max_steps, FLAGS.level) for _ in range(policy.robots)]
-    films = Films(policy.needed, FLAGS.videos)
+    worlds = [scenario.make() for _ in range(policy.robots)]
+    films = Films(policy.needed, FLAGS.videos, f".{FLAGS.video_format}")
     watch = films.watch if FLAGS.videos else None
     results, successes = [], 0
-    played = rollouts(policy, worlds, episodes(image_size, bool(policy.needed["goals"])), watch)
+    chosen = episodes(scenario, FLAGS.episodes, bool(policy.needed["goals"]), FLAGS.seed)
+    played = rollouts(policy, worlds, chosen, watch)
     with tqdm.tqdm(played, mode, FLAGS.episodes, leave=False, unit="episode") as progress:
         for result in progress:
             results.append(result)
             successes += result.success
             progress.set_postfix_str(f"{successes}/{len(results)} successes", refresh=False)
-            films.save(result, mode)
+            if result.number < FLAGS.videos:
+                films.save(result, video_folder(), mode)
     return sorted(results, key=lambda result: result.number)
-
-
-def episodes(image_size: int, with_goals: bool) -> Iterator[Episode]:
-    """The episodes that --seed and --task say, one after the other."""
-    task = FLAGS.task or None
-    for number in range(FLAGS.episodes):
-        seed = episode_seed(FLAGS.seed, number)
-        goals = WORLDS[FLAGS.env].goals(image_size, seed, task, FLAGS.level) if with_goals else None
-        yield Episode(number, seed, task, goals)
-
-
-def episode_seed(seed: int, number: int) -> int:
-    """The world's seed of one episode."""
-    return int(np.random.SeedSequence([seed, number, _STREAM]).generate_state(1)[0])
-
-
-class Films:
-    """Collects the frames of the first `count` episodes: what the policy sees, and what it is told and says."""
-
-    def __init__(self, needed: Mapping[str, tuple[str, ...]], count: int) -> None:
-        self._needed, self._count = needed, count
-        self._frames: dict[int, list[Frame]] = collections.defaultdict(list)
-
-    def watch(self, episode: Episode, instruction: str, observation: Observation, said: str) -> None:
-        """Keeps one frame; see `rollout.Watch`."""
-        if episode.number < self._count:
-            views = {name: observation[name] for name in self._needed["observation"]}
-            views |= {f"goal {name}": episode.goals[name] for name in self._needed["goals"]}
-            images = {title: view for title, view in views.items() if view.ndim == 3}
-            number = len(self._frames[episode.number])
-            self._frames[episode.number].append(Frame(images, (f"{number}: {instruction}", said)))
-
-    def save(self, result: Result, mode: str) -> None:
-        """Writes the film of an episode that has ended, if it was filmed."""
-        if result.number < self._count:
-            ending = "success" if result.success else "failure"
-            path = video_folder() / f"{mode}_{result.number:03d}_{ending}.{FLAGS.video_format}"
-            save_film(path, self._frames.pop(result.number), result.success)
 
 
 def video_folder() -> pathlib.Path:
@@ -240,45 +179,9 @@ def report(checkpoint: pathlib.Path, play: Terms, results: Mapping[str, list[Res
         "settings": {name: FLAGS[name].value for name in _SETTINGS} | used,
         "contract": play.contract.to_json(),
         "deviations": [dataclasses.asdict(deviation) for deviation in play.deviations],
-        "summary": {mode: summary(own) for mode, own in results.items()},
+        "summary": {mode: Tally.of(own).to_json() for mode, own in results.items()},
         "episodes": {mode: [dataclasses.asdict(result) for result in own] for mode, own in results.items()},
     }
-
-
-def summary(results: list[Result]) -> dict[str, Any]:
-    """Successes with their 95 % interval, over all tasks and in each, and the time of a decision."""
-    wins, by_task = sum(result.success for result in results), collections.defaultdict(list)
-    for result in results:
-        by_task[result.task].append(result.success)
-    return {
-        "episodes": len(results),
-        "successes": wins,
-        "success_rate": wins / len(results),
-        "interval_95": wilson(wins, len(results)),
-        "milliseconds": float(np.median([result.milliseconds for result in results])),
-        "tasks": {task: {"episodes": len(own), "successes": sum(own)} for task, own in sorted(by_task.items())},
-    }
-
-
-def wilson(successes: int, episodes: int) -> tuple[float, float]:
-    """The 95 % score interval of a success rate (Wilson, 1927)."""
-    rate, n = successes / episodes, episodes
-    centre = rate + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n))
-    return (centre - spread) / (1 + _Z**2 / n), (centre + spread) / (1 + _Z**2 / n)
-
-
-def table(results: Mapping[str, list[Result]]) -> str:
-    """One row per mode: success with its interval, the time of a decision, and successes in each task."""
-    summaries = {mode: summary(own) for mode, own in results.items()}
-    tasks = sorted({task for found in summaries.values() for task in found["tasks"]})
-    lines = [f"{'mode':<10}{'success':>9}{'95 % interval':>17}{'ms/decision':>13}" + "".join(f"{t:>18}" for t in tasks)]
-    for mode, found in summaries.items():
-        low, high = found["interval_95"]
-        row = f"{mode:<10}{found['successes']:>5}/{found['episodes']:<3}{f'{low:.0%} to {high:.0%}':>17}"
-        shares = [f"{found['tasks'][task]['successes']}/{found['tasks'][task]['episodes']}" for task in tasks]
-        lines.append(row + f"{found['milliseconds']:>13.1f}" + "".join(f"{share:>18}" for share in shares))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
