@@ -110,7 +110,8 @@ class Policy:
 
     Args:
         agent: what was trained.
-        params: its parameters, on the device that is to compute.
+        params: its parameters, on the device that is to compute; or their shapes (`jax.ShapeDtypeStruct`), where they
+            are set before anything is decided.
         assets: of its checkpoint.
         step: of its checkpoint, which says at what stage of a curriculum it is.
         robots: how many it drives; they are numbered from 0.
@@ -118,6 +119,7 @@ class Policy:
         execution: what is played of the chunks; None for what the assets say.
 
     Attributes:
+        params: may be set to others of the same shapes; nothing is compiled again.
         spec: cameras, image size (height, width), horizons and dimensions.
         contract: how the checkpoint is to be played.
         action_convention: what the numbers of an action are; None where the checkpoint is too old to say.
@@ -147,7 +149,7 @@ class Policy:
             raise PolicyError(f"the temperature of actions is 0 or positive, not {temperature}")
         self.spec, self.robots, self.words = assets.spec, robots, ""
         self.contract, self.action_convention = assets.contract(), assets.actions
-        self._agent, self._params = agent, params
+        self._agent, self.params = agent, params
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
         self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]
         self._draws = Draws(robots)
@@ -211,7 +213,7 @@ class Policy:
         histories = self._observed(observations, numbers)
         inputs = _stack([self._whole(history) for history in histories]), prepared
         inputs, draw = _fill((inputs, self._draws.next(numbers)), self.robots)
-        normalized_nad, tokens_nm = jax.device_get(self._act(self._params, inputs, draw))
+        normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw))
         count = len(numbers)
         words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
         return Decisions(self._schedule.play(numbers, self._actions.inverse(normalized_nad[:count])), words)
@@ -243,7 +245,7 @@ class Policy:
         """Compiles, so that the first decision is as fast as the others; returns the seconds that it took."""
         start = time.perf_counter()
         jax.block_until_ready(
-            self._act(self._params, self._blank(self.robots), Draws(self.robots).next(range(self.robots)))
+            self._act(self.params, self._blank(self.robots), Draws(self.robots).next(range(self.robots)))
         )
         return time.perf_counter() - start
 
@@ -309,10 +311,11 @@ def _act(
 
 def _inputs_read(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> dict[str, tuple[str, ...]]:
     """Which observations and goals the computation of an action reads, by name."""
-    jaxpr = jax.make_jaxpr(functools.partial(_act, agent, 0.0, params))(inputs, None).jaxpr
+    jaxpr = jax.make_jaxpr(functools.partial(_act, agent, 0.0))(params, inputs, None).jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
-    used = [path for path, variable in zip(paths, jaxpr.invars) if id(variable) in read]
+    given = jaxpr.invars[len(jax.tree.leaves(params)) :]
+    used = [path for path, variable in zip(paths, given) if id(variable) in read]
     return {
         "observation": tuple(name.key for part, name, *_ in used if part.idx == 0),
         "goals": tuple(path[-1].key for path in used if path[1].key == "goals"),
