@@ -64,6 +64,16 @@ def _base() -> dict:
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "execution": {"execute_steps": 0, "ensemble": placeholder(float)},
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
+        "rollout": {
+            "world": "",  # none
+            "level": "full",
+            "tasks": (),
+            "episodes": 20,
+            "last_episodes": 50,
+            "interval": 5000,
+            "parallel": 10,
+            "camera_size": 0,  # as the data is stored
+        },
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }
 

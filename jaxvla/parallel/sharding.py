@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvla.errors import ConfigError
@@ -24,6 +25,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def gather(tree: Any) -> Any | None:
+    """A pytree of arrays, whole, on the first device of process 0; None on the others. A collective.
+
+    What lies there already is not copied. Between processes it goes leaf by leaf through the memory of the host.
+    """
+    place = jax.local_devices()[0]
+    if jax.process_count() == 1:
+        return jax.device_put(tree, place)
+    first = jax.process_index() == 0
+
+    def whole(x: jax.Array) -> jax.Array | None:
+        on_host = multihost_utils.process_allgather(x, tiled=True)
+        return jax.device_put(on_host, place) if first else None
+
+    gathered = jax.tree.map(whole, tree)
+    return gathered if first else None
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

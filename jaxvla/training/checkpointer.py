@@ -47,6 +47,7 @@ _FREE_KEYS = (
     "train_config.data.prefetch",
     "train_config.wandb.",
     "train_config.checkpoint.",
+    "train_config.rollout.",
     "train_config.mesh.",
     "train_config.execution.",
     "data_config.data_path",
@@ -79,16 +80,12 @@ class Checkpointer:
     def __init__(self, run: pathlib.Path, config: CheckpointConfig, assets: Assets) -> None:
         self._run = run
         self._assets = assets.to_json()
-
-        def score(metrics: Mapping[str, float]) -> float:
-            return metrics[config.best_metric]
-
-        best = BestN(get_metric_fn=score, reverse=True, n=config.keep_best, keep_checkpoints_without_metrics=False)
+        best = BestN(get_metric_fn=config.score, n=config.keep_best, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(config.keep_last), best]),
             # The policy decides; but without best_fn Orbax would not store the metrics that it decides by.
-            best_fn=score,
-            best_mode="min",
+            best_fn=config.score,
+            best_mode="max",
             cleanup_tmp_directories=True,
         )
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -110,7 +107,7 @@ class Checkpointer:
         Args:
             state: goes under the name of its step.
             iterator_state: this process's data position; the next batch is that of the next step.
-            metrics: of the validation at this step, None if there was none.
+            metrics: of the validation and the rollout at this step, None if there was none that ranks it.
 
         Raises:
             CheckpointError: this or the previous save failed.

@@ -58,14 +58,19 @@ class OptimizerConfig:
             )
 
 
+# The metric of rollouts that can rank checkpoints.
+SUCCESS = "success"
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """Which checkpoints stay.
 
     Attributes:
         keep_last: the latest n.
-        keep_best: and the best n of those that were saved at a validation.
-        best_metric: name of the validation metric that ranks them; the lower the better.
+        keep_best: and the best n of those that were saved at a validation, or at a rollout.
+        best_metric: what ranks them: a validation metric, the lower the better, or the "success" of rollouts, the
+            higher the better.
     """
 
     keep_last: int = 3
@@ -77,6 +82,47 @@ class CheckpointConfig:
             raise ConfigError(f"config.checkpoint.keep_last must be at least 1, not {self.keep_last}")
         if self.keep_best < 0:
             raise ConfigError(f"config.checkpoint.keep_best must be 0 or more, not {self.keep_best}")
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """How good a checkpoint of these metrics is, the higher the better; without `best_metric` it is the worst."""
+        if self.best_metric not in metrics:
+            return -math.inf
+        value = metrics[self.best_metric]
+        return value if self.best_metric == SUCCESS else -value
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Episodes that the served parameters play in closed loop during training, the same ones every time.
+
+    Attributes:
+        world: where, such as "tabletop"; empty for no rollouts.
+        level: how much there is to tell apart in a scene, a level of the world.
+        tasks: of the world, in turn from episode to episode; empty for those that the scenes draw.
+        episodes: of a rollout.
+        last_episodes: of the one after the last step, the same ones and others.
+        interval: steps between two rollouts.
+        parallel: episodes that are played side by side.
+        camera_size: pixels a side of what the world's cameras see; 0 for the size at which the frames of the training
+            data are stored. Where their cameras saw another size, it is that size.
+    """
+
+    world: str = ""
+    level: str = "full"
+    tasks: tuple[str, ...] = ()
+    episodes: int = 20
+    last_episodes: int = 50
+    interval: int = 5000
+    parallel: int = 10
+    camera_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "last_episodes", "interval", "parallel"):
+            if getattr(self, name) < 1:
+                off = '; config.rollout.world "" plays none' if name != "parallel" else ""
+                raise ConfigError(f"config.rollout.{name} must be at least 1, not {getattr(self, name)}{off}")
+        if self.camera_size and self.camera_size < 16:
+            raise ConfigError(f"config.rollout.camera_size must be at least 16, or 0, not {self.camera_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +160,7 @@ class TrainConfig:
         mesh: see `MeshConfig`.
         execution: how checkpoints are to be played, which changes nothing of the training.
         checkpoint: see `CheckpointConfig`.
+        rollout: see `RolloutConfig`.
         wandb: see `WandbConfig`.
     """
 
@@ -135,6 +182,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     execution: Execution = dataclasses.field(default_factory=Execution)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:

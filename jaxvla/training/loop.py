@@ -24,13 +24,14 @@ from jaxvla.ops.augmentation import augment_batch
 from jaxvla.parallel.feed import BatchIterator, DeviceFeed
 from jaxvla.parallel.sharding import Rules, batch_sharding, check_batch_size
 from jaxvla.training.checkpointer import Checkpointer, resume
-from jaxvla.training.config import TrainConfig
+from jaxvla.training.config import SUCCESS, TrainConfig
 from jaxvla.training.interrupt import Interrupt
 from jaxvla.training.interval import Interval
 from jaxvla.training.loggers import METRICS_FILE, Loggers
 from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 from jaxvla.training.plots import plot_losses
 from jaxvla.training.progress import Progress
+from jaxvla.training.rollouts import Play, Played, Rollouts
 from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
 from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
 from jaxvla.training.validation import evaluate
@@ -45,6 +46,7 @@ class Summary:
         interrupted: whether it was asked to stop before its last step.
         train_loss: averaged over the last log interval.
         validation: the metrics of the last pass over the validation data; empty if there was none.
+        rollout: the last one; None if there was none, and on other processes than 0.
         checkpoint: the folder of the last checkpoint.
         plot: the loss curves.
     """
@@ -53,6 +55,7 @@ class Summary:
     interrupted: bool
     train_loss: float
     validation: dict[str, float]
+    rollout: Played | None
     checkpoint: pathlib.Path
     plot: pathlib.Path
 
@@ -129,6 +132,7 @@ def train(
     run: pathlib.Path,
     rules: Rules = (),
     pretrained: Pretrained | None = None,
+    play: Play | None = None,
 ) -> Summary:
     """Trains `agent` until `config.num_steps`, or until it is interrupted, and leaves a checkpoint.
 
@@ -147,6 +151,7 @@ def train(
         run: the run folder, from `run_folder`.
         rules: where parameters live, see `tree_shardings`.
         pretrained: parameters that a new run reads from files, see `create_state`.
+        play: the rollouts of `config.rollout`, see `Rollouts`; None for none.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
@@ -168,6 +173,7 @@ def train(
             progress=stack.enter_context(Progress(start, config.num_steps)),
             feed=stack.enter_context(DeviceFeed(batches, sharding)),
             interval=Interval(config.batch_size),
+            rollouts=Rollouts(config.rollout, play),
         )
         interrupted = loop.run(start)
     return _summary(run, loop, interrupted)
@@ -234,13 +240,18 @@ def _validator(
 
 
 def _check_best_metric(config: TrainConfig, agent: Agent, params: Any) -> None:
-    """Fails now, not at the first validation, if the agent has no such metric."""
+    """Fails now, not at the first validation or rollout, if there is no such metric."""
+    best = config.checkpoint.best_metric
+    if best == SUCCESS:
+        if not config.rollout.world:
+            raise ConfigError(f"config.checkpoint.best_metric {best!r} is of rollouts: set config.rollout.world")
+        return
     batch = agent.spec.fake_batch(1, agent.batch_keys, np.random.default_rng(0))
     metrics = jax.eval_shape(agent.evaluate, params, batch, jax.random.key(0))
-    if config.checkpoint.best_metric not in metrics:
+    if best not in metrics:
         raise ConfigError(
-            f"config.checkpoint.best_metric {config.checkpoint.best_metric!r} is no validation metric of "
-            f"{config.agent}; there are {', '.join(sorted(metrics))}"
+            f"config.checkpoint.best_metric {best!r} is no validation metric of {config.agent}; there are "
+            f"{', '.join(sorted(metrics))}, and {SUCCESS} with config.rollout"
         )
 
 
@@ -249,7 +260,8 @@ def _summary(run: pathlib.Path, loop: "_Loop", interrupted: bool) -> Summary:
     if jax.process_index() == 0:
         plot_losses(run / METRICS_FILE, plot)
     step = int(loop.state.step)
-    return Summary(step, interrupted, loop.train_loss, loop.metrics, run / FOLDER / str(step), plot)
+    last = loop.rollouts.last
+    return Summary(step, interrupted, loop.train_loss, loop.metrics, last, run / FOLDER / str(step), plot)
 
 
 @dataclasses.dataclass
@@ -266,6 +278,7 @@ class _Loop:
     progress: Progress
     feed: DeviceFeed
     interval: Interval
+    rollouts: Rollouts
     train_loss: float = math.nan
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     validated_at: int = -1
@@ -284,6 +297,8 @@ class _Loop:
                 self._log(step)
             if last or (step % config.eval_interval == 0 and not stop):
                 self._validate(step)
+            if self.rollouts.due(step, last) and (last or not stop):
+                stop |= not self._roll_out(step)
             if last or stop or step % config.save_interval == 0:
                 self._save(step)
             if stop and not last:
@@ -331,11 +346,30 @@ class _Loop:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
             self.progress.say(f"validation at step {step}: {shown}  ({seconds:.1f} s)")
 
+    def _roll_out(self, step: int) -> bool:
+        """Plays with the served parameters; whether it came to its end."""
+        with self.interval.paused():
+            self.interval.check_finite()
+            values = self.rollouts.play(self.state.served, step, self._played)
+            if values:
+                self.loggers.write(step, values)
+                self.progress.say(f"rollout at step {step}: {self.rollouts.last}  ({values['timer/rollout_s']:.1f} s)")
+            return bool(values)
+
+    def _played(self, successes: int, played: int, episodes: int) -> bool:
+        """After an episode of a rollout; whether to go on."""
+        self.progress.rollout(successes, played, episodes)
+        return not self.interrupt.requested
+
     def _save(self, step: int) -> None:
         with self.interval.paused():
             self.interval.check_finite()
             start = time.perf_counter()
-            best = self.metrics.get(self.config.checkpoint.best_metric, math.nan)
-            ranked = self.validated_at == step and math.isfinite(best)
-            self.checkpointer.save(self.state, self.feed.state, self.metrics if ranked else None)
+            self.checkpointer.save(self.state, self.feed.state, self._ranking(step))
             self.loggers.write(step, {"timer/save_ms": 1000 * (time.perf_counter() - start)})
+
+    def _ranking(self, step: int) -> dict[str, float] | None:
+        """What was measured at this step; None without that by which checkpoints are ranked."""
+        measured = self.metrics if self.validated_at == step else {}
+        measured = measured | (self.rollouts.metrics if self.rollouts.step == step else {})
+        return measured if math.isfinite(measured.get(self.config.checkpoint.best_metric, math.nan)) else None

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curves, and predicted against true actions. Matplotlib loads only when one is drawn."""
+"""Pictures of a run: curves, and predicted against true actions. Matplotlib loads only when one is drawn."""
 
 import itertools
 import json
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TRAINING, _VALIDATION, _BASELINE = "#4477aa", "#cc3311", "#777777"
+_SUCCESS = "#aa6600"
 # Parts of the loss that agents report beside it.
 _PARTS = {"action_loss": "#228833", "lm_loss": "#aa3377"}
 
@@ -19,7 +20,8 @@ _PARTS = {"action_loss": "#228833", "lm_loss": "#aa3377"}
 def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") -> None:
     """Draws the training loss with its parts, and beside it a validation metric with its mean-action baseline.
 
-    Where the run went through stages, their beginnings are marked.
+    A run with rollouts has a third panel: their success, in the band of its 95 % intervals. Where the run went through
+    stages, their beginnings are marked.
 
     Args:
         metrics: a metrics.jsonl.
@@ -29,15 +31,19 @@ def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") 
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    played = any("rollout/success" in row for row in rows)
+    panels = 3 if played else 2
+    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
+    left, right, *others = figure.subplots(1, panels)
     _curve(left, rows, "training/loss", color=_TRAINING, label="training, mean over the log interval")
     for name, color in _PARTS.items():
         _curve(left, rows, f"training/{name}", color=color, label=name)
     _curve(right, rows, f"training/{metric}", color=_TRAINING, label="training (augmented, with dropout)")
     _curve(right, rows, f"validation/{metric}", color=_VALIDATION, label="validation", marker="o", markersize=4)
     _curve(right, rows, "validation/mse_mean_action", color=_BASELINE, label="validation, mean action", linestyle="--")
-    for axes, title in ((left, "loss"), (right, metric)):
+    if played:
+        _success(others[0], rows)
+    for axes, title in zip((left, right, *others), ("loss", metric, "success in closed loop")):
         axes.set(title=title, xlabel="step")
         _tidy(axes)
         if axes.lines:
@@ -83,6 +89,16 @@ def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str, **style: 
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if points:
         axes.plot(*zip(*points), linewidth=1.4, **style)
+
+
+def _success(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    """The share of episodes that succeeded."""
+    found = [row for row in rows if "rollout/success" in row]
+    steps = [row["step"] for row in found]
+    low, high = ([row[f"rollout/success_{end}"] for row in found] for end in ("low", "high"))
+    axes.fill_between(steps, low, high, color=_SUCCESS, alpha=0.2, linewidth=0, label="95 % interval")
+    _curve(axes, rows, "rollout/success", color=_SUCCESS, label="rollouts", marker="o", markersize=4)
+    axes.set(ylim=(-0.02, 1.02), ylabel="share of episodes")
 
 
 def _mark_stages(axes: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:

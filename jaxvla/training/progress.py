@@ -2,6 +2,7 @@
 
 import datetime
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -14,6 +15,9 @@ _SHOWN = {
     "timer/data_wait_ms": "data wait {:.1f} ms",
     "timer/samples_per_s": "{:.0f} samples/s",
 }
+
+# Seconds between two lines about a rollout that goes on.
+_PATIENCE = 10
 
 
 class Progress:
@@ -28,6 +32,7 @@ class Progress:
         self._total = total
         self._quiet = jax.process_index() != 0
         terminal = sys.stderr.isatty() and not self._quiet
+        self._said = 0.0
         self._bar = tqdm(initial=start, total=total, unit="step", dynamic_ncols=True) if terminal else None
 
     def advance(self) -> None:
@@ -44,6 +49,17 @@ class Progress:
         seconds_left = (self._total - step) * values.get("timer/step_ms", 0) / 1000
         left = f"  {datetime.timedelta(seconds=round(seconds_left))} left" if seconds_left else ""
         self.say(f"step {step}/{self._total}  {shown}{left}")
+
+    def rollout(self, successes: int, played: int, episodes: int) -> None:
+        """Shows how far a rollout has come: on the bar, else by a line now and then where it takes long."""
+        shown = f"rollout: {successes} of {played} episodes succeeded, {episodes - played} to play"
+        if self._bar is not None:
+            self._bar.set_postfix_str(shown)
+        elif played == 1:
+            self._said = time.monotonic()
+        elif time.monotonic() - self._said > _PATIENCE and played < episodes:
+            self._said = time.monotonic()
+            self.say(shown)
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""

@@ -130,7 +130,9 @@ def test_films_are_of_the_first_episodes_of_the_last_whole_play(tmp_path):
     scenario = Scenario("tabletop", "one", image_size=16, max_steps=3)
 
     class Still(Robots):
-        needed = {"observation": ("images0", "proprio"), "goals": ("images0",)}
+        def __init__(self):
+            super().__init__()
+            self.needed = {"observation": ("images0", "proprio"), "goals": ("images0",)}
 
         def act_batch(self, observations, tasks, robots):
             return np.zeros((len(robots), 2, 7)), ["still"] * len(robots)

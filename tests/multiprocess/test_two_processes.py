@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from training.linear_run import metrics_of, train_linear
+from training.linear_run import ROLLOUT, metrics_of, train_linear
 
 from jaxvla.checkpoint import find_checkpoint, read_json, saved_steps
 
@@ -52,6 +52,7 @@ def start_job(**options):
 @pytest.mark.multiprocess
 def test_a_job_of_two_is_stopped_and_one_process_goes_on(tmp_path):
     settings = {"mesh": MESH, "log_interval": 1, "eval_interval": 3, "save_interval": 3, "num_steps": 8}
+    settings |= {"rollout": ROLLOUT | {"interval": 3}, "checkpoint": {"best_metric": "success"}}
     alone, job = tmp_path / "alone", tmp_path / "job"
     train_linear(alone, **settings)
     errors = start_job(run=str(job), stop=[1, 5], **settings)  # a signal to the second process stops both
@@ -64,4 +65,7 @@ def test_a_job_of_two_is_stopped_and_one_process_goes_on(tmp_path):
     train_linear(job, resume_path=str(job), **settings)
     for name in ("training/loss", "validation/mse", "validation/mse_mean_action"):
         assert metrics_of(job, name) == pytest.approx(metrics_of(alone, name), rel=1e-5)
+    played = metrics_of(alone, "rollout/success")
+    assert metrics_of(job, "rollout/success") == pytest.approx(played, abs=1 / 40)
+    assert list(played) == [3, 6, 8]
     assert list(metrics_of(job, "training/loss")) == [1, 2, 3, 4, 5, 6, 7, 8]

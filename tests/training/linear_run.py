@@ -11,6 +11,7 @@ import jax
 from jax.sharding import PartitionSpec
 from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, PositionalBatches, make_assets, validation
+from training.reach import make_play
 
 from jaxvla.checkpoint import saved_steps
 from jaxvla.config import from_mapping
@@ -36,8 +37,14 @@ VALUES = {
 RULES = (("head/kernel$", PartitionSpec("fsdp")),)
 
 
-def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), **changes):
-    """Trains with the settings of `VALUES`, changed; `batches` is called with this process's rows."""
+ROLLOUT = {"world": "reach", "episodes": 40, "last_episodes": 40, "interval": 10, "parallel": 8}
+
+
+def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), interrupt=None, **changes):
+    """Trains with the settings of `VALUES`, changed.
+
+    `batches` is called with this process's rows; `interrupt` with step and number of each episode that was played.
+    """
     values = VALUES | changes
     config = from_mapping(TrainConfig, values)
     mesh = make_mesh(config.mesh)
@@ -51,6 +58,7 @@ def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5),
         make_assets(**values),
         pathlib.Path(run),
         rules,
+        play=make_play(config, interrupt or (lambda step, played: None)) if config.rollout.world else None,
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from training.linear_agent import LinearAgent
-from training.linear_run import metrics_of, signalled_at, train_linear
+from training.linear_run import ROLLOUT, metrics_of, signalled_at, train_linear
 from training.positional_batches import SPEC, PositionalBatches
 
 from jaxvla.checkpoint import find_checkpoint, saved_steps
@@ -35,7 +35,7 @@ def final_state(run):
 def assert_same(run, other):
     """Two runs ended in the same state, bit for bit, and logged the same."""
     jax.tree.map(np.testing.assert_array_equal, final_state(run), final_state(other))
-    for name in ("training/loss", "training/grad_norm", "validation/mse"):
+    for name in ("training/loss", "training/grad_norm", "validation/mse", "rollout/success"):
         assert metrics_of(run, name) == metrics_of(other, name)
 
 
@@ -49,9 +49,9 @@ HANDLERS_BEFORE = handlers()
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing happened to, and its summary."""
+    """A run that nothing happened to, and its summary. It plays, which others do not that are held against it."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    return run, train_linear(run)
+    return run, train_linear(run, rollout=ROLLOUT)
 
 
 def test_a_run_learns_and_leaves_its_files(whole):
@@ -97,12 +97,12 @@ def test_killed_and_resumed_is_as_if_never_stopped(whole, tmp_path):
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
     }
-    options = {"run": str(run), "kill_at": 47}
+    options = {"run": str(run), "kill_at": 47, "rollout": ROLLOUT}
     done = subprocess.run([sys.executable, script, json.dumps(options)], env=environment, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert saved_steps(run) == [30]
-    assert max(metrics_of(run, "training/loss")) == 40
-    train_linear(run, resume_path=str(run))
+    assert max(metrics_of(run, "training/loss")) == max(metrics_of(run, "rollout/success")) == 40
+    train_linear(run, resume_path=str(run), rollout=ROLLOUT)
     assert_same(run, whole[0])
 
 

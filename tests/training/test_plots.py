@@ -32,6 +32,25 @@ def test_loss_curves_show_validation(tmp_path):
     assert red[1] == 0
 
 
+def test_success_has_a_panel_of_its_own_with_its_band(tmp_path):
+    rows = [{"step": step, "training/loss": 1.0, "training/mse": 1.0} for step in range(100, 601, 100)]
+    (tmp_path / "without.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for row in rows[1::2]:
+        rate = row["step"] / 800
+        row |= {"rollout/success": rate, "rollout/success_low": rate - 0.2, "rollout/success_high": rate + 0.2}
+    (tmp_path / "with.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("with", "without"):
+        plot_losses(tmp_path / f"{name}.jsonl", tmp_path / f"{name}.png")
+    played, unplayed = pixels(tmp_path / "with.png"), pixels(tmp_path / "without.png")
+    assert played.shape[1] == pytest.approx(1.5 * unplayed.shape[1], abs=2)
+    panel = played[:, 2 * played.shape[1] // 3 :]
+    curve = (panel == (0xAA, 0x66, 0x00)).all(-1)
+    band = (panel == (0xEE, 0xE0, 0xCC)).all(-1)
+    assert curve.sum() > 100
+    assert band.sum() > 20 * curve.sum()
+    assert not (unplayed == (0xAA, 0x66, 0x00)).all(-1).any()
+
+
 def test_stages_are_marked_where_they_begin(tmp_path):
     """A dotted line in either panel at the only switch, and none in a run of one stage."""
     found = []

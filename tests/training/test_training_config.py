@@ -9,7 +9,7 @@ from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import PromptConfig
-from jaxvla.training.config import CheckpointConfig, OptimizerConfig, TrainConfig
+from jaxvla.training.config import CheckpointConfig, OptimizerConfig, RolloutConfig, TrainConfig
 
 # Blocks that some methods have besides, by the name that their presets begin with.
 BLOCKS = {
@@ -52,6 +52,8 @@ def test_presets_have_every_key_and_no_other(name, values):
     config = from_mapping(TrainConfig, values)
     assert config.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert set(values) == set(TrainConfig.__dataclass_fields__)
+    assert set(values["rollout"]) == set(RolloutConfig.__dataclass_fields__)
+    assert config.rollout.world == "" or name.endswith("_tiny")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,11 @@ def test_presets_have_every_key_and_no_other(name, values):
         ({"optimizer": {"learning_rate": 1.0, "clip_norm": -1.0}}, "clip_norm must be 0 or more, not -1.0"),
         ({"checkpoint": {"keep_last": 0}}, "keep_last must be at least 1, not 0"),
         ({"checkpoint": {"keep_best": -1}}, "keep_best must be 0 or more, not -1"),
+        ({"rollout": {"interval": 0}}, r"config.rollout.interval must be at least 1, not 0; config.rollout.world \"\""),
+        ({"rollout": {"episodes": -2}}, "config.rollout.episodes must be at least 1, not -2"),
+        ({"rollout": {"parallel": 0}}, "config.rollout.parallel must be at least 1, not 0$"),
+        ({"rollout": {"camera_size": 8}}, "config.rollout.camera_size must be at least 16, or 0, not 8"),
+        ({"rollout": {"task": "stack"}}, "unknown key config.rollout.task: did you mean tasks"),
         ({"mesh": {"fsdp": 0}}, "mesh sizes must be positive"),
         ({"sead": 3}, "unknown key config.sead.*did you mean seed"),
     ],
