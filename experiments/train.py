@@ -7,6 +7,7 @@ Config files are found by path, or by bare name in configs/. Any value is overri
 checkpoints; --config.resume_path=RUN_FOLDER goes on where a run stopped.
 """
 
+import dataclasses
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,17 @@ from jaxvla import cli
 
 # jax, flax, grain and orbax take seconds to import: main does it, so that --help and mistakes answer at once.
 if TYPE_CHECKING:
+    from jaxvla.envs.evaluation import Tally
+    from jaxvla.envs.worlds import Scenario
+    from jaxvla.training.config import RolloutConfig
     from jaxvla.training.job import Job
     from jaxvla.training.loop import Summary
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 DEBUG = {"num_steps": 4, "log_interval": 1, "eval_interval": 2, "eval_batches": 1, "save_interval": 4}
+DEBUG_ROLLOUT = {"episodes": 2, "last_episodes": 2, "interval": 4, "parallel": 2}
+# Films of the last rollout's first episodes.
+FILMS = 4
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "How to train: FILE:PRESET, such as train_config.py:gc_bc.")
@@ -41,7 +48,8 @@ flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --
 def main(_: list[str]) -> None:
     settings, source_settings = cli.read_configs("gc_bc", "bdv2_local")
     if FLAGS.debug:
-        settings |= DEBUG | {"wandb": {**settings["wandb"], "enabled": False}}
+        rollout = {**settings.get("rollout", {}), **DEBUG_ROLLOUT}
+        settings |= DEBUG | {"rollout": rollout, "wandb": {**settings["wandb"], "enabled": False}}
     train(settings, source_settings)
 
 
@@ -58,8 +66,11 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
 
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     jax.config.update("jax_debug_nans", FLAGS.debug)
-    loop.check_paths(read_train_config(settings))
+    config = read_train_config(settings)
+    loop.check_paths(config)
+    scenario = open_scenario(config.rollout)
     job = open_job(settings, source_settings)
+    closed_loop = None if scenario is None else ClosedLoop(job, scenario)
     mesh = make_mesh(job.config.mesh)
     rows = process_rows(batch_sharding(mesh), job.config.batch_size)
     run = loop.run_folder(job.config, FLAGS.name)
@@ -75,10 +86,83 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
         job.assets,
         run,
         pretrained=job.pretrained,
+        play=None if closed_loop is None else closed_loop.play,
     )
     batches.close()
     if jax.process_index() == 0:
         conclude(summary, run, job)
+        if summary.rollout is not None:
+            films = closed_loop.save_films(run / "videos", f"step{closed_loop.played_at}")
+            print("films        " + f"\n{'':<13}".join(map(str, films)))
+
+
+def open_scenario(config: "RolloutConfig") -> "Scenario | None":
+    """What rollouts play; None where there are none.
+
+    Raises:
+        ConfigError: there is no such world, level or task.
+    """
+    from jaxvla.envs.worlds import Scenario
+    from jaxvla.errors import ConfigError
+
+    try:
+        return Scenario(config.world, config.level, config.tasks) if config.world else None
+    except ConfigError as error:
+        raise ConfigError(f"config.rollout: {error}") from error
+
+
+class ClosedLoop:
+    """Plays the rollouts of a run, see `loop.train`.
+
+    Raises:
+        ConfigError: the policy does not fit the world, or it cannot be said what the cameras of the world see.
+    """
+
+    def __init__(self, job: "Job", scenario: "Scenario") -> None:
+        from jaxvla.envs.evaluation import Course
+        from jaxvla.envs.rollout import check_fit
+        from jaxvla.serving.live import LivePolicy
+
+        self._config, self._num_steps = job.config.rollout, job.config.num_steps
+        most = max(self._config.episodes, self._config.last_episodes)
+        self._live = LivePolicy(job.assets, min(self._config.parallel, most))
+        policy = self._live.policy
+        own = policy.needed, policy.spec.proprio_dim, policy.spec.action_dim
+        check_fit(scenario.world, scenario.make().spec, *own)
+        size = self._config.camera_size or stored_side(job)
+        self._course = Course(dataclasses.replace(scenario, image_size=size), FILMS)
+        self.played_at = 0
+
+    def play(self, params: Any, step: int, report: Any) -> "Tally | None":
+        """One rollout; more episodes after the last step."""
+        count = self._config.last_episodes if step == self._num_steps else self._config.episodes
+        with self._live.at(step, params) as policy:
+            tally = self._course.play(policy, count, report)
+        self.played_at = self.played_at if tally is None else step
+        return tally
+
+    def save_films(self, folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+        """Films of the last rollout that came to its end."""
+        return self._course.save_films(folder, name)
+
+
+def stored_side(job: "Job") -> int:
+    """Pixels a side of the stored frames, which a world shows as they are.
+
+    Raises:
+        ConfigError: they are not squares of one size.
+    """
+    from jaxvla.errors import ConfigError
+
+    sizes = {job.assets.stored_sizes.get(camera, ()) for camera in job.agent.spec.cameras}
+    sides = {side for size in sizes for side in size}
+    if len(sizes) == len(sides) == 1:
+        return sides.pop()
+    shown = ", ".join(" x ".join(map(str, size)) or "several sizes" for size in sorted(sizes))
+    raise ConfigError(
+        f"config.rollout.camera_size is 0, but the frames are stored as {shown}, not as squares of one size: set it to "
+        "the pixels a side that the world's cameras see"
+    )
 
 
 def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
@@ -121,6 +205,8 @@ def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:
         print(f"validation   {name} {value:.4f}")
     if summary.mse_ratio is not None:
         print(f"             mse is {summary.mse_ratio:.2f} of that of always predicting the mean action")
+    if summary.rollout is not None:
+        print("success      " + f"\n{'':<13}".join(summary.rollout.lines()))
     print(f"checkpoint   {summary.checkpoint}")
     print(f"plots        {summary.plot}\n             {actions_plot}")
     if summary.interrupted:
@@ -130,21 +216,20 @@ def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:
 def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> None:
     """Predicted against demonstrated actions along a validation trajectory, in robot units; its last frame is the goal.
 
-    A policy that reasons acts in latent slots, or without any reasoning where it has not come to slots yet.
+    A policy that reasons does so as configured, or not at all where it has not come to slots yet.
     """
     import numpy as np
 
     from jaxvla.contract import Execution
+    from jaxvla.serving.live import inference_at
     from jaxvla.serving.policy import load_policy
     from jaxvla.training.job import demonstration
     from jaxvla.training.plots import plot_actions
 
     trajectory, instructions = job.example()
     views, true = demonstration(job.validation, trajectory)
-    inference, tasks = None, [{"goals": views[-1], "language": instruction} for instruction in instructions]
-    if job.texts is not None:
-        stage = job.texts.wording.curriculum.stage_at(int(checkpoint.name) - 1)
-        inference = "implicit" if stage else "none"
+    tasks = [{"goals": views[-1], "language": instruction} for instruction in instructions]
+    inference = inference_at(job.assets, int(checkpoint.name))
     policy = load_policy(checkpoint, inference=inference, execution=Execution())  # each prediction as it is
     predicted = np.stack([policy.act(view, task)[0] for view, task in zip(views, tasks)])
     plot_actions(predicted, true, job.validation.convention.labels(true.shape[1]), path)
