@@ -61,6 +61,8 @@ def trained(data, tmp_path_factory):
     patch.setattr(mesh, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     main = train_main()
     settings = make_settings(tmp_path_factory.mktemp("runs"))
+    settings["rollout"] |= {"world": "tabletop", "level": "one", "episodes": 1, "last_episodes": 1, "interval": 2}
+    settings["rollout"] |= {"parallel": 1}
     main.train(settings, source(data))
     patch.undo()
     return only_run(settings), settings, main
@@ -94,6 +96,9 @@ def test_one_run_goes_through_the_stages(trained):
         assert row["training/grad_norm/action_head"] > 0
     for name in ("config.json", "dataset_statistics.json", "loss.png", "actions.png"):
         assert (run / name).stat().st_size > 100
+    # It plays in either stage, in the first of which there are no slots to reason in.
+    played = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in played if "rollout/success" in row] == [2, 4]
 
 
 def test_stopped_within_a_stage_and_resumed_is_as_if_never_stopped(trained, data, tmp_path, monkeypatch):

@@ -15,11 +15,13 @@ from data.raw_files import make_session, to_numpy, to_tfrecord
 from experiments.mains import load, train_main
 
 from jaxvla.checkpoint import saved_steps
+from jaxvla.envs.evaluation import FILM_SUFFIX
 from jaxvla.errors import CheckpointError, ConfigError, DataError, JaxvlaError
 from jaxvla.models.resnet import ARCHITECTURES, Architecture
 from jaxvla.parallel import mesh
 from jaxvla.parallel.mesh import make_mesh
 from jaxvla.serving.policy import load_policy
+from jaxvla.training.job import open_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -66,12 +68,30 @@ def losses(run):
     return {row["step"]: row["training/loss"] for row in rows if "training/loss" in row}
 
 
+ROLLOUT = {"world": "tabletop", "level": "few", "episodes": 2, "last_episodes": 3, "interval": 3, "parallel": 3}
+
+
+def with_rollouts(settings, **changes):
+    return settings | {"rollout": settings["rollout"] | ROLLOUT | changes}
+
+
+def played(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row for row in rows if "rollout/success" in row}
+
+
 def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path, capsys):
+    settings = with_rollouts(settings, tasks=("put_in_container", "move_to_side"))
+    settings |= {"checkpoint": {"best_metric": "success"}}
     main.train(settings, source(broken(data, tmp_path, "short")) | {"max_skipped": 0.25})
     run = only_run(settings)
     for name in ("config.json", "dataset_statistics.json", "metrics.jsonl", "loss.png", "actions.png"):
         assert (run / name).stat().st_size > 100
     assert saved_steps(run) == [3, 6]
+    assert {step: row["rollout/episodes"] for step, row in played(run).items()} == {3: 2, 6: 3}
+    assert {"rollout/success_put_in_container", "timer/rollout_share"} <= played(run)[6].keys()
+    films = [run / "videos" / f"step6_{number:03d}_failure{FILM_SUFFIX}" for number in range(3)]
+    assert sorted((run / "videos").iterdir()) == films
     moved = tmp_path / "elsewhere"
     run.rename(moved)
     policy = load_policy(moved)
@@ -94,6 +114,9 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     assert lines[said + 1].endswith("gripper (1 open) 0..1")
     assert any(line.startswith("warning: the actions do not explain the differences of the states") for line in lines)
     assert policy.action_convention.gripper == (6,)
+    said = lines.index("success      0 of 3 (0 to 56 %)")
+    assert lines[said + 1 : said + 3] == [f"{'':<13}move_to_side 0 of 1", f"{'':<13}put_in_container 0 of 2"]
+    assert lines[-3:] == [f"films        {films[0]}", *(f"{'':<13}{film}" for film in films[1:])]
 
 
 def test_both_cameras_are_converted_trained_on_and_looked_through(settings, tmp_path, monkeypatch):
@@ -145,6 +168,42 @@ def test_real_frames_lower_the_loss(settings, bridge_rlds):
     main.train(settings, config | {"data_path": str(bridge_rlds), "image_size": (16, 16)})
     found = list(losses(only_run(settings)).values())
     assert np.mean(found[-4:]) < np.mean(found[:4]) - 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world": "kitchen"}, "config.rollout: no world named 'kitchen'; there are: tabletop"),
+        ({"level": "ten"}, "config.rollout: no tabletop level named 'ten'; there are: one, few, full"),
+        ({"tasks": ("juggle",)}, "config.rollout: no tabletop task named 'juggle' on level few; there are: put_in_c"),
+        ({"interval": 0}, "config.rollout.interval must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_played_is_said_before_data_is_opened(settings, changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        main.train(with_rollouts(settings, **changes), source("/nowhere/at/all"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_policy_that_does_not_fit_the_world_is_refused_before_it_is_trained(settings, data):
+    with pytest.raises(ConfigError) as error:
+        main.train(with_rollouts(settings), source(data, cameras={"wrist": "images0"}))
+    assert str(error.value).startswith("the policy does not fit tabletop: it reads wrist, goals of wrist and acts in 7")
+    assert "but tabletop shows images0, images1, proprio [7] and takes 7;" in str(error.value)
+    assert not pathlib.Path(settings["save_dir"]).exists()
+
+
+def test_frames_that_are_no_squares_need_a_size_of_the_camera(settings, tmp_path):
+    for split in ("train", "val"):
+        features = [trajectory(i, 6, size=16) for i in range(2)]
+        for own in features:
+            for part in ("observations/images0", "next_observations/images0"):
+                own[part] = own[part][:, :12]
+        write(tmp_path / "wide" / "task" / split / "out.tfrecord", features)
+    with pytest.raises(ConfigError, match="camera_size is 0, but the frames are stored as 12 x 16, not as squares"):
+        main.train(with_rollouts(settings), source(tmp_path / "wide"))
+    job = open_job(with_rollouts(settings, camera_size=16), source(tmp_path / "wide"))
+    main.ClosedLoop(job, main.open_scenario(job.config.rollout))
 
 
 def broken(data, tmp_path, name):
