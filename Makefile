@@ -1,5 +1,7 @@
 # make train   a policy from the sample data, in minutes, on whatever this machine has
 #              METHOD=gc_bc_tiny, or another small preset of configs/train_config.py, instead of the one that reasons
+#              LEVEL=few or full: more to tell apart than one cube and one bowl
+# make sample  the sample data alone, of a LEVEL
 # make test    the checks that CI runs
 # make parity  comparisons with torch and transformers (installs CPU builds)
 # make lint    ruff
@@ -8,6 +10,7 @@
 PYTHON ?= python3
 EXTRAS ?=
 METHOD ?= ecot_tiny
+LEVEL ?= one
 VENV := .venv
 BIN := $(VENV)/bin
 # pip and uv name the folder of local wheels differently.
@@ -24,7 +27,9 @@ TRAIN_MARK := $(call mark_of,$(EXTRAS))
 TEST_MARK := $(call mark_of,dev $(EXTRAS))
 PARITY_MARK := $(call mark_of,dev tf torch peft)
 
-SAMPLE := data/sample
+# Each level has its own folder and its own preset of configs/data_config.py.
+SAMPLE := data/sample/$(LEVEL)
+DATA := sample$(if $(filter-out one,$(LEVEL)),_$(LEVEL))
 
 .PHONY: train test parity lint sample clean
 
@@ -33,18 +38,18 @@ SHORTER_ecot_tiny := --config.num_steps 850 --config.optimizer.decay_steps 850 \
 	--config.curriculum.schedule '((0,0),(200,4))'
 
 train: $(TRAIN_MARK) sample
-	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:sample \
+	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(DATA) \
 		$(SHORTER_$(METHOD))
 
 sample: $(SAMPLE)/tfrecord/.complete
 
 $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
-	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw \
-		--annotations_path $(SAMPLE)/annotations.json --overwrite
+	$(BIN)/python data_processing/make_sample_bridgedata.py --output_path $(SAMPLE)/raw --level $(LEVEL) \
+		--num_trajectories 1000 --image_size 64 --annotations_path $(SAMPLE)/annotations.json --overwrite
 	$(BIN)/python data_processing/bridgedata_raw_to_numpy.py --depth 2 --input_path $(SAMPLE)/raw \
-		--output_path $(SAMPLE)/numpy --im_size 128 --overwrite
+		--output_path $(SAMPLE)/numpy --im_size 64 --overwrite
 	$(BIN)/python data_processing/bridgedata_numpy_to_tfrecord.py --depth 2 --input_path $(SAMPLE)/numpy \
-		--output_path $(SAMPLE)/tfrecord --cameras images0 --overwrite
+		--output_path $(SAMPLE)/tfrecord --overwrite
 	$(BIN)/python data_processing/reasoning_to_store.py --input_path $(SAMPLE)/annotations.json \
 		--output_path $(SAMPLE)/tfrecord/reasoning.sqlite --overwrite
 	touch $@

@@ -95,8 +95,18 @@ def _all() -> dict:
     return _bridge() | {"data_path": "data/bdv2", "include": (patterns,)}
 
 
-def _sample() -> dict:
-    return _bridge() | {"data_path": "data/sample/tfrecord"}
+def _sample(level: str = "one") -> dict:
+    """The tabletop's demonstrations of a level, as `make sample LEVEL=...` leaves them."""
+    cameras = {"images0": "images0", "images1": "images1"}
+    return _bridge() | {"data_path": f"data/sample/{level}/tfrecord", "cameras": cameras}
+
+
+def _sample_few() -> dict:
+    return _sample("few")
+
+
+def _sample_full() -> dict:
+    return _sample("full")
 
 
 def _bridge_rlds() -> dict:
@@ -112,6 +122,8 @@ PRESETS = {
     "bdv2_local": _bdv2_local,
     "all": _all,
     "sample": _sample,
+    "sample_few": _sample_few,
+    "sample_full": _sample_full,
     "bridge_rlds": _bridge_rlds,
     "tfrecord": _tfrecord,
     "rlds": _rlds,

@@ -102,17 +102,24 @@ def _gc_bc() -> dict:
 
 
 def _gc_bc_tiny() -> dict:
-    return _tiny(_gc_bc(), 1200)
+    return _tiny(_gc_bc(), 3000)
 
 
 def _tiny(config: dict, num_steps: int) -> dict:
-    """A preset made small enough for two CPU cores and a few minutes."""
+    """A preset made small enough for two CPU cores and some minutes; docs/methods.md has what it reaches.
+
+    It keeps where things are, without crops that would move them, knows the robot's state, and plans chunks.
+    """
     quarter = num_steps // 4
     config |= {"batch_size": 64, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
-    encoder, optimizer = config["agent_kwargs"]["encoder"], config["optimizer"]
-    encoder["name"] = encoder["name"].replace("34-bridge", "tiny")
-    config["data"]["image_size"] = (64, 64)
-    optimizer |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
+    kwargs, encoder = config["agent_kwargs"], config["agent_kwargs"]["encoder"]
+    encoder |= {"name": encoder["name"].replace("34-bridge", "tiny"), "pooling": "spatial_softmax"}
+    kwargs["use_proprio"] = True
+    if "hidden_dims" in kwargs:
+        kwargs["hidden_dims"] = (256, 256)
+    config["data"] |= {"image_size": (64, 64), "action_horizon": 8}
+    config["augment"] = AUGMENT | {"order": ()}
+    config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
     return config
 
 
@@ -142,8 +149,7 @@ def _gc_ddpm_bc() -> dict:
 
 
 def _gc_ddpm_bc_tiny() -> dict:
-    config = _tiny(_gc_ddpm_bc(), 1200) | {"ema_decay": 0.99}
-    config["agent_kwargs"]["score_network"]["hidden_dim"] = 128
+    config = _tiny(_gc_ddpm_bc(), 3000) | {"ema_decay": 0.995}
     config["agent_kwargs"]["repeated_diffusion_steps"] = 8
     return config
 
@@ -165,8 +171,10 @@ def _gc_iql() -> dict:
 
 
 def _gc_iql_tiny() -> dict:
-    config = _tiny(_gc_iql(), 600)
-    config["agent_kwargs"]["target_rate"] = 0.02  # of 600 steps, 0.002 would let the targets see little
+    config = _tiny(_gc_iql(), 3000)
+    # Squared errors of values are large beside the actor's: in one encoder for all, they would drown it. Values of a
+    # nearer future are learned in these steps, and targets that follow sooner.
+    config["agent_kwargs"] |= {"shared_encoder": False, "discount": 0.9, "temperature": 2.0, "target_rate": 0.02}
     return config
 
 
@@ -188,9 +196,11 @@ def _contrastive_rl_td() -> dict:
 
 
 def _contrastive_rl_td_tiny() -> dict:
-    config = _tiny(_contrastive_rl_td(), 600)
-    # With the preset's 0.98, 600 steps are too few for the critics to leave their start: next frames weigh 0.02.
-    config["agent_kwargs"] |= {"discount": 0.9, "target_rate": 0.02}
+    config = _tiny(_contrastive_rl_td(), 2600)
+    # With 0.98 next frames weigh 0.02, and so few steps hardly move the critics from their start. Imitation is averaged
+    # over the slots of a chunk while critics pull at all of them, so it needs more weight than for single actions.
+    config["agent_kwargs"] |= {"discount": 0.9, "target_rate": 0.02, "gcbc_coef": 0.9}
+    config["optimizer"]["undecayed"] = ()
     return config
 
 
@@ -214,7 +224,7 @@ def _lc_bc() -> dict:
 
 
 def _lc_bc_tiny() -> dict:
-    config = _tiny(_lc_bc(), 1200)
+    config = _tiny(_lc_bc(), 3000)
     config["agent_kwargs"]["instruction_encoder"] |= {"width": 64, "num_layers": 2}
     config["language"]["max_length"] = 32
     return config

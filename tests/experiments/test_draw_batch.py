@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 def sheet(data, tmp_path_factory):
     """Three examples of batch 1 of the stream."""
     path = tmp_path_factory.mktemp("sheets") / "new" / "batch.png"
-    command = [sys.executable, str(ROOT / "experiments" / "draw_batch.py"), "--config=train_config.py:gc_bc_tiny"]
+    command = [sys.executable, str(ROOT / "experiments" / "draw_batch.py"), "--config=train_config.py:gc_bc"]
     options = [
         "--config.batch_size=4",
         "--config.data.image_size=()",
@@ -62,7 +62,7 @@ def tile(sheet, row, column):
 
 
 def test_views_before_and_after_augmentation_are_those_of_the_training_step(data, sheet):
-    settings = load(ROOT / "configs" / "train_config.py").get_config("gc_bc_tiny").to_dict()
+    settings = load(ROOT / "configs" / "train_config.py").get_config("gc_bc").to_dict()
     dataset = open_dataset(SourceConfig("bridge_tfrecord", str(data), (("**",),)), DataConfig(), "train")
     batches = training_batches(dataset, 4, settings["seed"], LinearAgent.batch_keys)
     agent, mesh, seen = LinearAgent(dataset.spec), make_mesh(MeshConfig(), jax.devices()[:1]), []

@@ -39,12 +39,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """The tiny preset, shortened, on one of the simulated devices."""
+    """The tiny preset, shortened, of augmented images and single actions, on one of the simulated devices."""
     use_devices(1, monkeypatch)
-    config = load(ROOT / "configs" / "train_config.py").get_config("gc_bc_tiny").to_dict()
+    presets = load(ROOT / "configs" / "train_config.py")
+    config = presets.get_config("gc_bc_tiny").to_dict() | {"augment": presets.AUGMENT}
     config |= {"batch_size": 8, "num_steps": 6, "log_interval": 1, "eval_interval": 3, "save_interval": 3}
     config["save_dir"] = str(tmp_path / "runs")
-    config["data"]["image_size"] = ()
+    config["data"] |= {"image_size": (), "action_horizon": 1}
+    config["agent_kwargs"]["use_proprio"] = False
     config["optimizer"] |= {"warmup_steps": 2, "decay_steps": 100}
     return config
 
