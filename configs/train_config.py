@@ -111,7 +111,7 @@ def _tiny(config: dict, num_steps: int) -> dict:
     It keeps where things are, without crops that would move them, knows the robot's state, and plans chunks.
     """
     quarter = num_steps // 4
-    config |= {"batch_size": 64, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
+    config |= {"batch_size": 32, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
     kwargs, encoder = config["agent_kwargs"], config["agent_kwargs"]["encoder"]
     encoder |= {"name": encoder["name"].replace("34-bridge", "tiny"), "pooling": "spatial_softmax"}
     kwargs["use_proprio"] = True
@@ -171,7 +171,7 @@ def _gc_iql() -> dict:
 
 
 def _gc_iql_tiny() -> dict:
-    config = _tiny(_gc_iql(), 3000)
+    config = _tiny(_gc_iql(), 2500)
     # Squared errors of values are large beside the actor's: in one encoder for all, they would drown it. Values of a
     # nearer future are learned in these steps, and targets that follow sooner.
     config["agent_kwargs"] |= {"shared_encoder": False, "discount": 0.9, "temperature": 2.0, "target_rate": 0.02}
@@ -196,7 +196,7 @@ def _contrastive_rl_td() -> dict:
 
 
 def _contrastive_rl_td_tiny() -> dict:
-    config = _tiny(_contrastive_rl_td(), 2600)
+    config = _tiny(_contrastive_rl_td(), 2500)
     # With 0.98 next frames weigh 0.02, and so few steps hardly move the critics from their start. Imitation is averaged
     # over the slots of a chunk while critics pull at all of them, so it needs more weight than for single actions.
     config["agent_kwargs"] |= {"discount": 0.9, "target_rate": 0.02, "gcbc_coef": 0.9}
