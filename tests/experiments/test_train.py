@@ -15,7 +15,7 @@ from data.raw_files import make_session, to_numpy, to_tfrecord
 from experiments.mains import load, train_main
 
 from jaxvla.checkpoint import saved_steps
-from jaxvla.envs.evaluation import FILM_SUFFIX
+from jaxvla.envs.film import SUFFIX
 from jaxvla.errors import CheckpointError, ConfigError, DataError, JaxvlaError
 from jaxvla.models.resnet import ARCHITECTURES, Architecture
 from jaxvla.parallel import mesh
@@ -92,7 +92,7 @@ def test_a_run_leaves_a_policy_that_needs_nothing_else(settings, data, tmp_path,
     assert saved_steps(run) == [3, 6]
     assert {step: row["rollout/episodes"] for step, row in played(run).items()} == {3: 2, 6: 3}
     assert {"rollout/success_put_in_container", "timer/rollout_share"} <= played(run)[6].keys()
-    films = [run / "videos" / f"step6_{number:03d}_failure{FILM_SUFFIX}" for number in range(3)]
+    films = [run / "videos" / f"step6_{number:03d}_failure{SUFFIX}" for number in range(3)]
     assert sorted((run / "videos").iterdir()) == films
     moved = tmp_path / "elsewhere"
     run.rename(moved)
