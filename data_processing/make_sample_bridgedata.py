@@ -47,8 +47,10 @@ flags.DEFINE_string("output_path", None, "Folder to write.", required=True)
 flags.DEFINE_integer("num_trajectories", 400, "Successful demonstrations to write.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
 flags.DEFINE_integer("image_size", CAMERA_SIZE, "Pixels a side of the square JPEGs.", lower_bound=16)
-flags.DEFINE_enum("level", "full", list(LEVELS), "How much there is to tell apart in a scene.")
-flags.DEFINE_list("tasks", [], "Which to demonstrate, each as often; those that the level draws from if empty.")
+flags.DEFINE_multi_enum(
+    "level", ["full"], list(LEVELS), "How much there is to tell apart in a scene; given several times, the tasks of each as often."
+)
+flags.DEFINE_list("tasks", [], "Which to demonstrate, each as often; those that the levels draw from if empty.")
 flags.DEFINE_bool("anywhere", True, "Begin with the gripper anywhere above the table, not near one pose.")
 flags.DEFINE_float(
     "push_rate",
@@ -119,32 +121,35 @@ class Written:
     annotations: str
 
 
-def plan(root: pathlib.Path, num_trajectories: int, recipe: Recipe, tasks: Sequence[str]) -> list[Job]:
-    """Shares the trajectories out among the tasks, and those of a task among two dated folders or more."""
+def plan(root: pathlib.Path, num_trajectories: int, recipe: Recipe, tasks: Sequence[tuple[str, str]]) -> list[Job]:
+    """Shares the trajectories among the (level, task) pairs, and those of a pair among two dated folders or more."""
     rng = np.random.default_rng(recipe.seed)
-    jobs = []
-    for k, task in enumerate(tasks):
+    jobs, dates = [], dict.fromkeys((task for _, task in tasks), FIRST_DATE)
+    for k, (level, task) in enumerate(tasks):
+        own = dataclasses.replace(recipe, level=level)
         indices = range(k, num_trajectories, len(tasks))
         folders = max(math.ceil(len(indices) / TRAJECTORIES_PER_FOLDER), min(2, len(indices)))
-        date = FIRST_DATE
         for members in np.array_split(indices, folders) if folders else ():
-            date += datetime.timedelta(days=int(rng.integers(1, 15)), seconds=int(rng.integers(60_000)))
-            jobs.extend(Job(root, task, date, n, int(i), recipe) for n, i in enumerate(members))
+            dates[task] += datetime.timedelta(days=int(rng.integers(1, 15)), seconds=int(rng.integers(60_000)))
+            jobs.extend(Job(root, task, dates[task], n, int(i), own) for n, i in enumerate(members))
     return jobs
 
 
-def chosen_tasks(level: str, named: Sequence[str]) -> tuple[str, ...]:
-    """The tasks to demonstrate: those named, or all that the level draws from.
+def chosen_tasks(levels: Sequence[str], named: Sequence[str]) -> list[tuple[str, str]]:
+    """The (level, task) pairs to demonstrate: the tasks named, or all that the levels draw from.
 
     Raises:
-        ConfigError: the level has no such task, or one is named twice.
+        ConfigError: a level has no such task, or a task or a level is named twice.
     """
-    known = LEVELS[level].all_tasks
-    if set(named) - set(known) or len(set(named)) < len(named):
-        raise ConfigError(
-            f"--tasks must be different ones of {', '.join(known)} on level {level}, not {','.join(named)}"
-        )
-    return tuple(named) or LEVELS[level].tasks
+    if len(set(levels)) < len(levels):
+        raise ConfigError(f"--level must be given different levels, not {' and '.join(levels)}")
+    for level in levels:
+        known = LEVELS[level].all_tasks
+        if set(named) - set(known) or len(set(named)) < len(named):
+            raise ConfigError(
+                f"--tasks must be different ones of {', '.join(known)} on level {level}, not {','.join(named)}"
+            )
+    return [(level, task) for level in levels for task in named or LEVELS[level].tasks]
 
 
 def write_trajectory(job: Job) -> Written:
@@ -348,7 +353,13 @@ def main(_: Sequence[str]) -> None:
     check_annotations(annotations, output, FLAGS.overwrite)
     started = time.monotonic()
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    recipe = Recipe(FLAGS.seed, FLAGS.image_size, FLAGS.level, FLAGS.anywhere, FLAGS.push_rate, bool(annotations))
+    recipe = Recipe(
+        FLAGS.seed,
+        FLAGS.image_size,
+        anywhere=FLAGS.anywhere,
+        push_rate=FLAGS.push_rate,
+        annotate=bool(annotations),
+    )
     jobs = plan(partial, FLAGS.num_trajectories, recipe, chosen_tasks(FLAGS.level, FLAGS.tasks))
     try:
         with annotations_file(annotations) as file:

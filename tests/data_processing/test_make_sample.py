@@ -138,6 +138,15 @@ def test_level_and_coverage_are_those_asked_for(tmp_path):
     assert refused.stderr == "error: --tasks must be different ones of put_in_container on level one, not stack\n"
 
 
+def test_several_levels_share_the_trajectories(tmp_path):
+    run = make(tmp_path / "raw", "--level=one", "--level=few", "--num_trajectories=6", "--num_workers=1")
+    assert run.returncode == 0, run.stderr
+    found = [load_pickle(path)["level"] for path in (tmp_path / "raw").rglob("agent_data.pkl")]
+    assert (found.count("one"), found.count("few")) == (2, 4)  # of one and of two tasks
+    refused = make(tmp_path / "other", "--level=one", "--level=one")
+    assert refused.stderr == "error: --level must be given different levels, not one and one\n"
+
+
 def test_other_tasks_are_made_where_they_are_named(tmp_path):
     flags = ("--tasks=go_around,stack", "--num_trajectories=2", "--num_workers=1", f"--annotations_path={tmp_path}/a")
     run = make(tmp_path / "raw", *flags)
