@@ -33,13 +33,9 @@ DATA := sample$(if $(filter-out one,$(LEVEL)),_$(LEVEL))
 
 .PHONY: train test parity lint sample clean
 
-# A shorter run than the preset's own, through its first and its last stage.
-SHORTER_ecot_tiny := --config.num_steps 850 --config.optimizer.decay_steps 850 \
-	--config.curriculum.schedule '((0,0),(200,4))'
-
 train: $(TRAIN_MARK) sample
 	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(DATA) \
-		$(SHORTER_$(METHOD))
+		--config.rollout.level $(LEVEL)
 
 sample: $(SAMPLE)/tfrecord/.complete
 

@@ -23,6 +23,8 @@ AUGMENT = {
     "goals_differ": False,
 }
 
+_LORA_TARGETS = r"^text/layers/(self_attn|mlp)/\w+_proj/kernel$"
+
 
 def _base() -> dict:
     return {
@@ -82,12 +84,7 @@ def _gc_bc() -> dict:
     config = _base() | {
         "agent": "gc_bc",
         "agent_kwargs": {
-            "encoder": {
-                "name": "resnetv1-34-bridge",
-                "pooling": "avg",
-                "add_coordinates": True,
-                "activation": "swish",
-            },
+            "encoder": {"name": "resnetv1-34-bridge", "pooling": "avg", "add_coordinates": True, "activation": "swish"},
             "early_goal_concat": True,
             "shared_goal_encoder": True,
             "use_proprio": False,
@@ -106,20 +103,28 @@ def _gc_bc_tiny() -> dict:
 
 
 def _tiny(config: dict, num_steps: int) -> dict:
-    """A preset made small enough for two CPU cores and some minutes; docs/methods.md has what it reaches.
-
-    It keeps where things are, without crops that would move them, knows the robot's state, and plans chunks.
-    """
-    quarter = num_steps // 4
-    config |= {"batch_size": 32, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
+    """`_small` for a method that looks through a ResNet: it keeps where things are, and knows the robot's state."""
     kwargs, encoder = config["agent_kwargs"], config["agent_kwargs"]["encoder"]
     encoder |= {"name": encoder["name"].replace("34-bridge", "tiny"), "pooling": "spatial_softmax"}
     kwargs["use_proprio"] = True
     if "hidden_dims" in kwargs:
         kwargs["hidden_dims"] = (256, 256)
+    return _small(config, num_steps, 32)
+
+
+def _small(config: dict, num_steps: int, batch_size: int) -> dict:
+    """A preset made small enough for two CPU cores and some minutes; docs/methods.md has what it reaches.
+
+    It sees small pictures as they are, without crops that would move things, plays half of the chunks that it plans,
+    and is played in the world of the sample four times on its way.
+    """
+    quarter = num_steps // 4
+    config |= {"batch_size": batch_size, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
     config["data"] |= {"image_size": (64, 64), "action_horizon": 8}
     config["augment"] = AUGMENT | {"order": ()}
     config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
+    config["execution"]["execute_steps"] = 4
+    config["rollout"] |= {"world": "tabletop", "level": "one", "interval": quarter}
     return config
 
 
@@ -128,13 +133,7 @@ def _gc_ddpm_bc() -> dict:
     for name in ("hidden_dims", "dropout_rate", "policy"):
         del config["agent_kwargs"][name]
     config["agent_kwargs"] |= {
-        "score_network": {
-            "time_dim": 32,
-            "hidden_dim": 256,
-            "num_blocks": 3,
-            "dropout_rate": 0.1,
-            "layer_norm": True,
-        },
+        "score_network": {"time_dim": 32, "hidden_dim": 256, "num_blocks": 3, "dropout_rate": 0.1, "layer_norm": True},
         "diffusion": {
             "num_levels": 20,
             "schedule": "cosine",
@@ -181,14 +180,8 @@ def _gc_iql_tiny() -> dict:
 def _contrastive_rl_td() -> dict:
     config = _gc_bc() | {"agent": "contrastive_rl_td"}
     config["agent_kwargs"].pop("early_goal_concat")
-    config["agent_kwargs"] |= {
-        "shared_encoder": False,
-        "repr_dim": 16,
-        "use_td": True,
-        "discount": 0.98,
-        "gcbc_coef": 0.2,
-        "target_rate": 0.002,
-    }
+    critics = {"shared_encoder": False, "repr_dim": 16, "use_td": True, "discount": 0.98, "target_rate": 0.002}
+    config["agent_kwargs"] |= critics | {"gcbc_coef": 0.2}
     config["agent_kwargs"]["encoder"]["add_coordinates"] = False
     # The actor's rate decays, that of the critics does not.
     config["optimizer"]["undecayed"] = ("critic_encoder", "critic")
@@ -207,13 +200,7 @@ def _contrastive_rl_td_tiny() -> dict:
 def _lc_bc() -> dict:
     config = _gc_bc() | {
         "agent": "lc_bc",
-        "language": {
-            "encoder": "learned",
-            "path": "",
-            "max_length": 64,
-            "prompt": "Instruction:",
-            "dtype": "bfloat16",
-        },
+        "language": {"encoder": "learned", "path": "", "max_length": 64, "prompt": "Instruction:", "dtype": "bfloat16"},
     }
     for goal_setting in ("early_goal_concat", "shared_goal_encoder"):
         del config["agent_kwargs"][goal_setting]
@@ -241,12 +228,7 @@ def _reasoning() -> dict:
             "dtype": "bfloat16",
             "remat": "block",
             "attention": "xla",
-            "lora": {
-                "rank": 0,
-                "alpha": 16.0,
-                "targets": r"^text/layers/(self_attn|mlp)/\w+_proj/kernel$",
-                "dropout": 0.0,
-            },
+            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
         },
         "prompt": {
             "base_prompt": "Robot task reasoning: first think the task through, then act. Instruction:",
@@ -350,31 +332,43 @@ def _ecot_lara() -> dict:
 
 
 def _ecot_tiny() -> dict:
-    config = _ecot() | {
-        "batch_size": 32,
-        "num_steps": 1600,
-        "log_interval": 50,
-        "eval_interval": 200,
-        "eval_batches": 8,
-        "save_interval": 200,
-    }
-    config["backbone"] |= {"preset": "tiny", "dtype": "float32", "remat": "none"}
+    config = _small(_ecot(), 2000, 64) | {"log_interval": 50, "eval_batches": 8, "ema_decay": 0.99}
+    config["backbone"] |= {"preset": "tiny_random", "dtype": "float32", "remat": "none"}
+    config["prompt"]["base_prompt"] = ""
     config["curriculum"] |= {
         "component_order": ("SUBTASK REASONING", "SUBTASK", "MOVE", "GRIPPER POSITION"),
         "schedule": ((0, 0), (300, 1), (340, 2), (380, 3), (420, 4)),
         "uniform_stage_probability": 0.0,
     }
-    config["agent_kwargs"] |= {"context_hidden": "post_norm", "latent_hidden": "post_norm", "max_new_tokens": 128}
+    config["agent_kwargs"] |= {"context_hidden": "post_norm", "latent_hidden": "post_norm", "max_new_tokens": 160}
     config["agent_kwargs"]["action_head"] |= {
         "size": "dit_tiny",
+        "num_layers": 2,
+        "output_dim": 128,
+        "hidden_size": 128,
         "use_state": True,
         "dropout": 0.0,
         "num_future_tokens": 4,
         "repeated_diffusion_steps": 4,
         "dtype": "float32",
     }
-    config["data"] |= {"action_horizon": 2, "image_size": (128, 128)}
-    config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {}, "warmup_steps": 100, "decay_steps": 1600}
+    config["optimizer"] |= {"learning_rates": {}, "final_learning_rate": 0.0}
+    return config
+
+
+def _backbone_tiny() -> dict:
+    """The words alone, on all that can be seen: how the backbone of preset `tiny` was trained, from noise."""
+    config = _ecot_tiny() | {"num_steps": 3500, "eval_interval": 500, "save_interval": 250, "ema_decay": 0.998}
+    config["backbone"]["preset"] = "tiny_random"
+    config["agent_kwargs"] |= {"training_mode": "reasoning_only", "inference": "explicit", "max_new_tokens": 256}
+    parts = ("VISIBLE OBJECTS", "GRIPPER POSITION", "SUBTASK REASONING", "SUBTASK", "MOVE REASONING", "MOVE")
+    config["curriculum"] |= {"component_order": parts, "schedule": ((0, 0),), "tag_dropout": 0.5}
+    config["curriculum"]["reasoning_dropout"] = 0.0
+    # All parts at once are twice as long, and most samples hold about half of them.
+    config["prompt"] |= {"max_suffix_length": 112, "on_overflow": "truncate"}
+    config["checkpoint"]["best_metric"] = "lm_loss"
+    config["optimizer"] |= {"learning_rate": 2e-3, "warmup_steps": 200, "decay_steps": 3500}
+    config["rollout"]["world"] = ""
     return config
 
 
@@ -392,6 +386,7 @@ PRESETS = {
     "ecot": _ecot,
     "ecot_lara": _ecot_lara,
     "ecot_tiny": _ecot_tiny,
+    "backbone_tiny": _backbone_tiny,
 }
 
 

@@ -1,6 +1,7 @@
 """Opening a backbone: from a folder of weights or the name of a size to a configuration, a tokenizer and parameters."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.qwen3_vl.tokens import add_tokens
 from jaxvla.models.qwen3_vl.weights import load_hf, read_hf_config
 
+# Presets whose weights ship with the package, and what the same sizes are called without them.
+SHIPPED = {"tiny": pathlib.Path(qwen3_vl.__file__).parent / "assets" / "tiny"}
+RANDOM = {"tiny_random": "tiny"}
+
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
@@ -21,8 +26,9 @@ class BackboneConfig:
 
     Attributes:
         path: a folder in Hugging Face's layout, with weights and tokenizer; its weights are where training starts.
-        preset: without a path, a size of `jaxvla.models.qwen3_vl.config.PRESETS` whose weights are drawn at random,
-            with the small tokenizer of the package.
+        preset: without a path, "tiny", a small model that ships with the package and has seen the sample world;
+            "tiny_random", the same sizes; or another size of `jaxvla.models.qwen3_vl.config.PRESETS`. The weights of
+            these are drawn at random, and they have the package's small tokenizer.
         token_init: how the rows of new tokens start, see `jaxvla.models.qwen3_vl.tokens.add_tokens`.
         position_mode, dtype, remat, attention: see `Qwen3VLConfig`.
         lora: adapters that train in place of the parameters, see `LoraConfig`; those are then held in `dtype`.
@@ -46,7 +52,7 @@ class BackboneConfig:
             raise ConfigError(
                 f"config.backbone needs a path or a preset, and {given}: set --config.backbone.path to the folder of a "
                 "Qwen3-VL model in Hugging Face's layout (config.json, model.safetensors, tokenizer, chat template), "
-                "such as a download of Qwen/Qwen3-VL-2B-Instruct; or set a preset with random weights, such as tiny"
+                "such as a download of Qwen/Qwen3-VL-2B-Instruct; or set a preset, such as tiny_random"
             )
 
 
@@ -82,16 +88,16 @@ def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone
     """
     options = {"position_mode": config.position_mode, "dtype": config.dtype, "remat": config.remat}
     options["attention"] = config.attention
-    if not config.path:
-        model, plain = qwen3_vl.preset(config.preset), load_tokenizer(TINY)
+    folder = local_path(config.path) if config.path else SHIPPED.get(config.preset)
+    if folder is None:
+        model, plain = qwen3_vl.preset(RANDOM.get(config.preset, config.preset)), load_tokenizer(TINY)
     else:
-        folder = local_path(config.path)
         model, plain = qwen3_vl.from_hf(read_hf_config(folder), str(folder)), load_tokenizer(folder)
     model = dataclasses.replace(model, **options)
     tokenizer = plain.with_added_tokens(new_tokens)
     rows = max(model.text.vocab_size, tokenizer.vocab_size)
     grown = dataclasses.replace(model, text=dataclasses.replace(model.text, vocab_size=rows))
-    if not config.path:
+    if folder is None:
         return Backbone(grown, tokenizer, None, config.lora)
     missing = {name: config.token_init for name in new_tokens if name not in plain.added_tokens}
     dtype = compute_dtype(config.dtype) if config.lora.rank else "float32"

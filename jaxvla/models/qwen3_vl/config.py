@@ -167,16 +167,22 @@ class Qwen3VLConfig:
 
 _TINY_TEXT = TextConfig(
     vocab_size=1024,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    mrope_section=(4, 2, 2),
+    hidden_size=96,
+    intermediate_size=192,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    mrope_section=(6, 5, 5),
 )
 _TINY_VISION = VisionConfig(
-    depth=3, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64, deepstack_visual_indexes=(0, 1)
+    depth=3,
+    hidden_size=96,
+    intermediate_size=192,
+    num_heads=2,
+    out_hidden_size=96,
+    deepstack_visual_indexes=(0, 1),
+    num_position_embeddings=16,
 )
 _VIT_L = VisionConfig(
     depth=24,
