@@ -37,6 +37,7 @@ def make_settings(folder):
     settings |= {"batch_size": 4, "num_steps": 4, "log_interval": 1, "eval_interval": 2, "save_interval": 2}
     settings |= {"save_dir": str(folder), "eval_batches": 1}
     settings["data"] |= {"image_size": (), "action_horizon": 2}
+    settings["execution"]["execute_steps"], settings["rollout"]["world"] = 0, ""
     settings["curriculum"] |= {"component_order": ("SUBTASK", "MOVE"), "schedule": ((0, 0), (2, 2))}
     settings["agent_kwargs"] |= {"max_new_tokens": 6}
     settings["agent_kwargs"]["action_head"] |= {"num_layers": 2, "output_dim": 16, "hidden_size": 16}

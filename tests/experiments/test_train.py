@@ -46,6 +46,7 @@ def settings(tmp_path, monkeypatch):
     config |= {"batch_size": 8, "num_steps": 6, "log_interval": 1, "eval_interval": 3, "save_interval": 3}
     config["save_dir"] = str(tmp_path / "runs")
     config["data"] |= {"image_size": (), "action_horizon": 1}
+    config["execution"]["execute_steps"], config["rollout"]["world"] = 0, ""
     config["agent_kwargs"]["use_proprio"] = False
     config["optimizer"] |= {"warmup_steps": 2, "decay_steps": 100}
     return config
