@@ -224,7 +224,7 @@ def test_one_setting_trains_adapters_at_the_rate_of_what_is_new(data, tmp_path):
     settings["backbone"]["lora"]["rank"] = 16
     job = open_job(settings, source(data))
     assert job.adapters() == (
-        "rank 16 on 7 kernels, 0.07 M parameters at 0.001; 0.44 M of the backbone are frozen, in float32"
+        "rank 16 on 7 kernels, 0.07 M parameters at 0.001; 1.25 M of the backbone are frozen, in float32"
     )
     rate_of = make_optimizer(job.config.optimizer, job.agent.frozen_modules).rate_of
     paths = ("backbone/lora/text/layers/mlp/up_proj/lora_a", "action_head/x", "backbone/text/x", "backbone/visual/x")
