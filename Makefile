@@ -1,5 +1,5 @@
 # make train   a policy from the sample data, in minutes, on whatever this machine has
-#              METHOD=gc_bc_tiny, or another small preset of configs/train_config.py, instead of the one that reasons
+#              METHOD=ecot_tiny, which reasons, or another small preset of configs/train_config.py
 #              LEVEL=few or full: more to tell apart than one cube and one bowl
 # make sample  the sample data alone, of a LEVEL
 # make backbone  the small backbone that ships with the package, trained again from its seed, in about an hour
@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 EXTRAS ?=
-METHOD ?= ecot_tiny
+METHOD ?= gc_bc_tiny
 LEVEL ?= one
 VENV := .venv
 BIN := $(VENV)/bin
@@ -39,7 +39,7 @@ SEEN := data/backbone
 
 train: $(TRAIN_MARK) sample
 	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(DATA) \
-		--config.rollout.level $(LEVEL)
+		--config.rollout.world tabletop --config.rollout.level $(LEVEL)
 
 sample: $(SAMPLE)/tfrecord/.complete
 

@@ -115,8 +115,7 @@ def _tiny(config: dict, num_steps: int) -> dict:
 def _small(config: dict, num_steps: int, batch_size: int) -> dict:
     """A preset made small enough for two CPU cores and some minutes; docs/methods.md has what it reaches.
 
-    It sees small pictures as they are, without crops that would move things, plays half of the chunks that it plans,
-    and is played in the world of the sample four times on its way.
+    It sees small pictures as they are, without crops that would move things, and plays half of the chunks that it plans.
     """
     quarter = num_steps // 4
     config |= {"batch_size": batch_size, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
@@ -124,7 +123,7 @@ def _small(config: dict, num_steps: int, batch_size: int) -> dict:
     config["augment"] = AUGMENT | {"order": ()}
     config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
     config["execution"]["execute_steps"] = 4
-    config["rollout"] |= {"world": "tabletop", "level": "one", "interval": quarter}
+    config["rollout"]["interval"] = quarter
     return config
 
 
@@ -368,7 +367,6 @@ def _backbone_tiny() -> dict:
     config["prompt"] |= {"max_suffix_length": 112, "on_overflow": "truncate"}
     config["checkpoint"]["best_metric"] = "lm_loss"
     config["optimizer"] |= {"learning_rate": 2e-3, "warmup_steps": 200, "decay_steps": 3500}
-    config["rollout"]["world"] = ""
     return config
 
 
