@@ -33,6 +33,7 @@ class CurriculumConfig:
             earlier stages are not forgotten (Coconut's uniform_prob).
         tag_dropout: probability with which a component that would be words is left out, tag and text.
         reasoning_dropout: share of samples without any reasoning, words or slots, so that the policy can act without.
+            At 1 nothing ever reasons, in validation neither, and batches have no columns for it.
         slots_for_missing: True gives every sample the slots of all latent components, as at inference, whether they are
             annotated or not. False is LaRA's rule: slots only for those that a sample has; from stage 1 on, the whole
             image is the box of every sample without one, annotated or not. A sample without any slot has, at stage 0,
@@ -129,6 +130,11 @@ class Curriculum:
         """The stage that training ends with."""
         return self.config.schedule[-1][1]
 
+    @property
+    def reasons(self) -> bool:
+        """Whether any sample can have words or slots."""
+        return self.config.reasoning_dropout < 1
+
     def stage_at(self, step: int) -> int:
         """The stage of a batch; `step` counts the updates made before it."""
         return [stage for first, stage in self.config.schedule if first <= step][-1]
@@ -156,12 +162,13 @@ class Curriculum:
 
     def at_stage(self, stage: int) -> "Curriculum":
         """The same components at one fixed stage, with nothing drawn at random: for validation."""
-        fixed = {"uniform_stage_probability": 0.0, "tag_dropout": 0.0, "reasoning_dropout": 0.0}
+        fixed = {"uniform_stage_probability": 0.0, "tag_dropout": 0.0, "reasoning_dropout": float(not self.reasons)}
         return Curriculum(dataclasses.replace(self.config, schedule=((0, stage),), **fixed))
 
     def reads_reasoning(self, stage: int) -> bool:
         """Whether what is known about a sample matters in a batch of the stage; not where all of it is latent."""
-        return not self.config.slots_for_missing or any(self.word_components(own) for own in self.sample_stages(stage))
+        said = any(self.word_components(own) for own in self.sample_stages(stage))
+        return self.reasons and (said or not self.config.slots_for_missing)
 
     def words(self, reasoning: Reasoning | None, stage: int) -> dict[str, str]:
         """Every component that a sample has at a stage, in words, latent or not: name to tag and text, in order."""

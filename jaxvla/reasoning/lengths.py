@@ -117,7 +117,8 @@ def measure(split: SplitText, builder: PromptBuilder, curriculum: Curriculum) ->
 def text_specs(lengths: Sequence[TextLengths], builder: PromptBuilder, curriculum: Curriculum) -> tuple[TextSpec, ...]:
     """The sizes at every stage that hold the texts of all splits, as far as the configured limits allow.
 
-    The prefix has the same columns at all stages.
+    The prefix has the same columns at all stages. Where nothing ever reasons, there are no slots, and the suffix holds
+    the end of the turn alone.
 
     Args:
         lengths: of each split.
@@ -129,10 +130,13 @@ def text_specs(lengths: Sequence[TextLengths], builder: PromptBuilder, curriculu
     """
     config = builder.config
     prefix = max((split.prefix for split in lengths), key=lambda longest: longest.length)
-    suffixes = [
-        max((split.suffixes[stage] for split in lengths), key=lambda longest: longest.length)
-        for stage in range(1 + len(curriculum.components))
-    ]
+    stages = range(1 + len(curriculum.components))
+    if curriculum.reasons:
+        suffixes = [max((split.suffixes[i] for split in lengths), key=lambda longest: longest.length) for i in stages]
+        slots = [curriculum.num_slots(stage) for stage in stages]
+    else:
+        suffixes = [Longest(len(builder.end_of_turn), "")] * len(stages)
+        slots = [0] * len(stages)
     if config.on_overflow == "error":
         scheduled = {own for stage in curriculum.stages for own in curriculum.sample_stages(stage)}
         _check_limit("prefix", prefix, config.max_prefix_length)
@@ -141,10 +145,10 @@ def text_specs(lengths: Sequence[TextLengths], builder: PromptBuilder, curriculu
     return tuple(
         TextSpec(
             _columns(prefix.length, config.max_prefix_length),
-            curriculum.num_slots(stage),
+            slots[stage],
             _columns(max(suffixes[own].length for own in curriculum.sample_stages(stage)), config.max_suffix_length),
         )
-        for stage in range(1 + len(curriculum.components))
+        for stage in stages
     )
 
 

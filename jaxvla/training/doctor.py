@@ -61,6 +61,8 @@ def examine(open_job: Callable[[], Job], mesh: Mesh) -> Iterator[Finding]:
         job = open_job()
         if job.texts is None:
             raise ConfigError("this configuration has no curriculum: check a policy that reasons, such as ecot_tiny")
+        if not job.texts.wording.curriculum.reasons:
+            raise ConfigError("nothing ever reasons: set config.curriculum.reasoning_dropout below 1")
     except JaxvlaError as error:
         yield Finding(
             -1, "data", (str(error),), "the paths, the data or the join of its reasoning; the line above says"

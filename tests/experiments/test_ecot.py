@@ -209,6 +209,13 @@ def test_the_doctor_names_a_join_that_gives_nothing(data, tmp_path):
     assert "join" in finding.cause
 
 
+def test_the_doctor_has_nothing_to_say_of_what_never_reasons(data, tmp_path):
+    settings = make_settings(tmp_path)
+    settings["curriculum"]["reasoning_dropout"] = 1.0
+    (finding,) = diagnose(settings, source(data))
+    assert finding.saw == ("nothing ever reasons: set config.curriculum.reasoning_dropout below 1",)
+
+
 def test_the_doctor_names_freezing(data, tmp_path):
     settings = make_settings(tmp_path)
     settings["optimizer"] |= {"learning_rates": {"backbone": 0.0, "action_head": 0.0}}

@@ -160,6 +160,13 @@ def test_validation_draws_nothing_at_random():
         assert ecot.plan(FULL, 4, row) == Plan(4, 4, FULL_WORDS[4:])
 
 
+def test_what_never_reasons_does_not_in_validation_either():
+    silent = curriculum(reasoning_dropout=1.0, schedule=((0, 8),))
+    assert not silent.reasons
+    assert curriculum(reasoning_dropout=0.99).reasons
+    assert silent.at_stage(8).plan(FULL, 8, KEEP) == Plan(-1, 0, ())
+
+
 def test_too_few_random_numbers_are_refused():
     with pytest.raises(ValueError, match="shorter"):
         curriculum().plan(FULL, 0, KEEP[:9])
@@ -167,8 +174,10 @@ def test_too_few_random_numbers_are_refused():
 
 @pytest.mark.parametrize("slots_for_missing", [True, False])
 @pytest.mark.parametrize("uniform", [0.0, 0.5])
-def test_annotations_are_read_where_they_matter(slots_for_missing, uniform):
-    ecot = curriculum(slots_for_missing=slots_for_missing, uniform_stage_probability=uniform, tag_dropout=0.2)
+@pytest.mark.parametrize("left_out", [0.0, 1.0])
+def test_annotations_are_read_where_they_matter(slots_for_missing, uniform, left_out):
+    mixed = {"uniform_stage_probability": uniform, "reasoning_dropout": left_out}
+    ecot = curriculum(slots_for_missing=slots_for_missing, tag_dropout=0.2, **mixed)
     rows = np.random.default_rng(3).random((200, ecot.num_uniforms))
     for stage in (0, 7, 8):
         differs = any(ecot.plan(FULL, stage, row) != ecot.plan(None, stage, row) for row in rows)

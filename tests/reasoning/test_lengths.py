@@ -105,6 +105,24 @@ def test_mixed_stages_need_room_for_all_words(tokenizer, split):
     assert {spec.suffix_length for spec in specs} == {specs[0].suffix_length}
 
 
+@pytest.mark.parametrize("mixed", [0.0, 0.5])
+def test_a_policy_that_never_reasons_pays_for_no_words(tokenizer, split, mixed):
+    never = {"reasoning_dropout": 1.0, "schedule": ((0, 0), (9, 8)), "uniform_stage_probability": mixed}
+    builder, stages = make(tokenizer, never)
+    lengths = measure(split, builder, stages)
+    specs = text_specs([lengths], builder, stages)
+    assert {(spec.num_slots, spec.suffix_length) for spec in specs} == {(0, 8)}
+    assert lengths.suffixes[0].length > 8
+    made = TextBatches(builder, stages, split, specs)
+    first = np.zeros(1, np.int64)
+    for batches, step in ((made, 0), (made, 9), (made.at_stage(0), 0), (made.at_stage(8), 0)):
+        text = batches(step, first, first, np.zeros(1, np.int32), np.full((1, 16), 0.999))
+        assert (text["suffix"].shape, text["slots"].shape) == ((1, 8), (1, 0))
+        assert (text["suffix_stop"].tolist(), text["stage"].tolist()) == ([2], [-1])
+        assert not text["labels"].any()
+        assert not text["truncated"].any()
+
+
 def test_limits(tokenizer, split):
     builder, stages = make(tokenizer, {"schedule": ((0, 3),)}, max_suffix_length=1000)
     lengths = measure(split, builder, stages)
