@@ -233,6 +233,22 @@ def _resolve(value: str, config_dir: pathlib.Path) -> str:
     return f"{found}{colon}{preset}"
 
 
+def config_words(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The words of `argv` that give the config flags `names` and override their values, for another main's argv."""
+    words: list[str] = []
+    i = 0
+    while i < len(argv):
+        name, equals, _ = argv[i].partition("=")
+        alone = equals or i + 1 == len(argv) or argv[i + 1].startswith("--")
+        stop = i + (1 if alone else 2)
+        if argv[i].startswith("-") and name.lstrip("-").partition(".")[0] in names:
+            words += argv[i:stop]
+            i = stop
+        else:
+            i += 1
+    return words
+
+
 def check_overrides(argv: Sequence[str], name: str, config: Mapping[str, Any] | None) -> None:
     """Looks every override `--NAME.KEY` of `argv` up in the nested mapping `config`.
 

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from jaxvla.agents.backbone import BackboneConfig
 from jaxvla.agents.language import LanguageConfig
-from jaxvla.cli import OPEN_MAPPINGS, check_overrides, output_path, resolve_config_paths
+from jaxvla.cli import OPEN_MAPPINGS, check_overrides, config_words, output_path, resolve_config_paths
 from jaxvla.config import from_mapping
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig
@@ -44,6 +44,14 @@ def test_a_file_that_exists_is_taken_as_it_is(tmp_path):
 def test_a_missing_config_file_names_those_that_exist():
     with pytest.raises(ConfigError, match=r"no config file 'tran.py'.*data_config.py, train_config.py"):
         resolve_config_paths(["x", "--config=tran.py:gc_bc"], ("config",), CONFIGS)
+
+
+def test_the_words_of_configs_are_handed_on():
+    given = ["--config", "x.py:a", "-config.b=1", "--config.tuple", "(1,)", "--config.flag", "--configs=1"]
+    others = ["--name=--config", "--bridgedata_config.k", "v", "rest", "--output_path", "o"]
+    words = config_words([*given, *others], ("config", "bridgedata_config"))
+    assert words == [*given[:-1], "--bridgedata_config.k", "v"]
+    assert config_words(["--config"], ("config",)) == ["--config"]
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections

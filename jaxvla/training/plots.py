@@ -85,6 +85,35 @@ def plot_actions(predicted: np.ndarray, true: np.ndarray, names: Sequence[str], 
     figure.savefig(path, dpi=110)
 
 
+def plot_comparison(
+    shares: Mapping[str, tuple[float, tuple[float, float]]], seeds: Mapping[str, Sequence[float]], path: pathlib.Path
+) -> None:
+    """Draws shares of successes as bars with their 95 % intervals, and a dot for each seed of training.
+
+    Args:
+        shares: by what was played: the share, and the bounds of its interval.
+        seeds: by the same names, the share of each seed.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 1.2 * len(shares), 4.2), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, (share, (low, high))) in enumerate(shares.items()):
+        axes.bar(i, share, width=0.6, color=_TRAINING, alpha=0.5)
+        # The bounds of a share of 0 or 1 may lie beyond it by a rounding.
+        axes.errorbar(
+            i, share, [[max(share - low, 0)], [max(high - share, 0)]], color="black", capsize=5, linewidth=1.2
+        )
+        places = i + 0.12 * (np.arange(len(seeds[name])) - (len(seeds[name]) - 1) / 2)
+        axes.scatter(places, seeds[name], s=22, color=_VALIDATION, zorder=3, label="" if i else "one seed")
+    axes.set(ylim=(0, 1), ylabel="share of episodes that succeed", xticks=range(len(shares)))
+    axes.set_xticklabels(shares)
+    _tidy(axes)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
 def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
     points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
     if points:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvla.training.plots import plot_actions, plot_losses
+from jaxvla.training.plots import plot_actions, plot_comparison, plot_losses
 
 
 def pixels(path):
@@ -91,3 +91,19 @@ def test_actions_have_a_row_per_dimension(tmp_path, dims):
     plot_actions(true + rng.normal(0, 0.005, true.shape), true, names, tmp_path / "actions.png")
     height = pixels(tmp_path / "actions.png").shape[0]
     assert height == pytest.approx((1.7 * dims + 0.6) * 110, abs=2)
+
+
+def test_a_comparison_has_a_bar_with_its_interval_and_a_dot_for_every_seed(tmp_path):
+    def draw(name, low, high, seeds):
+        plot_comparison(
+            {"none": (0.0, (0.0, 0.02)), "latent": (0.6, (low, high))}, {"none": [0.0], "latent": seeds}, name
+        )
+        return pixels(name)
+
+    wide = draw(tmp_path / "wide.png", 0.3, 0.9, [0.5, 0.6, 0.7])
+    narrow = draw(tmp_path / "narrow.png", 0.55, 0.65, [0.6])
+    red, black = (
+        (wide == colour).all(-1).sum() / (narrow == colour).all(-1).sum() for colour in ((0xCC, 0x33, 0x11), 0)
+    )
+    assert red > 1.5
+    assert black > 1
