@@ -102,8 +102,8 @@ def test_state_of_the_2b_preset_holds_moments_of_adapters_and_head_alone():
     [
         ("text/layers/nothing", "lora.targets: no parameter path matches 'text/layers/nothing'"),
         ("text/layers/.*_proj", None),
-        ("text/embed_tokens", r"matches text/embed_tokens/embedding \(1008, 64\), but LoRA adapts kernels"),
-        ("_layernorm", r"matches text/layers/input_layernorm/scale \(2, 64\), but LoRA adapts kernels"),
+        ("text/embed_tokens", r"matches text/embed_tokens/embedding \(1008, 96\), but LoRA adapts kernels"),
+        ("_layernorm", r"matches text/layers/input_layernorm/scale \(2, 96\), but LoRA adapts kernels"),
     ],
 )
 def test_targets_are_looked_at_when_the_agent_is_made(targets, message):
