@@ -1,7 +1,6 @@
 """The comparison of ways to reason, from a few demonstrations to its table."""
 
 import json
-import os
 import re
 import shlex
 
@@ -41,9 +40,9 @@ def warm():
 @pytest.fixture
 def compare(data, warm, tmp_path):
     """Runs the main, as from a shell; gives its exit code and what it printed."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir, "PYTHONPATH": str(ROOT)}
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     paths = (f"--config.data_path={data}", f"--output_path={tmp_path / 'out'}")
-    return lambda *more, toy=TOY: warm.run([SCRIPT, *toy, *paths, *more], tmp_path, os.environ | cache)
+    return lambda *more, toy=TOY: warm.run([SCRIPT, *toy, *paths, *more], tmp_path, cache)
 
 
 def printed_commands(printed):
