@@ -127,7 +127,7 @@ def test_what_was_stopped_goes_on_and_what_is_there_is_not_done_again(compare, w
         (["--variants=latent,slots"], "--variants must be some of none, words, latent, pause, not slots"),
         (["--variants="], "--variants must be some of none, words, latent, pause, not nothing"),
         (["--config.curriculum.schedule=((0,0),)"], "config.curriculum.schedule must end at a stage with slots"),
-        (["--level=two"], "no tabletop level 'two'"),
+        (["--level=two"], "no tabletop level named 'two'"),
         (["--output_path=gs://x"], "--output_path: gs://x is no local path"),
     ],
 )
