@@ -332,7 +332,7 @@ def _ecot_lara() -> dict:
 
 def _ecot_tiny() -> dict:
     config = _small(_ecot(), 2000, 64) | {"log_interval": 50, "eval_batches": 8, "ema_decay": 0.99}
-    config["backbone"] |= {"preset": "tiny_random", "dtype": "float32", "remat": "none"}
+    config["backbone"] |= {"preset": "tiny", "dtype": "float32", "remat": "none"}
     config["prompt"]["base_prompt"] = ""
     config["curriculum"] |= {
         "component_order": ("SUBTASK REASONING", "SUBTASK", "MOVE", "GRIPPER POSITION"),

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from agents.ecot_cases import BACKBONE, quick_jit
 
-from jaxvla.agents.backbone import BackboneConfig, open_backbone
+from jaxvla.agents.backbone import SHIPPED, BackboneConfig, open_backbone
 from jaxvla.data.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, JaxvlaError
 from jaxvla.models.lora import LoraConfig
 from jaxvla.models.module import init_params
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.weights import save_hf
+from jaxvla.reasoning.prompt import THINKING_TOKENS
 
 NEW = ("<|thinking|>", "<|start_of_thinking|>")
 
@@ -69,6 +70,19 @@ def test_a_base_under_adapters_is_read_in_the_compute_dtype(folder):
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
     kernel = params["text"]["layers"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(loaded["text"]["layers"]["mlp"]["up_proj"]["kernel"], kernel.astype(jnp.bfloat16))
+
+
+def test_the_small_backbone_ships_with_its_weights():
+    backbone = open_backbone(BackboneConfig(preset="tiny", dtype="float32"), THINKING_TOKENS)
+    random = open_backbone(BackboneConfig(preset="tiny_random", dtype="float32"), THINKING_TOKENS)
+    assert (backbone.model, random.load) == (random.model, None)
+    shapes = jax.eval_shape(lambda rng: init_params(lambda rngs: Qwen3VL(backbone.model, rngs), rng), jax.random.key(0))
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    loaded = backbone.load(jax.tree.map(lambda _: where, shapes))
+    assert jax.tree.map(lambda x: x.shape, loaded) == jax.tree.map(lambda x: x.shape, shapes)
+    files = list(SHIPPED["tiny"].iterdir())
+    assert sum(file.stat().st_size for file in files) < 10e6
+    assert "README.md" in [file.name for file in files]
 
 
 def test_a_preset_has_random_weights():
