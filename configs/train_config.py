@@ -115,7 +115,7 @@ def _tiny(config: dict, num_steps: int) -> dict:
 def _small(config: dict, num_steps: int, batch_size: int) -> dict:
     """A preset made small enough for two CPU cores and some minutes; docs/methods.md has what it reaches.
 
-    It sees small pictures as they are, without crops that would move things, and plays half of the chunks that it plans.
+    It sees small pictures as they are, without crops that would move things, and plays half of every chunk it plans.
     """
     quarter = num_steps // 4
     config |= {"batch_size": batch_size, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}

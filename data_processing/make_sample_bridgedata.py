@@ -48,7 +48,10 @@ flags.DEFINE_integer("num_trajectories", 400, "Successful demonstrations to writ
 flags.DEFINE_integer("seed", 0, "What the whole dataset is drawn from.", lower_bound=0)
 flags.DEFINE_integer("image_size", CAMERA_SIZE, "Pixels a side of the square JPEGs.", lower_bound=16)
 flags.DEFINE_multi_enum(
-    "level", ["full"], list(LEVELS), "How much there is to tell apart in a scene; given several times, the tasks of each as often."
+    "level",
+    ["full"],
+    list(LEVELS),
+    "How much there is to tell apart in a scene; given several times, the tasks of each as often.",
 )
 flags.DEFINE_list("tasks", [], "Which to demonstrate, each as often; those that the levels draw from if empty.")
 flags.DEFINE_bool("anywhere", True, "Begin with the gripper anywhere above the table, not near one pose.")
