@@ -199,13 +199,11 @@ class ECoT:
         text = batch["text"]
         model = self._model(params)
         thought = self._think(model, batch)
-        noise_bad = jnp.zeros(batch["actions"].shape, jnp.float32)
-        head, state_bp = self._head(params), self._state(batch["observations"])
 
         def error(thought: Thought, hidden: bool) -> Float[Array, " b"]:
-            hidden_b = jnp.full(len(noise_bad), hidden)
-            actions_bad = head.sample(*self._context(model, thought, text, hidden_b), noise_bad, state_bp)
-            return action_mse(actions_bad, batch, self.spec, 1)
+            hidden_b = jnp.full(len(thought.valid_bt), hidden)
+            context = self._context(model, thought, text, hidden_b)
+            return action_mse(self.act_on(params, *context, batch["observations"]), batch, self.spec, 1)
 
         # As in `sample_actions`: the head looks at the end of the turn where it was not trained to do without.
         hides = self.config.hide_words > 0
@@ -217,6 +215,27 @@ class ECoT:
             "lm_loss": PartialMetric(masked_mean(losses_bs, text["labels"], 1), text["labels"].any(1)),
             "token_accuracy": PartialMetric(masked_mean(hits_bs, text["labels"], 1), text["labels"].any(1)),
         }
+
+    def look(self, params: Params, batch: Batch) -> tuple[Float[Array, "b t c"], Bool[Array, "b t"]]:
+        """What the head of a policy looks at that says nothing, and which of it; for those who look into one.
+
+        The columns are those of prefix and slots, then of the ends of thinking and of the turn.
+        """
+        text, model = batch["text"], self._model(params)
+        thought = self._think(model, {**batch, "text": _without_words(text)})
+        return self._context(model, thought, text, jnp.full(len(thought.valid_bt), self.config.hide_words > 0))
+
+    def act_on(
+        self,
+        params: Params,
+        context_btc: Float[Array, "b t c"],
+        visible_bt: Bool[Array, "b t"],
+        observations: Mapping[str, Any],
+    ) -> Float[Array, "b a d"]:
+        """The likeliest normalized actions for what `look` gives, or for what has been made of it."""
+        shape = (len(context_btc), self.spec.action_horizon, self.spec.action_dim)
+        noise_bad = jnp.zeros(shape, jnp.float32)
+        return self._head(params).sample(context_btc, visible_bt, noise_bad, self._state(observations))
 
     def act(
         self,

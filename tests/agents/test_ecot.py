@@ -99,6 +99,13 @@ def test_the_validation_error_is_that_of_acting_without_words(hide_words):
     found = evaluate(own, params(), made, KEY)
     np.testing.assert_allclose(found["mse"], error, rtol=1e-5)
     assert (abs(found["mse_with_words"] - error)[:3] > 1e-4).all()
+    context, visible = quick_jit(own.look)(params(), made)
+    act_on = quick_jit(own.act_on)
+    np.testing.assert_allclose(act_on(params(), context, visible, made["observations"]), acted, rtol=1e-5, atol=1e-6)
+    without_slots = np.asarray(visible).copy()
+    without_slots[:, 10:12] = False
+    blind = act_on(params(), context, without_slots, made["observations"])
+    np.testing.assert_array_equal((abs(blind - acted) > 1e-5).any((1, 2)), [True, False, True, True])
     other = made | {"text": made["text"] | {"suffix": made["text"]["suffix"].copy()}}
     other["text"]["suffix"][[0, 1, 2], [1, 0, 1]] = 7  # the first word
     np.testing.assert_array_equal(found["lm_loss"].known_b, made["text"]["labels"].any(1))

@@ -4,8 +4,11 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -140,6 +143,30 @@ def test_a_policy_acts_alone_in_every_mode(trained, data, tmp_path):
         policy.act(view(policy), {"language": "go <|im_end|>"})
     with pytest.raises(ConfigError, match="implicit needs a stage with slots"):
         load_policy(moved, step=2, inference="implicit")
+
+
+def probe(run, *options):
+    command = [sys.executable, str(ROOT / "experiments" / "probe_slots.py"), f"--checkpoint={run}", *options]
+    cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    return subprocess.run(command, capture_output=True, text=True, env=cache, timeout=300, check=False)
+
+
+def test_slots_are_looked_into(trained, tmp_path):
+    run, _, _ = trained
+    done = probe(run, "--samples=100", f"--output_path={tmp_path / 'probe.json'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert found["samples"] == 100
+    assert [*found["words"]] == ["SUBTASK", "MOVE"]
+    for read in found["words"].values():
+        assert read["texts"] > 1
+        assert all(0 <= read[place] <= 1 for place in ("most frequent", "instruction", "its slots", "all slots"))
+    errors = [*found["mse"].values()]
+    assert len(set(errors)) == len(errors) == 5
+    assert "slots hidden" in done.stdout
+    early = probe(f"{run}/checkpoints/2")
+    assert (early.returncode, early.stderr.count("\n")) == (1, 1)
+    assert "does not think in slots" in early.stderr
 
 
 def diagnose(settings, source_settings, change=lambda job: job):
