@@ -2,7 +2,7 @@
 #              METHOD=ecot_tiny, which reasons, or another small preset of configs/train_config.py
 #              LEVEL=few or full: more to tell apart than one cube and one bowl
 # make sample  the sample data alone, of a LEVEL
-# make backbone  the small backbone that ships with the package, trained again from its seed, in about an hour
+# make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
 # make test    the checks that CI runs
 # make parity  comparisons with torch and transformers (installs CPU builds)
 # make lint    ruff

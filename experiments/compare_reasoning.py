@@ -70,7 +70,7 @@ flags.DEFINE_integer(
 flags.DEFINE_string("level", None, "Of the tabletop; config.rollout.level where it is not given.")
 flags.DEFINE_integer("parallel", 10, "Episodes that are played side by side.", lower_bound=1)
 flags.DEFINE_integer("max_steps", MAX_STEPS, "Steps after which an episode has failed.", lower_bound=1)
-flags.DEFINE_bool("quick", False, "A quarter of an hour on two cores: one seed, few steps and episodes.")
+flags.DEFINE_bool("quick", False, "One seed, few steps and episodes.")
 flags.DEFINE_bool("dry_run", False, "Only print the commands that are left to run.")
 
 
