@@ -38,14 +38,13 @@ def main(_: list[str]) -> None:
     from jaxvla.agents import make_agent
     from jaxvla.checkpoint import find_checkpoint, read_assets
     from jaxvla.reasoning.texts import Wording
-    from jaxvla.serving.live import stage_of
     from jaxvla.serving.policy import read_params
     from jaxvla.training.job import open_job
 
     checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
     assets = read_assets(checkpoint)
     wording = None if assets.text is None else Wording.from_json(assets.text)
-    stage = 0 if wording is None else stage_of(wording, int(checkpoint.name))
+    stage = 0 if wording is None else wording.stage_after(int(checkpoint.name))
     if not stage or not wording.curriculum.reasons:
         raise ConfigError(f"{checkpoint} does not think in slots: give a checkpoint of a stage that has some")
     own = {"data_path": FLAGS.data_path} if FLAGS.data_path else {}

@@ -41,6 +41,10 @@ class Wording:
         """The sizes of the batch that is trained on after `step` updates."""
         return self.specs[self.curriculum.stage_at(step)]
 
+    def stage_after(self, step: int) -> int:
+        """The stage of the last of `step` updates; where none was made, that of the first."""
+        return self.curriculum.stage_at(max(step - 1, 0))
+
     def inference(self, instructions: Sequence[str], mode: str, stage: int) -> dict[str, np.ndarray]:
         """The texts with which a policy begins to act, see `batch.inference_text`."""
         return inference_text(self.builder, self.curriculum, instructions, mode, stage, self.specs[0])

@@ -52,7 +52,7 @@ class LivePolicy:
             self.policy.params = shapes
 
     def _stage_at(self, step: int) -> int:
-        return 0 if self._wording is None else stage_of(self._wording, step)
+        return 0 if self._wording is None else self._wording.stage_after(step)
 
     def _build(self, step: int) -> Policy:
         assets = self._assets
@@ -60,11 +60,6 @@ class LivePolicy:
         agent = make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)
         shapes = jax.eval_shape(agent.init, jax.random.key(0))
         return Policy(agent, shapes, assets, step, self._robots)
-
-
-def stage_of(wording: Wording, step: int) -> int:
-    """The stage of the last update before a checkpoint of `step`."""
-    return wording.curriculum.stage_at(max(step - 1, 0))
 
 
 def inference_at(assets: Assets, step: int) -> str | None:
@@ -80,4 +75,4 @@ def inference_at(assets: Assets, step: int) -> str | None:
     if assets.text is None:
         return None
     mode = make_agent(assets.agent, assets.agent_kwargs, assets.spec).config.inference
-    return "none" if mode == "implicit" and not stage_of(Wording.from_json(assets.text), step) else mode
+    return "none" if mode == "implicit" and not Wording.from_json(assets.text).stage_after(step) else mode

@@ -35,7 +35,7 @@ class Prompts:
         if "text" not in agent.batch_keys:
             return None
         wording = Wording.from_json(assets.text)
-        return cls(wording, agent.config.inference, wording.curriculum.stage_at(max(step - 1, 0)))
+        return cls(wording, agent.config.inference, wording.stage_after(step))
 
     def task(self, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of n texts, one for each task {"language": str}.

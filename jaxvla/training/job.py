@@ -71,7 +71,7 @@ class Job:
         """One pass over the validation data after `step` updates, with the texts of the stage of the last of them."""
         text, config = None, self.config
         if self.texts is not None:
-            stage = self.texts.wording.curriculum.stage_at(max(step - 1, 0))
+            stage = self.texts.wording.stage_after(step)
             text = self.texts.validation.at_stage(stage)
         table = None if self.instructions is None else self.instructions[1]
         keys = self.agent.batch_keys
