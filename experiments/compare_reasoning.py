@@ -29,7 +29,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxvla import cli
-from jaxvla.config import local_path
+from jaxvla.config import leaves, local_path
 from jaxvla.envs.comparison import Row, markdown
 from jaxvla.envs.rollout import Result
 from jaxvla.envs.worlds import MAX_STEPS, Scenario
@@ -141,7 +141,7 @@ def keep(output: pathlib.Path, values: Mapping[str, Any]) -> None:
     """Writes what is compared; an error where the folder holds a comparison of something else."""
     path, own = output / "settings.json", json.loads(json.dumps(values))
     if path.exists():
-        before, now = (flat(each) for each in (json.loads(path.read_text()), own))
+        before, now = (leaves(each) for each in (json.loads(path.read_text()), own))
         for key in sorted({*before, *now}):
             if before.get(key) != now.get(key):
                 raise ConfigError(
@@ -150,14 +150,6 @@ def keep(output: pathlib.Path, values: Mapping[str, Any]) -> None:
         return
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(own, indent=1))
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings, by their paths."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,5 +89,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {_type_name(hint)}, not {type(value).__name__} {value!r}")
 
 
+def leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of nested mappings that are none themselves, by their paths, such as "optimizer.learning_rate"."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
+
+
 def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)

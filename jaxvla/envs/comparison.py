@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.envs.evaluation import Tally, wilson
+from jaxvla.envs.evaluation import Tally, Z, wilson
 from jaxvla.envs.rollout import Result
-
-_Z = 1.96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Row:
         ]
         if not pairs:
             return math.nan, math.nan, math.nan
-        mean, spread = float(np.mean(pairs)), _Z * float(np.std(pairs)) / math.sqrt(len(pairs))
+        mean, spread = float(np.mean(pairs)), Z * float(np.std(pairs)) / math.sqrt(len(pairs))
         return mean, mean - spread, mean + spread
 
     def to_json(self, base: "Row | None" = None) -> dict[str, Any]:

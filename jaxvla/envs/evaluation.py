@@ -17,7 +17,8 @@ from jaxvla.envs.worlds import Scenario
 # them a small number; and what was played during a training is not played again by who judges the policy afterwards.
 EVALUATION_STREAM, TRAINING_STREAM = 1 << 31, (1 << 31) + 1
 
-_Z = 1.96
+# Standard deviations to either side that hold 95 % of a normal distribution.
+Z = 1.96
 
 
 def episode_seed(seed: int, number: int, stream: int = EVALUATION_STREAM) -> int:
@@ -42,9 +43,9 @@ def episodes(
 def wilson(successes: int, episodes: int) -> tuple[float, float]:
     """The 95 % score interval of a success rate (Wilson, 1927)."""
     rate, n = successes / episodes, episodes
-    centre = rate + _Z**2 / (2 * n)
-    spread = _Z * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n * n))
-    return max((centre - spread) / (1 + _Z**2 / n), 0.0), min((centre + spread) / (1 + _Z**2 / n), 1.0)
+    centre = rate + Z**2 / (2 * n)
+    spread = Z * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n * n))
+    return max((centre - spread) / (1 + Z**2 / n), 0.0), min((centre + spread) / (1 + Z**2 / n), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

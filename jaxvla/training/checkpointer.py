@@ -26,6 +26,7 @@ from jaxvla.checkpoint import (
     restore,
     saved_steps,
 )
+from jaxvla.config import leaves
 from jaxvla.errors import CheckpointError
 from jaxvla.models.partition import replace, select
 from jaxvla.training.config import CheckpointConfig
@@ -226,7 +227,7 @@ def _training_only(state: TrainState) -> dict[str, Any]:
 
 def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW"."""
-    old, new = _flatten(saved), _flatten(new)
+    old, new = leaves(saved), leaves(new)
     pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in sorted(old.keys() | new.keys())}
     return [
         f"{key}: {_short(before)} -> {_short(after)}"
@@ -237,13 +238,6 @@ def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list
 
 def _may_change(key: str) -> bool:
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in _FREE_KEYS)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _short(value: Any) -> str:
