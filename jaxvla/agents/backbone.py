@@ -55,6 +55,11 @@ class BackboneConfig:
                 "such as a download of Qwen/Qwen3-VL-2B-Instruct; or set a preset, such as tiny_random"
             )
 
+    @property
+    def folder(self) -> pathlib.Path | None:
+        """Where the weights are that training starts from; None where they are drawn at random."""
+        return local_path(self.path) if self.path else SHIPPED.get(self.preset)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Backbone:
@@ -88,7 +93,7 @@ def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone
     """
     options = {"position_mode": config.position_mode, "dtype": config.dtype, "remat": config.remat}
     options["attention"] = config.attention
-    folder = local_path(config.path) if config.path else SHIPPED.get(config.preset)
+    folder = config.folder
     if folder is None:
         model, plain = qwen3_vl.preset(RANDOM.get(config.preset, config.preset)), load_tokenizer(TINY)
     else:

@@ -3,8 +3,9 @@
 import pathlib
 
 from jaxvla.agents import make_agent
-from jaxvla.agents.backbone import merge_adapters
+from jaxvla.agents.backbone import BackboneConfig, merge_adapters
 from jaxvla.checkpoint import find_checkpoint, read_assets
+from jaxvla.config import from_mapping
 from jaxvla.data.tokenizer import tokenizer_from_files
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA
@@ -50,8 +51,9 @@ def export_backbone(
     tokenizer = tokenizer_from_files(assets.text["tokenizer"])
     params = read_params(path, assets)
     if adapters:
-        base, ids = assets.train_config["backbone"]["path"], [tokenizer.id_of(name) for name in THINKING_TOKENS]
-        save_peft(params["backbone"], config.backbone, config.lora, folder, base=base, tokens=ids)
+        base = from_mapping(BackboneConfig, assets.train_config["backbone"], "config.backbone").folder or ""
+        ids = [tokenizer.id_of(name) for name in THINKING_TOKENS]
+        save_peft(params["backbone"], config.backbone, config.lora, folder, base=str(base), tokens=ids)
     else:
         _, params = merge_adapters(assets.agent_kwargs, params, dtype)
         save_hf(params["backbone"], config.backbone, folder, dtype=dtype or None)

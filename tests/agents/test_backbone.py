@@ -74,6 +74,7 @@ def test_a_base_under_adapters_is_read_in_the_compute_dtype(folder):
 
 def test_the_small_backbone_ships_with_its_weights():
     backbone = open_backbone(BackboneConfig(preset="tiny", dtype="float32"), THINKING_TOKENS)
+    assert BackboneConfig(preset="tiny").folder == SHIPPED["tiny"]
     random = open_backbone(BackboneConfig(preset="tiny_random", dtype="float32"), THINKING_TOKENS)
     assert (backbone.model, random.load) == (random.model, None)
     shapes = jax.eval_shape(lambda rng: init_params(lambda rngs: Qwen3VL(backbone.model, rngs), rng), jax.random.key(0))

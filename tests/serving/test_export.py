@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from agents.ecot_cases import BACKBONE, HEAD, SPEC
 from serving.policies import GC_BC, save
 from training.positional_batches import SPEC as PLAIN
 
-from jaxvla.agents.backbone import merge_adapters
+from jaxvla.agents.backbone import SHIPPED, merge_adapters
 from jaxvla.data.tokenizer import IM_END, TINY, load_tokenizer
 from jaxvla.errors import CheckpointError, ConfigError, WeightsError
 from jaxvla.models.qwen3_vl.config import from_hf
@@ -78,6 +79,17 @@ def test_adapters_alone_carry_the_rows_of_the_thinking_tokens(adapted, tmp_path)
     with open(tmp_path / "out" / "adapter_model.safetensors", "rb") as file:
         assert len(read_header(file)) == 2 * 7 * BACKBONE.text.num_hidden_layers + 1
     assert load_tokenizer(tmp_path / "out").vocab_size == TOKENIZER.vocab_size
+
+
+def test_adapters_name_the_backbone_that_ships_with_the_package(adapted, tmp_path):
+    run = shutil.copytree(adapted[0], tmp_path / "run")
+    (path,) = run.rglob("assets.json")
+    assets = json.loads(path.read_text())
+    assets["train_config"]["backbone"] = {"preset": "tiny"}
+    path.write_text(json.dumps(assets))
+    export_backbone(run, tmp_path / "out", adapters=True)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(SHIPPED["tiny"])
 
 
 def test_a_backbone_without_adapters_is_exported_by_the_command(tmp_path):
