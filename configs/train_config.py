@@ -170,8 +170,8 @@ def _gc_iql() -> dict:
 
 def _gc_iql_tiny() -> dict:
     config = _tiny(_gc_iql(), 2500)
-    # Squared errors of values are large beside the actor's: in one encoder for all, they would drown it. Values of a
-    # nearer future are learned in these steps, and targets that follow sooner.
+    # An encoder for each network, so that the squared errors of values do not move the actor's. Values of a nearer
+    # future are learned in these steps, and targets that follow sooner.
     config["agent_kwargs"] |= {"shared_encoder": False, "discount": 0.9, "temperature": 2.0, "target_rate": 0.02}
     return config
 
