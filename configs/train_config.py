@@ -91,6 +91,7 @@ def _gc_bc() -> dict:
             "hidden_dims": (256, 256, 256),
             "dropout_rate": 0.1,
             "policy": {"std": "fixed", "fixed_std": 1.0, "tanh": False},
+            "loss": "likelihood",
             "dtype": "float32",
         },
     }
@@ -129,7 +130,7 @@ def _small(config: dict, num_steps: int, batch_size: int) -> dict:
 
 def _gc_ddpm_bc() -> dict:
     config = _gc_bc() | {"agent": "gc_ddpm_bc", "ema_decay": 0.998}
-    for name in ("hidden_dims", "dropout_rate", "policy"):
+    for name in ("hidden_dims", "dropout_rate", "policy", "loss"):
         del config["agent_kwargs"][name]
     config["agent_kwargs"] |= {
         "score_network": {"time_dim": 32, "hidden_dim": 256, "num_blocks": 3, "dropout_rate": 0.1, "layer_norm": True},
@@ -154,6 +155,7 @@ def _gc_ddpm_bc_tiny() -> dict:
 
 def _gc_iql() -> dict:
     config = _gc_bc() | {"agent": "gc_iql"}
+    del config["agent_kwargs"]["loss"]
     config["agent_kwargs"] |= {
         "shared_encoder": True,
         "discount": 0.98,
@@ -178,7 +180,8 @@ def _gc_iql_tiny() -> dict:
 
 def _contrastive_rl_td() -> dict:
     config = _gc_bc() | {"agent": "contrastive_rl_td"}
-    config["agent_kwargs"].pop("early_goal_concat")
+    for name in ("early_goal_concat", "loss"):
+        del config["agent_kwargs"][name]
     critics = {"shared_encoder": False, "repr_dim": 16, "use_td": True, "discount": 0.98, "target_rate": 0.002}
     config["agent_kwargs"] |= critics | {"gcbc_coef": 0.2}
     config["agent_kwargs"]["encoder"]["add_coordinates"] = False

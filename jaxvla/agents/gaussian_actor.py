@@ -1,4 +1,4 @@
-"""What the methods that imitate with a Gaussian share: loss, validation metrics and actions from (mean, log_std).
+"""What the methods that imitate with a Gaussian share: losses, validation metrics and actions from (mean, log_std).
 
 Axis letters as in `jaxvla.data.schema`. `tanh` says whether actions are squashed, see `jaxvla.ops.gaussian`.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -18,6 +19,10 @@ from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_par
 from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
 from jaxvla.ops import gaussian
 from jaxvla.ops.losses import masked_mean
+
+# Of the error of a mode in one dimension; Huber's is quadratic up to 1.
+_ERRORS = {"l1": jnp.abs, "huber": optax.huber_loss}
+LOSSES = ("likelihood", *_ERRORS)
 
 
 @runtime_checkable
@@ -46,6 +51,14 @@ def check_actor(hidden_dims: tuple[int, ...], dropout_rate: float, dtype: str) -
     compute_dtype(dtype)
 
 
+def check_loss(loss: str, policy: PolicyConfig) -> None:
+    """Raises ConfigError unless `loss` is one of `LOSSES` and teaches all of this policy."""
+    if loss not in LOSSES:
+        raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+    if loss != "likelihood" and policy.std != "fixed":
+        raise ConfigError(f"loss {loss} teaches no deviation: policy.std must be fixed, not {policy.std}")
+
+
 def make_actor(width: int, settings: ActorSettings, spec: BatchSpec, rngs: nnx.Rngs) -> GaussianPolicy:
     """The head that gives action chunks, for features of this width."""
     return GaussianPolicy(
@@ -60,9 +73,21 @@ def make_actor(width: int, settings: ActorSettings, spec: BatchSpec, rngs: nnx.R
 
 
 def actor_loss(
-    mean_bad: Float[Array, "b a d"], log_std_bad: Float[Array, "b a d"], batch: Batch, spec: BatchSpec, tanh: bool
+    mean_bad: Float[Array, "b a d"],
+    log_std_bad: Float[Array, "b a d"],
+    batch: Batch,
+    spec: BatchSpec,
+    tanh: bool,
+    loss: str = "likelihood",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories.
+    """How far the actions are off, summed over d, averaged over the slots inside the trajectories.
+
+    Args:
+        mean_bad, log_std_bad: of the Gaussian.
+        batch: of data.
+        spec: its sizes.
+        tanh: whether actions are squashed.
+        loss: "likelihood", the negative log of the actions' density; or of the modes' errors "l1" or "huber".
 
     Returns:
         The loss, and metrics of these slots: actor_loss, log_probs, mse of the executed modes, pi_actions the mean
@@ -71,15 +96,19 @@ def actor_loss(
     mask = batch["action_pad_mask"]
     log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh), mask)
     actions, std_ba = gaussian.mode(mean_bad, tanh), gaussian.deviation(log_std_bad, tanh).mean(-1)
+    if loss == "likelihood":
+        value = -log_prob
+    else:
+        value = masked_mean(_ERRORS[loss](actions - batch["actions"]).sum(-1), mask)
     metrics = {
-        "actor_loss": -log_prob,
+        "actor_loss": value,
         "log_probs": log_prob,
         "mse": action_mse(actions, batch, spec),
         "pi_actions": masked_mean(actions.mean(-1), mask),
         "mean_std": masked_mean(std_ba, mask),
         "max_std": jnp.where(mask, std_ba, 0).max(),
     }
-    return -log_prob, metrics
+    return value, metrics
 
 
 def actor_metrics(
@@ -112,7 +141,8 @@ class GaussianBC:
     """Behavioural cloning by a network that gives a Gaussian; an agent, see `jaxvla.agents.agent.Agent`.
 
     Attributes:
-        config: settings of the network, of which `policy` says how actions are distributed.
+        config: settings of the network, of which `policy` says how actions are distributed and `loss` how they are
+            learned.
         spec: sizes of the batches.
         network: (config, spec, rngs) to a module that maps (observations, what it is told, rng of dropout or None) to
             (mean, log_std) of the action chunk.
@@ -141,9 +171,9 @@ class GaussianBC:
     def loss(
         self, params: Params, batch: Batch, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """Negative log likelihood of the actions, summed over d, averaged over the slots inside the trajectories."""
+        """See `actor_loss`; which one, `config.loss` says."""
         mean_bad, log_std_bad = bind(self.graphdef, params)(batch["observations"], batch[self.told], rng)
-        return actor_loss(mean_bad, log_std_bad, batch, self.spec, self.config.policy.tanh)
+        return actor_loss(mean_bad, log_std_bad, batch, self.spec, self.config.policy.tanh, self.config.loss)
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each example, see `actor_metrics`; `rng` is not needed."""

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_actor, make_gaussian_bc
+from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, check_loss, make_actor, make_gaussian_bc
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import BatchSpec
@@ -27,10 +27,12 @@ class GCBCConfig:
         hidden_dims: layers between features and actions.
         dropout_rate: in these layers, in [0, 1).
         policy: distribution of the actions.
+        loss: "likelihood" of the actions, or "l1" or "huber" of the errors of its modes, for a fixed deviation.
         dtype: in which the networks compute, "float32" or "bfloat16"; parameters and loss stay float32.
 
     Raises:
-        ConfigError: a value out of range, or separate encoders with early fusion.
+        ConfigError: a value out of range, a loss that leaves the deviation unlearned, or separate encoders with early
+            fusion.
     """
 
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
@@ -40,11 +42,13 @@ class GCBCConfig:
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     dropout_rate: float = 0.1
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    loss: str = "likelihood"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_fusion(self.early_goal_concat, self.shared_goal_encoder)
         check_actor(self.hidden_dims, self.dropout_rate, self.dtype)
+        check_loss(self.loss, self.policy)
 
 
 class GoalConditionedPolicy(nnx.Module):

@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Key, Num
 
-from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, make_actor, make_gaussian_bc
+from jaxvla.agents.gaussian_actor import GaussianBC, check_actor, check_loss, make_actor, make_gaussian_bc
 from jaxvla.agents.goal_vision import view_shape
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import BatchSpec
@@ -34,10 +34,11 @@ class LCBCConfig:
         hidden_dims: layers between features and actions.
         dropout_rate: in these layers, in [0, 1).
         policy: distribution of the actions.
+        loss: "likelihood" of the actions, or "l1" or "huber" of the errors of its modes, for a fixed deviation.
         dtype: in which the networks compute, "float32" or "bfloat16"; parameters and loss stay float32.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value out of range, or a loss that leaves the deviation unlearned.
     """
 
     encoder: EncoderConfig = dataclasses.field(default_factory=lambda: EncoderConfig("resnetv1-34-bridge-film"))
@@ -46,10 +47,12 @@ class LCBCConfig:
     hidden_dims: tuple[int, ...] = (256, 256, 256)
     dropout_rate: float = 0.1
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    loss: str = "likelihood"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         check_actor(self.hidden_dims, self.dropout_rate, self.dtype)
+        check_loss(self.loss, self.policy)
 
 
 class LanguageConditionedPolicy(nnx.Module):

@@ -10,6 +10,7 @@ from models.random_params import random_params
 from jaxvla.agents import make_agent
 from jaxvla.agents.gc_bc import GoalConditionedPolicy
 from jaxvla.data.schema import BatchSpec
+from jaxvla.errors import ConfigError
 from jaxvla.models.module import bind
 from jaxvla.models.resnet import ARCHITECTURES, Architecture
 
@@ -76,6 +77,28 @@ def test_the_loss_at_the_mean_is_that_of_the_density():
     away, metrics = loss(params, {**batch, "actions": mean + 2}, jax.random.key(0))
     np.testing.assert_allclose(away, 0.5 * 7 * 4 + 3.5 * math.log(2 * math.pi), rtol=1e-4)
     np.testing.assert_allclose(metrics["mse"], 28, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "of_error"), [("l1", abs), ("huber", lambda e: np.where(abs(e) > 1, abs(e) - 0.5, e**2 / 2))]
+)
+def test_losses_of_the_modes_errors(loss, of_error):
+    agent = make(dropout_rate=0.0, loss=loss, policy={"std": "fixed", "tanh": True})
+    params, batch = make_params(agent), make_batch(agent)
+    value, metrics = method(agent, "loss")(params, batch, jax.random.key(0))
+    mode = np.asarray(method(agent, "act")(params, batch["observations"], {"goals": batch["goals"]}))
+    error = batch["actions"] - mode
+    assert (abs(error) > 1).any()
+    assert (abs(error) < 1).any()
+    np.testing.assert_allclose(value, of_error(error).sum(-1)[batch["action_pad_mask"]].mean(), rtol=1e-5)
+    assert value == metrics["actor_loss"]
+    with pytest.raises(ConfigError, match=f"loss {loss} teaches no deviation: policy.std must be fixed, not learned"):
+        make(loss=loss, policy={"std": "learned"})
+
+
+def test_an_unknown_loss():
+    with pytest.raises(ConfigError, match="loss must be one of likelihood, l1, huber, not 'mse'"):
+        make(loss="mse")
 
 
 def test_metrics_are_averages_over_slots_inside_the_trajectory():
