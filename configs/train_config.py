@@ -20,6 +20,7 @@ AUGMENT = {
     "contrast": (0.8, 1.2),
     "saturation": (0.8, 1.2),
     "hue": 0.1,
+    "shift": 0.05,
     "goals_differ": False,
 }
 

@@ -1,8 +1,8 @@
 """Image augmentation on device: uint8 batches in, uint8 batches out.
 
-The operations are those of bridge_data_v2, with the pixel arithmetic of tf.image. Two things differ on purpose: every
-parameter is drawn independently (the original draws scale, ratio and offsets of a crop, and all operations, from one
-seed, which correlates them fully), and pixels are rounded, not truncated, to uint8.
+The operations are those of bridge_data_v2, with the pixel arithmetic of tf.image, and random_shift. In the former, two
+things differ on purpose: every parameter is drawn independently (the original draws scale, ratio and offsets of a crop,
+and all operations, from one seed, which correlates them fully), and pixels are rounded, not truncated, to uint8.
 
 Axis letters: b batch, c colour, o frames of a history, h height, w width, i resampled height, j resampled width,
 k draws.
@@ -34,6 +34,8 @@ class AugmentConfig:
         contrast: range of the factor on the distance from the mean colour.
         saturation: range of the factor on the saturation.
         hue: largest shift either way, in turns of the colour circle.
+        shift: of random_shift, the largest move either way, as a share of the image's side; in whole pixels, and what
+            comes in shows the image's edge (Kostrikov et al., 2020, who move 84 pixels by up to 4).
         goals_differ: observations, next observations and goals of one example get separate draws, not the same.
 
     Raises:
@@ -47,6 +49,7 @@ class AugmentConfig:
     contrast: tuple[float, float] = (0.8, 1.2)
     saturation: tuple[float, float] = (0.8, 1.2)
     hue: float = 0.1
+    shift: float = 0.05
     goals_differ: bool = False
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class AugmentConfig:
             low, high = getattr(self, name)
             if not lowest <= low <= high <= highest:
                 raise ConfigError(f"augment.{name} must rise within [{lowest:g}, {highest:g}], not {low, high}")
-        for name, highest in {"brightness": 1, "hue": 0.5}.items():
+        for name, highest in {"brightness": 1, "hue": 0.5, "shift": 0.5}.items():
             if not 0 <= getattr(self, name) <= highest:
                 raise ConfigError(f"augment.{name} must lie in [0, {highest}], not {getattr(self, name)}")
 
@@ -115,13 +118,12 @@ def crop_and_resize(
         x_bcohw: images.
         top_b, left_b, height_b, width_b: the box, in shares of the image; inside of it.
     """
-    y_bih = _interpolation(top_b, height_b, x_bcohw.shape[-2])
-    x_bjw = _interpolation(left_b, width_b, x_bcohw.shape[-1])
-    # Two matrix products instead of a gather: accelerators gather slowly. Their fastest products keep 8 to 11 bits, too
-    # few for pixels of 8, hence the precision.
-    product = {"precision": jax.lax.Precision.HIGHEST}
-    x_bcoiw = jnp.einsum("bih,bcohw->bcoiw", y_bih, x_bcohw, **product)
-    return jnp.einsum("bjw,bcoiw->bcoij", x_bjw, x_bcoiw, **product)
+
+    def points(start_b: Array, length_b: Array, size: int) -> Array:
+        return (start_b[:, None] + length_b[:, None] * jnp.linspace(0, 1, size)) * (size - 1)
+
+    height, width = x_bcohw.shape[-2:]
+    return _resample(x_bcohw, points(top_b, height_b, height), points(left_b, width_b, width))
 
 
 def adjust_contrast(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
@@ -199,6 +201,15 @@ def _random_flip_left_right(x_bcohw: Array, u_kb: Array, config: AugmentConfig) 
     return jnp.where(_column(u_kb[0] < 0.5), x_bcohw[..., ::-1], x_bcohw)
 
 
+def _random_shift(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
+    def moved(u_b: Array, size: int) -> Array:
+        pixels_b = jnp.round(_between(u_b, -config.shift, config.shift) * size)
+        return jnp.clip(jnp.arange(size) + pixels_b[:, None], 0, size - 1)
+
+    y_bi, x_bj = (moved(u_kb[i], x_bcohw.shape[axis]) for i, axis in enumerate((-2, -1)))
+    return _resample(x_bcohw, y_bi, x_bj)
+
+
 # Each maps (images float32 [b, c, o, h, w] in [0, 1], draws uniform in [0, 1) [k, b], config) to images; the caller
 # clips the result. An operation takes as many of the k draws as it has parameters.
 _MAX_DRAWS = 4
@@ -209,13 +220,21 @@ OPERATIONS: dict[str, Callable[[Array, Array, AugmentConfig], Array]] = {
     "saturation": _saturation,
     "hue": _hue,
     "random_flip_left_right": _random_flip_left_right,
+    "random_shift": _random_shift,
 }
 
 
-def _interpolation(start_b: Array, length_b: Array, size: int) -> Array:
-    """Bilinear weights [b, size out, size in] of `size` points spread over the span, its ends included."""
-    points = (start_b[:, None] + length_b[:, None] * jnp.linspace(0, 1, size)) * (size - 1)
-    return jnp.maximum(1 - jnp.abs(points[:, :, None] - jnp.arange(size)), 0)
+def _resample(x_bcohw: Array, y_bi: Array, x_bj: Array) -> Array:
+    """Each example's image at these rows and columns, in pixels; bilinear."""
+    y_bih, x_bjw = (
+        jnp.maximum(1 - jnp.abs(points[:, :, None] - jnp.arange(size)), 0)
+        for points, size in zip((y_bi, x_bj), x_bcohw.shape[-2:])
+    )
+    # Two matrix products instead of a gather: accelerators gather slowly. Their fastest products keep 8 to 11 bits, too
+    # few for pixels of 8, hence the precision.
+    product = {"precision": jax.lax.Precision.HIGHEST}
+    x_bcoiw = jnp.einsum("bih,bcohw->bcoiw", y_bih, x_bcohw, **product)
+    return jnp.einsum("bjw,bcoiw->bcoij", x_bjw, x_bcoiw, **product)
 
 
 def _between(u_b: Array, low: float, high: float) -> Array:

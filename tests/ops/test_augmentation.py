@@ -121,7 +121,7 @@ def test_no_operation_no_change():
 
 @pytest.mark.parametrize("name", [name for name in augmentation.OPERATIONS if "flip" not in name])
 def test_empty_ranges_leave_every_pixel(name):
-    config = AugmentConfig((name,), (1.0, 1.0), (1.0, 1.0), 0.0, (1.0, 1.0), (1.0, 1.0), 0.0)
+    config = AugmentConfig((name,), (1.0, 1.0), (1.0, 1.0), 0.0, (1.0, 1.0), (1.0, 1.0), 0.0, 0.0)
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     assert (jitted_images(images, jax.random.key(0), config) == images).all()
 
@@ -167,6 +167,19 @@ def test_a_crop_never_leaves_the_image():
     assert (jitted_images(images, jax.random.key(0), config) == 200).all()
 
 
+def test_shifts_move_by_whole_pixels_and_repeat_the_edge():
+    images = np.random.default_rng(0).integers(0, 256, (200, 10, 12, 3), dtype=np.uint8)
+    config = AugmentConfig(order=("random_shift",), shift=0.2)
+    moved = np.asarray(jitted_images(images, jax.random.key(0), config))
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
+    seen = set()
+    for number, image in enumerate(moved):
+        found = [(y, x) for y in range(5) for x in range(5) if (padded[number, y : y + 10, x : x + 12] == image).all()]
+        assert len(found) == 1
+        seen.update(found)
+    assert len(seen) == 25, "every move of up to 2 pixels, in both directions apart"
+
+
 def test_colour_draws_fill_their_ranges_and_are_independent():
     # Columns: a grey level, whose shift is the brightness; two greys, whose distance is the contrast.
     images = np.full((500, 8, 8, 3), 128, np.uint8)
@@ -204,6 +217,7 @@ def test_extremes_are_clipped_not_wrapped():
         ({"brightness": 1.5}, "brightness"),
         ({"hue": 0.6}, "hue"),
         ({"hue": float("nan")}, "hue"),
+        ({"shift": 0.6}, "shift"),
     ],
 )
 def test_bad_configurations(change, named):
