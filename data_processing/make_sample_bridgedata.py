@@ -62,6 +62,13 @@ flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
+flags.DEFINE_float(
+    "miss_rate",
+    0.25,
+    "The probability with which a demonstration's first grasp misses; only how it is mended is taught.",
+    lower_bound=0,
+    upper_bound=1,
+)
 flags.DEFINE_integer("num_workers", os.cpu_count(), "Processes.", lower_bound=1)
 flags.DEFINE_string("annotations_path", "", "JSON file to write the reasoning of all trajectories to; none if empty.")
 flags.DEFINE_bool("overwrite", False, "Replace a dataset that this script wrote before, and the annotations.")
@@ -75,8 +82,8 @@ FIRST_DATE = datetime.datetime(2022, 1, 3, tzinfo=datetime.UTC)
 TRAJECTORIES_PER_FOLDER, TRAJECTORIES_PER_GROUP = 25, 1000
 STEP_SECONDS, TRAJECTORY_SECONDS = 0.2, 30
 
-# Steps after which a demonstration has failed; pushes make some longer than an evaluation's episodes.
-MAX_STEPS = 90
+# Steps after which a demonstration has failed; pushes and misses make some longer than an evaluation's episodes.
+MAX_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Recipe:
     level: str = "full"
     anywhere: bool = False
     push_rate: float = 0.0
+    miss_rate: float = 0.0
     annotate: bool = False
 
 
@@ -159,7 +167,7 @@ def write_trajectory(job: Job) -> Written:
     """Writes the first successful demonstration among those that the job's seed gives."""
     recipe = job.recipe
     env = TabletopEnv(recipe.image_size, max_steps=MAX_STEPS, level=recipe.level)
-    how = {"anywhere": recipe.anywhere, "push_rate": recipe.push_rate}
+    how = {name: getattr(recipe, name) for name in ("anywhere", "push_rate", "miss_rate")}
     for attempt in itertools.count():
         seed = int(np.random.SeedSequence([recipe.seed, job.index, attempt]).generate_state(1)[0])
         frames, desired_states, moments = [], [], []
@@ -248,6 +256,7 @@ def agent_data(job: Job, seed: int, num_steps: int) -> dict[str, Any]:
             "task": job.task,
             "anywhere": job.recipe.anywhere,
             "push_rate": job.recipe.push_rate,
+            "miss_rate": job.recipe.miss_rate,
         },
     }
 
@@ -361,6 +370,7 @@ def main(_: Sequence[str]) -> None:
         FLAGS.image_size,
         anywhere=FLAGS.anywhere,
         push_rate=FLAGS.push_rate,
+        miss_rate=FLAGS.miss_rate,
         annotate=bool(annotations),
     )
     jobs = plan(partial, FLAGS.num_trajectories, recipe, chosen_tasks(FLAGS.level, FLAGS.tasks))

@@ -34,6 +34,12 @@ DETOUR_MARGIN, LOOK_AHEAD = 0.02, 0.05
 PUSH_STEPS, PUSH_LENGTH, PUSH_TURN = 3, 0.035, 0.2
 PUSHED_PHASES = ("approach", "descend", "lift", "transport", "lower")
 
+# A grasp that misses is aimed this far beside the object (m); empty fingers go on for up to MISS_STEPS steps.
+MISS_NEAR, MISS_FAR, MISS_STEPS = 0.024, 0.045, 25
+
+# The gripper's opening below which nothing is between its fingers.
+CLOSED = 0.05
+
 # Exploration noise: standard deviation per step in x, y, z (m) and yaw (rad), and its correlation with the step before.
 NOISE, NOISE_MEMORY = np.array([0.0012, 0.0012, 0.0012, 0.008]), 0.7
 
@@ -47,7 +53,8 @@ class Decision:
         target: the name of the item that the phase is about: the object to pick, then the reference of its place.
         waypoint: float64 [3], where the gripper is heading, m.
         action: float32 [7].
-        taught: whether it is to be imitated; not where something pushes the gripper off its way.
+        taught: whether it is to be imitated; not where something pushes the gripper off its way, nor where it aims
+            beside the object, until it is seen that the object is not in hand.
     """
 
     phase: str
@@ -57,20 +64,32 @@ class Decision:
     taught: bool = True
 
 
+@dataclasses.dataclass(eq=False)
+class Miss:
+    """A grasp that is to fail: how far beside the object it is aimed, float64 [2] in m, and for how long unseen."""
+
+    offset: np.ndarray
+    steps_left: int
+
+
 class Expert:
     """Decides one step at a time; reads the truth from `env` and never changes it.
 
     Args:
         env: the world.
-        rng: of noise and pushes.
+        rng: of noise, pushes and misses.
         push_rate: the probability with which a push begins at a step.
+        miss_rate: the probability with which the first grasp misses.
     """
 
-    def __init__(self, env: TabletopEnv, rng: np.random.Generator, push_rate: float = 0.0) -> None:
+    def __init__(
+        self, env: TabletopEnv, rng: np.random.Generator, push_rate: float = 0.0, miss_rate: float = 0.0
+    ) -> None:
         self.phase = "start"
         self._env = env
         self._rng = rng
         self._push_rate = push_rate
+        self._miss = self._draw_miss(miss_rate) if miss_rate else None
         self._push = np.zeros(6)
         self._pushed_steps = 0
         self._noise = np.zeros(4)
@@ -91,6 +110,10 @@ class Expert:
         while self.phase != "retreat" and self._is_reached():
             self.phase = PHASES[PHASES.index(self.phase) + 1]
             self._phase_start = self._env.state[:3].copy()
+        if self._miss and self._is_noticed(self._miss):
+            self._miss = None
+            if self._env.held is None:
+                self.phase = "approach"
         waypoint, yaw, gripper = self._waypoint()
         motion = np.zeros(6)
         if self.phase not in ("start", "grasp", "release"):
@@ -100,7 +123,21 @@ class Expert:
         self._decisions += 1
         pushed = self._is_pushed()
         action = np.append(self._push if pushed else motion, gripper).astype(np.float32)
-        return Decision(self.phase, target, waypoint, action, not pushed)
+        return Decision(self.phase, target, waypoint, action, not pushed and not self._miss)
+
+    def _draw_miss(self, miss_rate: float) -> Miss | None:
+        if self._rng.random() >= miss_rate:
+            return None
+        length, way = self._rng.uniform(MISS_NEAR, MISS_FAR), self._rng.uniform(-math.pi, math.pi)
+        offset = length * np.array([math.cos(way), math.sin(way)])
+        return Miss(offset, int(self._rng.integers(MISS_STEPS + 1)))
+
+    def _is_noticed(self, miss: Miss) -> bool:
+        """Whether the expert sees by now what it holds, or that it holds nothing."""
+        if self.phase not in ("lift", *PLACE_PHASES):
+            return self._env.held is not None
+        miss.steps_left -= 1
+        return self._env.held is not None or miss.steps_left < 0 or self.phase in ("release", "retreat")
 
     def _is_pushed(self) -> bool:
         """Whether a push goes on, or begins, at this step; draws its direction as it begins."""
@@ -122,7 +159,7 @@ class Expert:
         if phase == "start":
             return state[:3], state[5], 1.0
         if phase in ("approach", "descend", "grasp"):
-            x, y, z = item.position
+            x, y, z = item.position + (np.append(self._miss.offset, 0.0) if self._miss else 0.0)
             yaw = bearing(x, y)
             yaw += geometry.nearest_turn(item.yaw - yaw, SHAPES[item.kind].yaw_period)
             return np.array([x, y, self._funnel(x, y, z, HOVER)]), yaw, float(phase != "grasp")
@@ -158,7 +195,7 @@ class Expert:
         if phase == "start":
             return self._decisions > 0 or env.held is not None
         if phase == "grasp":
-            return env.held is not None
+            return env.held is not None or bool(self._miss and env.state[6] < CLOSED)
         if phase == "release":
             return bool(env.state[6] > 0.95)
         if phase in ("lift", "retreat"):
@@ -182,20 +219,27 @@ class Expert:
 
 
 def demonstrate(
-    env: TabletopEnv, seed: int, task: str | None = None, *, anywhere: bool = False, push_rate: float = 0.0
+    env: TabletopEnv,
+    seed: int,
+    task: str | None = None,
+    *,
+    anywhere: bool = False,
+    push_rate: float = 0.0,
+    miss_rate: float = 0.0,
 ) -> Iterator[tuple[Observation, Decision | None]]:
     """Runs one episode and yields each frame with the expert's decision for it; the last frame with None.
 
     Args:
         env: the world.
         seed, task, anywhere: of the episode, see `TabletopEnv.reset`.
-        push_rate: the probability with which a push begins at a step, so that recovery from errors is shown, too.
+        push_rate, miss_rate: the probability with which a push begins at a step, and with which the first grasp misses,
+            so that recovery from errors is shown, too.
 
     Between two yields `env` holds the world of the frame just yielded. The demonstration succeeded if `env.success()`
     holds at its end.
     """
     observation, _ = env.reset(seed=seed, task=task, anywhere=anywhere)
-    expert = Expert(env, np.random.default_rng([seed, 1]), push_rate)
+    expert = Expert(env, np.random.default_rng([seed, 1]), push_rate, miss_rate)
     for _ in range(env.max_steps):
         if expert.done:
             break

@@ -125,7 +125,7 @@ def test_pushes_are_not_taught(trajectories):
 
 
 def test_level_and_coverage_are_those_asked_for(tmp_path):
-    flags = ("--level=one", "--noanywhere", "--push_rate=0", "--num_trajectories=3", "--num_workers=1")
+    flags = ("--level=one", "--noanywhere", "--push_rate=0", "--miss_rate=0", "--num_trajectories=3", "--num_workers=1")
     run = make(tmp_path / "raw", *flags)
     assert run.returncode == 0, run.stderr
     for folder in (tmp_path / "raw").glob("*/*/raw/traj_group0/traj*"):

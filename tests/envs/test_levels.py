@@ -78,6 +78,26 @@ def test_pushes_are_not_taught_and_are_recovered_from():
     assert np.abs(directions.mean(0)).max() < 0.3, "pushes go everywhere"
 
 
+def test_grasps_that_miss_are_not_taught_and_are_mended():
+    env = TabletopEnv(render=False, level="one", max_steps=100)
+    opened_anew, heights = 0, []
+    for seed in range(30):
+        moments = [
+            (d, env.held, env.state.copy()) for _, d in demonstrate(env, seed, anywhere=True, miss_rate=1.0) if d
+        ]
+        assert env.success()
+        missed = [i for i, (decision, _, _) in enumerate(moments) if not decision.taught]
+        assert missed == [*range(missed[-1] + 1)], "what is taught begins where the miss is seen"
+        assert moments[missed[-1]][1] is None
+        first, _, state = moments[missed[-1] + 1]
+        assert first.phase == "approach"
+        assert first.action[6] == 1
+        opened_anew += state[6] < 0.05
+        heights.append(state[2])
+    assert opened_anew == 30, "empty fingers are closed when it is seen"
+    assert max(heights) - min(heights) > 0.08, "it is seen at the table, in the air and above the bowl"
+
+
 def test_without_pushes_all_is_taught_and_as_before():
     env = TabletopEnv(render=False)
     plain = [decision.action for _, decision in demonstrate(env, 3) if decision]
