@@ -335,12 +335,12 @@ def _ecot_lara() -> dict:
 
 
 def _ecot_tiny() -> dict:
-    config = _small(_ecot(), 2000, 64) | {"log_interval": 50, "eval_batches": 8, "ema_decay": 0.99}
+    config = _small(_ecot(), 1200, 64) | {"log_interval": 50, "eval_batches": 8, "ema_decay": 0.99}
     config["backbone"] |= {"preset": "tiny", "dtype": "float32", "remat": "none"}
     config["prompt"]["base_prompt"] = ""
     config["curriculum"] |= {
         "component_order": ("SUBTASK REASONING", "SUBTASK", "MOVE", "GRIPPER POSITION"),
-        "schedule": ((0, 0), (300, 1), (340, 2), (380, 3), (420, 4)),
+        "schedule": ((0, 0), (150, 1), (180, 2), (210, 3), (240, 4)),
         "uniform_stage_probability": 0.0,
     }
     config["agent_kwargs"] |= {"context_hidden": "post_norm", "latent_hidden": "post_norm", "max_new_tokens": 160}
