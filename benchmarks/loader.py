@@ -23,9 +23,9 @@ import numpy as np
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.data import bridge_tfrecord, tfrecord
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
-from jaxvla.data.index import open_indices
+from jaxvla.data.formats import bridge_tfrecord, tfrecord
+from jaxvla.data.formats.index import open_indices
 from jaxvla.data.loader import training_batches
 from jaxvla.errors import DataError
 

@@ -22,8 +22,8 @@ from flax import nnx
 from jaxtyping import Float32, Num
 
 from jaxvla.config import local_path
-from jaxvla.data import sidecar
 from jaxvla.data.dataset import Dataset
+from jaxvla.data.formats import sidecar
 from jaxvla.data.instructions import InstructionTable, open_table, rows_of
 from jaxvla.data.schema import InstructionSpec
 from jaxvla.data.tokenizer import TINY, Tokenizer, load_tokenizer, tokenizer_from_files

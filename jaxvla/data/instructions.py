@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxvla.data import sidecar
 from jaxvla.data.dataset import Dataset
+from jaxvla.data.formats import sidecar
 from jaxvla.data.schema import InstructionSpec
 
 _VERSION = 1

@@ -5,9 +5,10 @@ import pathlib
 
 import numpy as np
 
-from jaxvla.data import bridge_tfrecord, rlds, rlds_files, selection, skipping
+from jaxvla.data import selection, skipping
 from jaxvla.data.files import reading
-from jaxvla.data.index import Index, open_indices
+from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
+from jaxvla.data.formats.index import Index, open_indices
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.errors import ConfigError, DataError

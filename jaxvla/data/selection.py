@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from jaxvla.data.index import OTHER_KIND, Index, compare_kinds, most_common
+from jaxvla.data.formats.index import OTHER_KIND, Index, compare_kinds, most_common
 from jaxvla.data.skipping import Skipped
 from jaxvla.errors import ConfigError, DataError
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxvla.data import images
 from jaxvla.data.files import reading
-from jaxvla.data.index import ANY_TEXT, NO_TEXT, Index
+from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.schema import Trajectory
 from jaxvla.errors import DataError
 

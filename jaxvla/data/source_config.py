@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from jaxvla.data import rlds
 from jaxvla.data.actions import ActionConvention
+from jaxvla.data.formats import rlds
 from jaxvla.data.schema import PROPRIO
 from jaxvla.errors import ConfigError
 

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxvla.config import from_mapping
-from jaxvla.data import sidecar
+from jaxvla.data.formats import sidecar
 from jaxvla.data.schema import TextSpec
 from jaxvla.reasoning.batch import SplitText, too_long
 from jaxvla.reasoning.curriculum import Curriculum

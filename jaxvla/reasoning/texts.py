@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvla.config import from_mapping
 from jaxvla.data.dataset import Dataset
-from jaxvla.data.index import NO_TEXT
+from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.schema import TextSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.tokenizer import Tokenizer, tokenizer_from_files

@@ -13,8 +13,8 @@ import struct
 import time
 from collections.abc import Mapping
 
-from jaxvla.data.protobuf import FIXED32, FIXED64, VARINT, header, varint
-from jaxvla.data.tfrecord import masked_crc32c
+from jaxvla.data.formats.protobuf import FIXED32, FIXED64, VARINT, header, varint
+from jaxvla.data.formats.tfrecord import masked_crc32c
 
 _SESSION_START = 1
 

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from jaxvla.data import tfrecord
+from jaxvla.data.formats import tfrecord
 
 
 def frame(number: int, step: int, size: int = 8) -> np.ndarray:

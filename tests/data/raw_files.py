@@ -8,9 +8,9 @@ import pickle
 import numpy as np
 from PIL import Image
 
-from jaxvla.data import tfrecord
 from jaxvla.data.conversion.numpy_to_tfrecord import convert_numpy
 from jaxvla.data.conversion.raw_to_numpy import convert_raw
+from jaxvla.data.formats import tfrecord
 
 DATE = "2022-03-04_05-06-07"
 EARLY = "2021-07-22_23-59-59"

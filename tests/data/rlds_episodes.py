@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-from jaxvla.data.protobuf import header, varint
-from jaxvla.data.tfrecord import RecordWriter
+from jaxvla.data.formats.protobuf import header, varint
+from jaxvla.data.formats.tfrecord import RecordWriter
 from jaxvla.errors import DataError
 
 STEPS = {

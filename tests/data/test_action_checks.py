@@ -6,7 +6,7 @@ import pytest
 from jaxvla.data.action_checks import check_actions, describe_actions
 from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-from jaxvla.data.index import NO_TEXT, Index
+from jaxvla.data.formats.index import NO_TEXT, Index
 from jaxvla.data.normalization import FieldStatistics
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import ConfigError

@@ -19,9 +19,9 @@ from data.raw_files import (
     to_tfrecord,
 )
 
-from jaxvla.data import bridge_tfrecord, tfrecord
 from jaxvla.data.conversion.cameras import named_cameras
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.formats import bridge_tfrecord, tfrecord
 from jaxvla.data.loader import training_batches
 from jaxvla.errors import ConfigError, DataError
 

@@ -19,8 +19,8 @@ from data.raw_files import (
     to_tfrecord,
 )
 
-from jaxvla.data import bridge_tfrecord
 from jaxvla.data.conversion.report import Report
+from jaxvla.data.formats import bridge_tfrecord
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 

@@ -7,9 +7,9 @@ import pytest
 from data.bridge_files import frame, trajectory, write
 from PIL import Image
 
-from jaxvla.data import bridge_tfrecord
+from jaxvla.data.formats import bridge_tfrecord
+from jaxvla.data.formats.index import NO_TEXT, Frames, Index, open_indices
 from jaxvla.data.images import resize
-from jaxvla.data.index import NO_TEXT, Frames, Index, open_indices
 from jaxvla.data.selection import usable
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import DataError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvla.data.untrusted import load_pickle
+from jaxvla.data.formats.untrusted import load_pickle
 from jaxvla.envs.expert import demonstrate
 from jaxvla.envs.recording import recorded
 from jaxvla.envs.tabletop import NEUTRAL_STATE, START_SPREAD, TabletopEnv

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from data.raw_files import to_numpy, to_tfrecord
 
-from jaxvla.data import bridge_tfrecord
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-from jaxvla.data.untrusted import load_pickle
+from jaxvla.data.formats import bridge_tfrecord
+from jaxvla.data.formats.untrusted import load_pickle
 from jaxvla.envs.expert import demonstrate
 from jaxvla.envs.tabletop import TabletopEnv
 from jaxvla.reasoning.join import check, join

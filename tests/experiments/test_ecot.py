@@ -16,7 +16,7 @@ import pytest
 from experiments.mains import load, train_main
 from experiments.sample_world import make, run
 
-from jaxvla.data.bridge_tfrecord import build_index
+from jaxvla.data.formats.bridge_tfrecord import build_index
 from jaxvla.errors import ConfigError, DataError, PolicyError
 from jaxvla.parallel import mesh
 from jaxvla.parallel.mesh import make_mesh

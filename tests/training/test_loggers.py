@@ -5,8 +5,8 @@ import sys
 import pytest
 from training.file_limit import file_limit
 
-from jaxvla.data.protobuf import header
-from jaxvla.data.tfrecord import buffer_reader, read_record, scan_records
+from jaxvla.data.formats.protobuf import header
+from jaxvla.data.formats.tfrecord import buffer_reader, read_record, scan_records
 from jaxvla.errors import ConfigError, TrainingError
 from jaxvla.training.config import WandbConfig
 from jaxvla.training.loggers import Loggers

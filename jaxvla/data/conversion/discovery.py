@@ -17,7 +17,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from jaxvla.data.folders import distinct, is_hidden, walk
+from jaxvla.data.formats.folders import distinct, is_hidden, walk
 from jaxvla.errors import DataError
 
 DATE_FORMAT = "%Y-%m-%d_%H-%M-%S"

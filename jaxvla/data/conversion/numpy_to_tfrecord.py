@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from jaxvla.data import untrusted
 from jaxvla.data.conversion import numpy_format, tfrecord_format
 from jaxvla.data.conversion.discovery import SPLITS, find_numpy
 from jaxvla.data.conversion.report import Report
 from jaxvla.data.conversion.tfrecord_format import CheckedTrajectory
 from jaxvla.data.conversion.workers import alone_in, completed, replacing, writing
+from jaxvla.data.formats import untrusted
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 

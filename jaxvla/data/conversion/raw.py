@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.data import images, untrusted
+from jaxvla.data import images
 from jaxvla.data.conversion.cameras import is_camera, select
-from jaxvla.data.folders import is_hidden, walk
-from jaxvla.data.index import MIN_TRANSITIONS
+from jaxvla.data.formats import untrusted
+from jaxvla.data.formats.folders import is_hidden, walk
+from jaxvla.data.formats.index import MIN_TRANSITIONS
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 

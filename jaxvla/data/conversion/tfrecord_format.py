@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.data import tfrecord
 from jaxvla.data.conversion.cameras import is_camera, select
-from jaxvla.data.index import MIN_TRANSITIONS
+from jaxvla.data.formats import tfrecord
+from jaxvla.data.formats.index import MIN_TRANSITIONS
 from jaxvla.data.skipping import UnusableError
 
 _KEYS = ("observations", "next_observations", "actions")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.data import tfrecord
 from jaxvla.data.files import reading
-from jaxvla.data.index import ANY_TEXT, MIN_TRANSITIONS, NO_TEXT, Frames, Index, IndexBuilder
+from jaxvla.data.formats import tfrecord
+from jaxvla.data.formats.index import ANY_TEXT, MIN_TRANSITIONS, NO_TEXT, Frames, Index, IndexBuilder
+from jaxvla.data.formats.tfrecord import FeatureSpan
 from jaxvla.data.skipping import UnusableError
-from jaxvla.data.tfrecord import FeatureSpan
 from jaxvla.errors import DataError
 
 _FLAGS = ("is_first", "is_last", "is_terminal")  # one of each step, by the RLDS specification

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from jaxvla.data.untrusted import load_object_npy, load_pickle
+from jaxvla.data.formats.untrusted import load_object_npy, load_pickle
 from jaxvla.errors import DataError
 
 PLAIN = {

@@ -9,8 +9,8 @@ import pytest
 from data.bridge_files import write_dataset
 from training.file_limit import file_limit
 
-from jaxvla.data import index, sidecar
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.formats import index, sidecar
 from jaxvla.data.instructions import open_table
 from jaxvla.data.schema import InstructionSpec
 from jaxvla.errors import DataError

@@ -3,7 +3,7 @@ import pathlib
 
 import pytest
 
-from jaxvla.data import folders
+from jaxvla.data.formats import folders
 from jaxvla.errors import DataError
 
 

@@ -11,12 +11,12 @@ import re
 
 import numpy as np
 
-from jaxvla.data import tfrecord
-from jaxvla.data.folders import distinct, ends_with, glob
-from jaxvla.data.index import ANY_TEXT, NO_TEXT, Frames, Index, IndexBuilder
-from jaxvla.data.protobuf import Read
+from jaxvla.data.formats import tfrecord
+from jaxvla.data.formats.folders import distinct, ends_with, glob
+from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Frames, Index, IndexBuilder
+from jaxvla.data.formats.protobuf import Read
+from jaxvla.data.formats.tfrecord import FeatureSpan
 from jaxvla.data.skipping import UnusableError
-from jaxvla.data.tfrecord import FeatureSpan
 from jaxvla.errors import DataError
 
 _CAMERA = re.compile(r"observations/(images\d+)$")

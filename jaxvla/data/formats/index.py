@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from jaxvla.data import sidecar
 from jaxvla.data.files import reading
+from jaxvla.data.formats import sidecar
 from jaxvla.data.skipping import Skipped, UnusableError
 
 # Goals lie ahead of a transition, so a trajectory of one transition shows a policy nothing but its own end.

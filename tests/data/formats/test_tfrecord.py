@@ -6,8 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from jaxvla.data import tfrecord
-from jaxvla.data.protobuf import Span
+from jaxvla.data.formats import tfrecord
+from jaxvla.data.formats.protobuf import Span
 from jaxvla.errors import DataError
 
 

@@ -5,11 +5,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxvla.data import rlds, tfrecord
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-from jaxvla.data.index import open_indices
+from jaxvla.data.formats import rlds, tfrecord
+from jaxvla.data.formats.index import open_indices
+from jaxvla.data.formats.rlds_files import find_files
 from jaxvla.data.loader import training_batches
-from jaxvla.data.rlds_files import find_files
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import DataError
 

@@ -24,7 +24,7 @@ import google_crc32c
 import numpy as np
 
 from jaxvla.data.files import reading
-from jaxvla.data.protobuf import VARINT, Field, Read, Span, Walker, header, varint
+from jaxvla.data.formats.protobuf import VARINT, Field, Read, Span, Walker, header, varint
 from jaxvla.errors import DataError
 
 Piece = bytes | np.ndarray  # an array here is flat uint8, so that len() counts bytes
