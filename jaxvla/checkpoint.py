@@ -31,9 +31,9 @@ import orbax.checkpoint as ocp
 import jaxvla
 from jaxvla.config import from_mapping, local_path
 from jaxvla.contract import CameraContract, Contract, Execution
-from jaxvla.data.actions import ActionConvention
-from jaxvla.data.normalization import Normalizer, Statistics
 from jaxvla.data.schema import BatchSpec
+from jaxvla.data.transforms.actions import ActionConvention
+from jaxvla.data.transforms.normalization import Normalizer, Statistics
 from jaxvla.errors import CheckpointError, ConfigError
 from jaxvla.parallel.sharding import path_string
 

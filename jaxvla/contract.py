@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxvla.data.actions import ActionConvention
-from jaxvla.data.images import size_text
+from jaxvla.data.transforms.actions import ActionConvention
+from jaxvla.data.transforms.images import size_text
 from jaxvla.errors import ConfigError
 
 PIXELS = "whole RGB frames, by Lanczos to the stored size where it is known, and from there to the policy's"

@@ -15,8 +15,8 @@ from jaxvla.agents.backbone import BackboneConfig
 from jaxvla.agents.language import LanguageConfig
 from jaxvla.cli import OPEN_MAPPINGS, check_overrides, config_words, output_path, resolve_config_paths
 from jaxvla.config import from_mapping
-from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig
+from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import PromptConfig

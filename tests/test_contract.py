@@ -10,7 +10,7 @@ from training.positional_batches import SPEC, make_assets
 from jaxvla import agents
 from jaxvla.checkpoint import Assets, read_assets
 from jaxvla.contract import CameraContract, Deviation, Execution
-from jaxvla.data.actions import ActionConvention
+from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError, ConfigError
 from jaxvla.serving.policy import load_policy
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxvla.data.images import MERGE_SIZE
 from jaxvla.data.tokenizer import IMAGE_PAD, Tokenizer
+from jaxvla.data.transforms.images import MERGE_SIZE
 from jaxvla.errors import DataError
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ import numpy as np
 
 from jaxvla.config import local_path
 from jaxvla.data import opening
-from jaxvla.data.action_checks import check_actions, describe_actions
-from jaxvla.data.actions import ActionConvention
 from jaxvla.data.files import check_folder
 from jaxvla.data.formats import sidecar
 from jaxvla.data.formats.index import NO_TEXT
-from jaxvla.data.goals import GoalConfig
-from jaxvla.data.normalization import FieldStatistics, Normalizer, Statistics
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig, check_image_size
+from jaxvla.data.transforms.action_checks import check_actions, describe_actions
+from jaxvla.data.transforms.actions import ActionConvention
+from jaxvla.data.transforms.goals import GoalConfig
+from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
 from jaxvla.errors import ConfigError, DataError
 
 

@@ -15,11 +15,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxvla.data.actions import chunk_steps, history_steps
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.order import Order, uniforms
 from jaxvla.data.schema import BATCH_KEYS, PROPRIO, Batch
+from jaxvla.data.transforms.actions import chunk_steps, history_steps
 from jaxvla.errors import ConfigError
 
 _VALIDATION_SEED = 0

@@ -5,12 +5,13 @@ import pathlib
 
 import numpy as np
 
-from jaxvla.data import selection, skipping
+from jaxvla.data import skipping
 from jaxvla.data.files import reading
 from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
 from jaxvla.data.formats.index import Index, open_indices
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
+from jaxvla.data.transforms import selection
 from jaxvla.errors import ConfigError, DataError
 
 

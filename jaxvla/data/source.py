@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from jaxvla.data import images
 from jaxvla.data.files import reading
 from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.schema import Trajectory
+from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
 
 _OPEN_FILES = 256

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Iterable
 
-from jaxvla.data.actions import ActionConvention
 from jaxvla.data.formats import rlds
 from jaxvla.data.schema import PROPRIO
+from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 
 FORMATS = ("bridge_tfrecord", "rlds")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.data.images import enlarges, resize, size_text
-from jaxvla.data.normalization import Normalizer
 from jaxvla.data.schema import PROPRIO, BatchSpec
+from jaxvla.data.transforms.images import enlarges, resize, size_text
+from jaxvla.data.transforms.normalization import Normalizer
 from jaxvla.errors import PolicyError
 
 

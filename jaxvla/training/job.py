@@ -15,11 +15,11 @@ from jaxvla.config import from_mapping, local_path
 from jaxvla.data.chat import num_image_tokens
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.formats.index import NO_TEXT
-from jaxvla.data.images import patch_grid
 from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.data.tokenizer import IM_END
+from jaxvla.data.transforms.images import patch_grid
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.parallel.feed import BatchIterator

@@ -18,7 +18,7 @@ from data.raw_files import (
 )
 from PIL import Image
 
-from jaxvla.data import images
+from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
 
 

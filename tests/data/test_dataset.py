@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from data.bridge_files import frame, trajectory, write, write_dataset
 
-from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-from jaxvla.data.goals import GoalConfig
+from jaxvla.data.transforms.actions import ActionConvention
+from jaxvla.data.transforms.goals import GoalConfig
 from jaxvla.errors import ConfigError, DataError
 
 BRIDGE = ActionConvention(relabel=True, gripper=(6,), binarize=True, angles=(3, 4, 5))

@@ -9,9 +9,9 @@ from PIL import Image
 
 from jaxvla.data.formats import bridge_tfrecord
 from jaxvla.data.formats.index import NO_TEXT, Frames, Index, open_indices
-from jaxvla.data.images import resize
-from jaxvla.data.selection import usable
 from jaxvla.data.source import TrajectorySource
+from jaxvla.data.transforms.images import resize
+from jaxvla.data.transforms.selection import usable
 from jaxvla.errors import DataError
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from serving.policies import GC_BC, save
 
-from jaxvla.data.normalization import FieldStatistics, Statistics
 from jaxvla.data.schema import BatchSpec
+from jaxvla.data.transforms.normalization import FieldStatistics, Statistics
 from jaxvla.envs.goals import last_frame
 from jaxvla.envs.recording import recorded
 from jaxvla.envs.rollout import Episode, rollouts

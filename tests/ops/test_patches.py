@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvla.data import images
+from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
 from jaxvla.ops.patches import normalize, patchify
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvla.data import chat, images
+from jaxvla.data import chat
 from jaxvla.data.tokenizer import IMAGE_PAD, TINY, load_tokenizer
+from jaxvla.data.transforms import images
 from jaxvla.ops.patches import patchify
 
 pytestmark = pytest.mark.parity

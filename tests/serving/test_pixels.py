@@ -15,10 +15,10 @@ from serving.policies import GC_BC, save
 from training.positional_batches import make_assets
 
 from jaxvla.checkpoint import Assets
-from jaxvla.data import images
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
 from jaxvla.data.schema import BatchSpec
+from jaxvla.data.transforms import images
 from jaxvla.envs.recording import encode, recorded
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.serving.policy import load_policy

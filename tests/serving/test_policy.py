@@ -9,8 +9,8 @@ from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla import agents
-from jaxvla.data.images import resize
 from jaxvla.data.schema import BatchSpec
+from jaxvla.data.transforms.images import resize
 from jaxvla.errors import CheckpointError, PolicyError
 from jaxvla.serving.policy import load_policy
 

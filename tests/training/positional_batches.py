@@ -3,8 +3,8 @@
 import numpy as np
 
 from jaxvla.checkpoint import Assets
-from jaxvla.data.normalization import FieldStatistics, Statistics
 from jaxvla.data.schema import BatchSpec
+from jaxvla.data.transforms.normalization import FieldStatistics, Statistics
 
 SPEC = BatchSpec(("images0",), (8, 8), proprio_dim=4, action_dim=2, action_horizon=2)
 KEYS = ("observations", "goals", "actions", "action_pad_mask")

@@ -14,7 +14,7 @@ from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore, saved_steps
-from jaxvla.data.actions import ActionConvention
+from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.checkpointer import Checkpointer, config_differences, restore_state, resume

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.data import images
 from jaxvla.data.conversion.cameras import is_camera, select
 from jaxvla.data.formats import untrusted
 from jaxvla.data.formats.folders import is_hidden, walk
 from jaxvla.data.formats.index import MIN_TRANSITIONS
 from jaxvla.data.skipping import UnusableError
+from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
 
 # Before this day the cameras lagged by one step: frame t + 1 shows what action t was chosen on.

@@ -20,13 +20,13 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from jaxvla.data import images
 from jaxvla.data.conversion import numpy_format
 from jaxvla.data.conversion.discovery import PARTIAL, Ignored, RawTree, find_raw
 from jaxvla.data.conversion.raw import LATENCY_FIXED, read_trajectory
 from jaxvla.data.conversion.report import Report
 from jaxvla.data.conversion.workers import alone_in, completed, writing
 from jaxvla.data.skipping import UnusableError
+from jaxvla.data.transforms import images
 from jaxvla.errors import ConfigError, DataError
 
 T = TypeVar("T")

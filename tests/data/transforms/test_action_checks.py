@@ -3,12 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxvla.data.action_checks import check_actions, describe_actions
-from jaxvla.data.actions import ActionConvention
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.formats.index import NO_TEXT, Index
-from jaxvla.data.normalization import FieldStatistics
 from jaxvla.data.source import TrajectorySource
+from jaxvla.data.transforms.action_checks import check_actions, describe_actions
+from jaxvla.data.transforms.actions import ActionConvention
+from jaxvla.data.transforms.normalization import FieldStatistics
 from jaxvla.errors import ConfigError
 
 BRIDGE = ActionConvention(relabel=True, gripper=(6,), binarize=True, angles=(3, 4, 5))

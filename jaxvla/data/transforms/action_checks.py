@@ -7,9 +7,9 @@ import dataclasses
 
 import numpy as np
 
-from jaxvla.data.actions import CLOSED_BELOW, OPEN_ABOVE, ActionConvention
-from jaxvla.data.normalization import CONSTANT_BELOW, FieldStatistics
 from jaxvla.data.source import TrajectorySource
+from jaxvla.data.transforms.actions import CLOSED_BELOW, OPEN_ABOVE, ActionConvention
+from jaxvla.data.transforms.normalization import CONSTANT_BELOW, FieldStatistics
 from jaxvla.errors import ConfigError
 
 _WHERE = "bridgedata_config.actions"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from jaxvla.data import images
+from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
 
 

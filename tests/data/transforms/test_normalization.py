@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxvla.data.normalization import FieldStatistics, Normalizer, Statistics
+from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
 from jaxvla.errors import ConfigError, DataError
 
 

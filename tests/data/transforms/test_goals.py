@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxvla.data.goals import GoalConfig
+from jaxvla.data.transforms.goals import GoalConfig
 from jaxvla.errors import ConfigError
 
 DRAWS = 40_000

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxvla.data.actions import ActionConvention, binarize_gripper, chunk_steps, history_steps
+from jaxvla.data.transforms.actions import ActionConvention, binarize_gripper, chunk_steps, history_steps
 from jaxvla.errors import ConfigError
 
 
