@@ -18,7 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["jaxvla", "jaxvla.*"]),
-    package_data={"jaxvla.data": ["assets/tiny_tokenizer/*"], "jaxvla.models.qwen3_vl": ["assets/tiny/*"]},
+    package_data={"jaxvla.data.text": ["assets/tiny_tokenizer/*"], "jaxvla.models.qwen3_vl": ["assets/tiny/*"]},
     install_requires=[
         *JAX,
         "absl-py>=2.1",

@@ -1,6 +1,6 @@
 """Trains the small tokenizer that ships with the package, on sentences about the sample world and on reasoning text.
 
-    python data_processing/make_tiny_tokenizer.py --output_path jaxvla/data/assets/tiny_tokenizer
+    python data_processing/make_tiny_tokenizer.py --output_path jaxvla/data/text/assets/tiny_tokenizer
 
 Writes vocab.json, merges.txt, tokenizer_config.json and chat_template.jinja, laid out and split like Qwen3-VL's, with
 its 26 added tokens under the same names. The bytes depend on this file and the version of `tokenizers` only. Every
@@ -16,7 +16,7 @@ import tokenizers
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.data import tokenizer
+from jaxvla.data.text import tokenizer
 from jaxvla.errors import DataError
 
 FLAGS = flags.FLAGS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxvla.config import from_mapping, local_path
-from jaxvla.data.tokenizer import TINY, Tokenizer, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, Tokenizer, load_tokenizer
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA, LoraConfig, merge
 from jaxvla.models.module import Params, compute_dtype

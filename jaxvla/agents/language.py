@@ -24,9 +24,9 @@ from jaxtyping import Float32, Num
 from jaxvla.config import local_path
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.formats import sidecar
-from jaxvla.data.instructions import InstructionTable, open_table, rows_of
 from jaxvla.data.schema import InstructionSpec
-from jaxvla.data.tokenizer import TINY, Tokenizer, load_tokenizer, tokenizer_from_files
+from jaxvla.data.text.instructions import InstructionTable, open_table, rows_of
+from jaxvla.data.text.tokenizer import TINY, Tokenizer, load_tokenizer, tokenizer_from_files
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.models.module import Params, compute_dtype, graph_of
 from jaxvla.models.qwen3_vl.config import from_hf

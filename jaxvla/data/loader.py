@@ -16,9 +16,9 @@ import numpy as np
 from absl import flags
 
 from jaxvla.data.dataset import Dataset
-from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.order import Order, uniforms
 from jaxvla.data.schema import BATCH_KEYS, PROPRIO, Batch
+from jaxvla.data.text.instructions import InstructionTable
 from jaxvla.data.transforms.actions import chunk_steps, history_steps
 from jaxvla.errors import ConfigError
 

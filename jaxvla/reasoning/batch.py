@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxvla.data.chat import left_pad
 from jaxvla.data.schema import TextSpec
+from jaxvla.data.text.chat import left_pad
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.reasoning.curriculum import Curriculum, Plan
 from jaxvla.reasoning.prompt import BARE, SLOTS, WORDS, PromptBuilder

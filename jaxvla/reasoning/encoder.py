@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxvla.data.tokenizer import Tokenizer
+from jaxvla.data.text.tokenizer import Tokenizer
 from jaxvla.errors import DataError
 
 # Qwen's pieces hold a space as their first sign only, or among other spaces, and no composed sign begins with one: no

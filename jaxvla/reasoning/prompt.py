@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxvla.data.tokenizer import IM_END, IM_START, IMAGE_PAD, VISION_END, VISION_START, Tokenizer
+from jaxvla.data.text.tokenizer import IM_END, IM_START, IMAGE_PAD, VISION_END, VISION_START, Tokenizer
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.reasoning.encoder import TextEncoder
 

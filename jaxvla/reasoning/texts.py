@@ -13,7 +13,7 @@ from jaxvla.data.dataset import Dataset
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.schema import TextSpec
 from jaxvla.data.source import TrajectorySource
-from jaxvla.data.tokenizer import Tokenizer, tokenizer_from_files
+from jaxvla.data.text.tokenizer import Tokenizer, tokenizer_from_files
 from jaxvla.errors import DataError
 from jaxvla.reasoning.batch import SplitText, TextBatches, inference_text
 from jaxvla.reasoning.curriculum import Curriculum, CurriculumConfig

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from jaxvla.data.tokenizer import IM_END
+from jaxvla.data.text.tokenizer import IM_END
 
 # Embodied chain of thought (Zawalski et al. 2024), in the order of its training text.
 ECOT = (

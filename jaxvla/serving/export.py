@@ -6,7 +6,7 @@ from jaxvla.agents import make_agent
 from jaxvla.agents.backbone import BackboneConfig, merge_adapters
 from jaxvla.checkpoint import find_checkpoint, read_assets
 from jaxvla.config import from_mapping
-from jaxvla.data.tokenizer import tokenizer_from_files
+from jaxvla.data.text.tokenizer import tokenizer_from_files
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA
 from jaxvla.models.qwen3_vl.peft import save_peft

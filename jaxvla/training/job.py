@@ -12,13 +12,13 @@ from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
 from jaxvla.checkpoint import Assets
 from jaxvla.config import from_mapping, local_path
-from jaxvla.data.chat import num_image_tokens
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.formats.index import NO_TEXT
-from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import Batch, BatchSpec
-from jaxvla.data.tokenizer import IM_END
+from jaxvla.data.text.chat import num_image_tokens
+from jaxvla.data.text.instructions import InstructionTable
+from jaxvla.data.text.tokenizer import IM_END
 from jaxvla.data.transforms.images import patch_grid
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA, LoraConfig

@@ -8,7 +8,7 @@ import pytest
 from agents.ecot_cases import BACKBONE, quick_jit
 
 from jaxvla.agents.backbone import SHIPPED, BackboneConfig, open_backbone
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, JaxvlaError
 from jaxvla.models.lora import LoraConfig
 from jaxvla.models.module import init_params

@@ -15,7 +15,7 @@ from jaxvla.agents import language
 from jaxvla.agents.language import LanguageConfig, language_from_json, open_language
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.schema import NO_TOKEN
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, DataError, WeightsError
 from jaxvla.models.module import bind, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import PRESETS

@@ -6,9 +6,9 @@ import pytest
 from data.bridge_files import frame, trajectory, write, write_dataset
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
-from jaxvla.data.instructions import InstructionTable
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.schema import BATCH_KEYS as ALL_KEYS
+from jaxvla.data.text.instructions import InstructionTable
 from jaxvla.errors import ConfigError, DataError
 
 BATCH_KEYS = tuple(key for key in ALL_KEYS if key not in ("instruction", "text"))

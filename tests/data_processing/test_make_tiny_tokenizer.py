@@ -4,7 +4,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_processing" / "make_tiny_tokenizer.py"
-SHIPPED = ROOT / "jaxvla" / "data" / "assets" / "tiny_tokenizer"
+SHIPPED = ROOT / "jaxvla" / "data" / "text" / "assets" / "tiny_tokenizer"
 
 
 def make(output: pathlib.Path) -> subprocess.CompletedProcess:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxvla.data import chat
-from jaxvla.data.tokenizer import IMAGE_PAD, TINY, load_tokenizer
+from jaxvla.data.text import chat
+from jaxvla.data.text.tokenizer import IMAGE_PAD, TINY, load_tokenizer
 from jaxvla.data.transforms import images
 from jaxvla.ops.patches import patchify
 

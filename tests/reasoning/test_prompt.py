@@ -5,7 +5,7 @@ import pytest
 from reasoning.text_cases import FULL_WORDS, LARA_WORDS, thinking_tokenizer
 
 from jaxvla.data.schema import TURN_TOKENS
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.reasoning.prompt import (
     BARE,

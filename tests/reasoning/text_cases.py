@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.reasoning.prompt import THINKING_TOKENS
 from jaxvla.reasoning.record import Reasoning
 

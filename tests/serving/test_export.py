@@ -15,7 +15,7 @@ from serving.policies import GC_BC, save
 from training.positional_batches import SPEC as PLAIN
 
 from jaxvla.agents.backbone import SHIPPED, merge_adapters
-from jaxvla.data.tokenizer import IM_END, TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import IM_END, TINY, load_tokenizer
 from jaxvla.errors import CheckpointError, ConfigError, WeightsError
 from jaxvla.models.qwen3_vl.config import from_hf
 from jaxvla.models.qwen3_vl.weights import load_hf, read_hf_config

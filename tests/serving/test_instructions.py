@@ -14,7 +14,7 @@ from training.positional_batches import SPEC, make_assets
 from jaxvla.agents.language import LearnedLanguage, StoredLanguage, language_from_json
 from jaxvla.checkpoint import Assets
 from jaxvla.data.schema import NO_TOKEN
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import DataError, PolicyError
 from jaxvla.serving.instructions import Instructions
 from jaxvla.serving.policy import load_policy

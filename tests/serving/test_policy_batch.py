@@ -14,7 +14,7 @@ from training.positional_batches import SPEC, make_assets
 
 from jaxvla import agents
 from jaxvla.data.schema import BatchSpec
-from jaxvla.data.tokenizer import IM_END
+from jaxvla.data.text.tokenizer import IM_END
 from jaxvla.errors import PolicyError
 from jaxvla.reasoning.curriculum import Curriculum, CurriculumConfig
 from jaxvla.reasoning.prompt import PromptBuilder, PromptConfig

@@ -5,7 +5,7 @@ import jax
 import pytest
 from models.qwen3_vl.cases import CONFIG, TEXT, VISION
 
-from jaxvla.data.tokenizer import IMAGE_PAD, TINY, VISION_END, VISION_START, load_tokenizer
+from jaxvla.data.text.tokenizer import IMAGE_PAD, TINY, VISION_END, VISION_START, load_tokenizer
 from jaxvla.errors import ConfigError
 from jaxvla.models.qwen3_vl.config import PRESETS, from_hf, preset, to_hf
 from jaxvla.models.qwen3_vl.weight_table import param_shapes

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from models.qwen3_vl import hf_files
 
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, WeightsError
 from jaxvla.models.qwen3_vl.config import from_hf
 from jaxvla.models.qwen3_vl.tokens import add_tokens

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxvla.data.tokenizer import IMAGE_PAD, Tokenizer
+from jaxvla.data.text.tokenizer import IMAGE_PAD, Tokenizer
 from jaxvla.data.transforms.images import MERGE_SIZE
 from jaxvla.errors import DataError
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import jaxvla
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import CheckpointError, DataError
 
-SHIPPED = pathlib.Path(jaxvla.__file__).parent / "data" / "assets" / "tiny_tokenizer"
+SHIPPED = pathlib.Path(jaxvla.__file__).parent / "data" / "text" / "assets" / "tiny_tokenizer"
 THINKING = ["<|thinking|>", "<|start_of_thinking|>", "<|end_of_thinking|>", "<img_next>"]
 TEXTS = (
     "",

@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxvla.data import chat
-from jaxvla.data.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text import chat
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import DataError
 
 IMAGE = {"type": "image"}
