@@ -3,21 +3,18 @@
     python data_processing/make_sample_bridgedata.py --output_path data/sample/raw
 
 Writes <output_path>/<task>/<date>/raw/traj_group{K}/traj{N}/ with obs_dict.pkl, policy_out.pkl, agent_data.pkl,
-lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on --seed, --num_trajectories,
---image_size, --level, --tasks, --anywhere and --push_rate only. agent_data.pkl holds the level, and the arguments with
-which `jaxvla.envs.expert.demonstrate` gives the same episode again. With --annotations_path it also writes what is
-seen, thought and done at each step, as one JSON file in ECoT's layout, where the file path of a trajectory is its
-folder relative to <output_path>.
+lang.txt, images0/ and images1/, as the collector of BridgeData does. The bytes depend on what the flags say of the data
+alone. agent_data.pkl holds the level, and the arguments with which `jaxvla.envs.expert.demonstrate` gives
+the same episode again. With --annotations_path it also writes what is seen, thought and done at each step, as one JSON
+file in ECoT's layout, where the file path of a trajectory is its folder relative to <output_path>.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import pickle
@@ -32,7 +29,7 @@ import tqdm
 from absl import flags
 
 from jaxvla import cli
-from jaxvla.data.conversion.workers import replacing
+from jaxvla.data.conversion.workers import completed, replacing
 from jaxvla.envs import geometry, recording
 from jaxvla.envs.expert import Decision, demonstrate
 from jaxvla.envs.narration import Moment, narrate, observe
@@ -349,13 +346,18 @@ def _pickle(path: pathlib.Path, value: Any) -> None:
     path.write_bytes(pickle.dumps(value, protocol=4))
 
 
-def _run(jobs: Iterable[Job], num_workers: int) -> Iterator[Written]:
-    if num_workers == 1:
-        yield from map(write_trajectory, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=context) as executor:
-        yield from executor.map(write_trajectory, jobs)
+def _write_numbered(numbered: tuple[int, Job]) -> tuple[int, Written]:
+    return numbered[0], write_trajectory(numbered[1])
+
+
+def _run(jobs: Sequence[Job], num_workers: int) -> Iterator[Written]:
+    """Results in the order of the jobs: a seed gives the same annotations file with any number of workers."""
+    waiting, expected = {}, 0
+    for number, written in completed(_write_numbered, enumerate(jobs), num_workers):
+        waiting[number] = written
+        while expected in waiting:
+            yield waiting.pop(expected)
+            expected += 1
 
 
 def main(_: Sequence[str]) -> None:
@@ -365,20 +367,14 @@ def main(_: Sequence[str]) -> None:
     check_annotations(annotations, output, FLAGS.overwrite)
     started = time.monotonic()
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
-    recipe = Recipe(
-        FLAGS.seed,
-        FLAGS.image_size,
-        anywhere=FLAGS.anywhere,
-        push_rate=FLAGS.push_rate,
-        miss_rate=FLAGS.miss_rate,
-        annotate=bool(annotations),
-    )
+    how = {name: FLAGS[name].value for name in ("image_size", "anywhere", "push_rate", "miss_rate")}
+    recipe = Recipe(FLAGS.seed, annotate=bool(annotations), **how)
     jobs = plan(partial, FLAGS.num_trajectories, recipe, chosen_tasks(FLAGS.level, FLAGS.tasks))
     try:
-        with annotations_file(annotations) as file:
+        run = _run(jobs, min(FLAGS.num_workers, len(jobs)))
+        with annotations_file(annotations) as file, contextlib.closing(run):
             partial.mkdir(parents=True)
-            results = write_members(_run(jobs, min(FLAGS.num_workers, len(jobs))), file)
-            written = list(tqdm.tqdm(results, total=len(jobs), unit="traj"))
+            written = list(tqdm.tqdm(write_members(run, file), total=len(jobs), unit="traj"))
             for folder, task in sorted({(job.dated_folder, job.task) for job in jobs}):
                 write_session(folder, task)
             publish(partial, output)

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ OPEN_MAPPINGS = {
 def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (), config_dir: str | None = None) -> None:
     """Parses the flags and runs `main`; a `JaxvlaError` becomes one line on stderr and exit code 1, Ctrl-C code 130.
 
+    SIGTERM ends it with code 143, as an exception does: what was begun is put away, and no worker is left behind.
+
     Args:
         main: takes what is left of argv.
         config_flags: names of ml_collections config-file flags. Their files are looked for in `config_dir` when the
@@ -40,6 +43,7 @@ def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (),
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be anything
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # the libraries tell much of themselves at INFO
+        signal.signal(signal.SIGTERM, _terminate)
         with _one_line_errors():
             main(argv)
 
@@ -81,6 +85,11 @@ def output_path(text: str) -> pathlib.Path:
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ConfigError(f"--output_path: {path} {'is a folder' if path.is_dir() else 'cannot be written'}")
     return path
+
+
+def _terminate(*_: object) -> None:
+    print("terminated", file=sys.stderr)
+    sys.exit(143)  # what a shell reports for SIGTERM
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -259,6 +260,25 @@ def test_impossible_values_are_refused_in_one_line(tmp_path, flag):
     assert run.stderr.startswith("error: ")
     assert run.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_terminated_it_leaves_neither_workers_nor_folders(tmp_path):
+    flags = ("--num_trajectories=100000", "--num_workers=2")
+    process = subprocess.Popen(
+        command(tmp_path / "raw", *flags), cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob(".raw.partial-*/*/*/raw/*/*")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "terminated\n" in printed
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ProcessLookupError):
+        for _ in range(300):  # multiprocessing's own tracker ends a moment later
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
