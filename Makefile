@@ -1,5 +1,5 @@
 # make train   a policy from the sample data, in minutes, on whatever this machine has
-#              METHOD=ecot_tiny, which reasons, or another small preset of configs/train_config.py
+#              METHOD=gc_bc_tiny or another small preset of configs/train_config.py, in place of ecot_tiny, which reasons
 #              LEVEL=few or full: more to tell apart than one cube and one bowl
 # make sample  the sample data alone, of a LEVEL
 # make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 EXTRAS ?=
-METHOD ?= gc_bc_tiny
+METHOD ?= ecot_tiny
 LEVEL ?= one
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,11 @@ PARITY_MARK := $(call mark_of,dev tf torch peft)
 # Each level has its own folder and its own preset of configs/data_config.py.
 SAMPLE := data/sample/$(LEVEL)
 DATA := sample$(if $(filter-out one,$(LEVEL)),_$(LEVEL))
+# The more there is to tell apart, the more scenes it takes.
+SCENES_one := 1000
+SCENES_few := 2500
+SCENES_full := 5000
+SCENES := $(or $(SCENES_$(LEVEL)),$(error LEVEL must be one, few or full, not $(LEVEL)))
 
 # Scenes of all levels, which no policy of `make train` sees: the seed is another.
 SEEN := data/backbone
@@ -44,7 +49,7 @@ train: $(TRAIN_MARK) sample
 sample: $(SAMPLE)/tfrecord/.complete
 
 $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
-	$(call render,$(SAMPLE),--level $(LEVEL) --num_trajectories 1000)
+	$(call render,$(SAMPLE),--level $(LEVEL) --num_trajectories $(SCENES))
 	touch $@
 
 backbone: $(SEEN)/tfrecord/.complete
@@ -66,6 +71,7 @@ define render
 		--output_path $(1)/numpy --im_size 64 --overwrite
 	$(BIN)/python data_processing/bridgedata_numpy_to_tfrecord.py --depth 2 --input_path $(1)/numpy \
 		--output_path $(1)/tfrecord --overwrite
+	rm -r $(1)/numpy
 	$(BIN)/python data_processing/reasoning_to_store.py --input_path $(1)/annotations.json \
 		--output_path $(1)/tfrecord/reasoning.sqlite --overwrite
 endef

@@ -35,5 +35,12 @@ def test_a_level_is_trained_on_where_it_is_rendered(level):
         assert f"{flag} {settings.data.image_size[0]} " in line
 
 
+def test_an_unknown_level_is_one_line():
+    refused = subprocess.run(["make", "-n", "train", "LEVEL=two"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "LEVEL must be one, few or full, not two" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
 def test_levels_share_no_folder():
     assert len({DATA(name).data_path for name in ("sample", "sample_few", "sample_full")}) == len(LEVELS)
