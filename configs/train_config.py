@@ -149,8 +149,9 @@ def _gc_ddpm_bc() -> dict:
 
 
 def _gc_ddpm_bc_tiny() -> dict:
-    config = _tiny(_gc_ddpm_bc(), 3000) | {"ema_decay": 0.995}
+    config = _tiny(_gc_ddpm_bc(), 5000) | {"ema_decay": 0.995}
     config["agent_kwargs"]["repeated_diffusion_steps"] = 8
+    config["agent_kwargs"]["score_network"]["dropout_rate"] = 0.0
     return config
 
 
