@@ -4,7 +4,8 @@
 
 What a linear map reads from a slot is held against what one reads before any slot, from the last token of the
 instruction, and against always saying the most frequent. Maps are made from one half of the validation episodes and
-judged on the other. Then the slots are hidden from the action head, or others are put in their place.
+judged on the other. Then it says how much of its attention the action head has at the slots, and what becomes of the
+actions where slots are hidden from it, or others are put in their place.
 """
 
 import json
@@ -63,9 +64,12 @@ def main(_: list[str]) -> None:
         "checkpoint": str(checkpoint),
         "samples": len(known),
         "words": words(wording.curriculum.latent_components(stage), columns, states, known, episode_n),
+        "attention": attention(agent, params, batches, columns),
         "mse": ablations(agent, params, batches, columns, states["slots"].mean(0)),
     }
     print_words(found["words"])
+    for name, (share, per_column) in found["attention"].items():
+        print(f"attention to {name:<31}{share:8.1%}  {per_column:.2f} times that of a column looked at like any other")
     for name, error in found["mse"].items():
         print(f"{name:<44}{error:8.3f}")
     if output:
@@ -152,6 +156,29 @@ def words(
         except ValueError as error:
             raise ConfigError(f"{component}: {error}: raise --samples, or give more validation data") from error
     return found
+
+
+def attention(agent: "ECoT", params: Any, batches: Sequence[Any], columns: Columns) -> dict[str, tuple[float, float]]:
+    """Where the head looks as it begins: the share of its attention that each part of the context has, the mean over
+    layers, heads and tokens, and how many times more a column of that part has than if all had the same."""
+    import jax
+
+    @jax.jit
+    def shares(params: Any, batch: Any) -> tuple[Any, Any]:
+        context_btd, visible_bt = agent.look(params, batch)
+        return agent.looks_at(params, context_btd, visible_bt, batch["observations"]).mean(0), visible_bt
+
+    found = [jax.device_get(shares(params, batch)) for batch in tqdm.tqdm(batches, "watching", leave=False)]
+    mass_nt, visible_nt = (np.concatenate(arrays) for arrays in zip(*found))
+    uniform_nt = visible_nt / visible_nt.sum(1, keepdims=True)
+    slots = columns.slots
+    parts = {
+        "pictures and instruction": slice(slots.start),
+        "slots": slots,
+        "end of thinking": slice(slots.stop, None),
+    }
+    sums = {name: (mass_nt[:, part].sum(1).mean(), uniform_nt[:, part].sum(1).mean()) for name, part in parts.items()}
+    return {name: (float(mass), float(mass / uniform)) for name, (mass, uniform) in sums.items()}
 
 
 def ablations(

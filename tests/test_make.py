@@ -36,7 +36,8 @@ def test_a_level_is_trained_on_where_it_is_rendered(level):
 
 
 def test_an_unknown_level_is_one_line():
-    refused = subprocess.run(["make", "-n", "train", "LEVEL=two"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["make", "-n", "train", "LEVEL=two"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "LEVEL must be one, few or full, not two" in refused.stderr
     assert refused.stderr.count("\n") == 1

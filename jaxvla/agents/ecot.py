@@ -237,6 +237,17 @@ class ECoT:
         noise_bad = jnp.zeros(shape, jnp.float32)
         return self._head(params).sample(context_btc, visible_bt, noise_bad, self._state(observations))
 
+    def looks_at(
+        self,
+        params: Params,
+        context_btc: Float[Array, "b t c"],
+        visible_bt: Bool[Array, "b t"],
+        observations: Mapping[str, Any],
+    ) -> Float[Array, "l b t"]:
+        """How much of its attention the head has at each column of what `look` gives, by its pairs of layers."""
+        noise_bad = jnp.zeros((len(context_btc), self.spec.action_horizon, self.spec.action_dim))
+        return self._head(params).looks_at(context_btc, visible_bt, noise_bad, self._state(observations))
+
     def act(
         self,
         params: Params,

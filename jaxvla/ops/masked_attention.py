@@ -30,8 +30,15 @@ def attend_where(
         keys: as many heads as the queries have.
         visible_bs: which keys the queries of each sample see; None for all.
     """
-    logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, keys.k_bsnh, preferred_element_type=jnp.float32)
+    weights_bnts = weights_where(q_btnh, keys.k_bsnh, visible_bs)
+    return jnp.einsum("bnts,bsnh->btnh", weights_bnts.astype(keys.v_bsnh.dtype), keys.v_bsnh).astype(q_btnh.dtype)
+
+
+def weights_where(
+    q_btnh: Float[Array, "b t n h"], k_bsnh: Float[Array, "b s n h"], visible_bs: Bool[Array, "b s"] | None = None
+) -> Float[Array, "b n t s"]:
+    """How much each query looks at each key, see `attend_where`: float32, 1 over the visible keys, 0 at the others."""
+    logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=jnp.float32)
     logits_bnts *= q_btnh.shape[-1] ** -0.5
     shown = True if visible_bs is None else visible_bs[:, None, None]
-    weights_bnts = jnp.where(shown, jax.nn.softmax(jnp.where(shown, logits_bnts, _HIDDEN)), 0)
-    return jnp.einsum("bnts,bsnh->btnh", weights_bnts.astype(keys.v_bsnh.dtype), keys.v_bsnh).astype(q_btnh.dtype)
+    return jnp.where(shown, jax.nn.softmax(jnp.where(shown, logits_bnts, _HIDDEN)), 0)

@@ -161,6 +161,9 @@ def test_slots_are_looked_into(trained, tmp_path):
     for read in found["words"].values():
         assert read["texts"] > 1
         assert all(0 <= read[place] <= 1 for place in ("most frequent", "instruction", "its slots", "all slots"))
+    shares = [share for share, _ in found["attention"].values()]
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    assert min(shares) > 0
     errors = [*found["mse"].values()]
     assert len(set(errors)) == len(errors) == 5
     assert "slots hidden" in done.stdout

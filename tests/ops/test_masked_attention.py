@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvla.ops import masked_attention
-from jaxvla.ops.masked_attention import Keys
+from jaxvla.ops.masked_attention import Keys, attend_where, weights_where
 
 B, T, S, N, H = 3, 5, 6, 2, 4
 attend_where = jax.jit(masked_attention.attend_where)
@@ -62,3 +62,13 @@ def test_bfloat16_has_a_float32_softmax():
     assert found.dtype == jnp.bfloat16
     expected = oracle(np.full(q.shape, 8.0), jax.tree.map(lambda x: np.asarray(x, float), close), np.ones((B, S), bool))
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)
+
+
+def test_weights_are_what_values_are_averaged_with():
+    rng = np.random.default_rng(3)
+    q, k = (jnp.asarray(rng.standard_normal((2, 5, 3, 5)), jnp.float32) for _ in range(2))
+    visible = jnp.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+    one_hot = jnp.broadcast_to(jnp.eye(5)[:, None], (2, 5, 3, 5))
+    weights = weights_where(q, k, visible)
+    np.testing.assert_allclose(attend_where(q, Keys(k, one_hot), visible), weights.transpose(0, 2, 1, 3), atol=1e-6)
+    np.testing.assert_allclose(weights.sum(-1), np.broadcast_to([[[1.0]], [[0.0]]], (2, 3, 5)), atol=1e-6)

@@ -13,6 +13,11 @@ def bucket_of(config: ActionHeadConfig, level: Int[Array, "*m"]) -> Int[Array, "
     return level * config.num_timestep_buckets // config.diffusion.num_levels
 
 
+def first_bucket(config: ActionHeadConfig) -> Int[Array, ""]:
+    """The bucket of the level at which sampling begins: the noisiest."""
+    return bucket_of(config, jnp.asarray(config.diffusion.num_levels - 1))
+
+
 def noised(
     config: ActionHeadConfig, rng: Key[Array, ""], actions_mad: Float[Array, "m a d"]
 ) -> tuple[Float[Array, "m a d"], Int[Array, " m"], Float[Array, "m a d"]]:

@@ -16,7 +16,7 @@ from jaxvla.models.action_head.layers import Linear
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.dropout import dropout
-from jaxvla.ops.masked_attention import Keys, attend_where
+from jaxvla.ops.masked_attention import Keys, attend_where, weights_where
 from jaxvla.ops.modulation import modulated_norm
 from jaxvla.ops.placement import pin
 from jaxvla.ops.sinusoid import sinusoid_angles
@@ -71,8 +71,16 @@ class Attention(nnx.Module):
         self, x_msd: Float[Array, "m s d"], keys: Keys, visible_bt: Bool[Array, "b t"] | None
     ) -> Float[Array, "m s d"]:
         """The rows of a sample share its keys: they stand one after the other along the axis of the queries."""
-        q_btnh = self.q_proj(x_msd).reshape(len(keys.k_bsnh), -1, *self.heads)
-        return self.o_proj(attend_where(q_btnh, keys, visible_bt).reshape(x_msd.shape))
+        return self.o_proj(attend_where(self._queries(x_msd, keys), keys, visible_bt).reshape(x_msd.shape))
+
+    def looks_at(
+        self, x_msd: Float[Array, "m s d"], keys: Keys, visible_bt: Bool[Array, "b t"] | None
+    ) -> Float[Array, "b t"]:
+        """How much of its attention a sample has at each key, the mean over its rows, tokens and heads."""
+        return weights_where(self._queries(x_msd, keys), keys.k_bsnh, visible_bt).mean((1, 2))
+
+    def _queries(self, x_msd: Array, keys: Keys) -> Array:
+        return self.q_proj(x_msd).reshape(len(keys.k_bsnh), -1, *self.heads)
 
 
 class Block(nnx.Module):
@@ -109,14 +117,18 @@ class Block(nnx.Module):
             rng: of dropout; None for none.
         """
         rngs = (None,) * 3 if rng is None else jax.random.split(rng, 3)
-        scale_m1d, shift_m1d = jnp.split(self.modulation(condition_m1d), 2, -1)
-        normed_msd = modulated_norm(x_msd, scale_m1d, shift_m1d)
+        normed_msd = self.normed(x_msd, condition_m1d)
         keys = self.attention.keys(normed_msd) if keys is None else keys
         attended_msd = self.attention(normed_msd, keys, visible)
         # The original drops twice in a row here; the product of two masks is one mask of this rate.
         x_msd = x_msd + dropout(attended_msd, 1 - (1 - self.dropout) ** 2, rngs[0])
         hidden_msf = jax.nn.gelu(self.up(modulated_norm(x_msd)), approximate=True)
         return x_msd + dropout(self.down(dropout(hidden_msf, self.dropout, rngs[1])), self.dropout, rngs[2])
+
+    def normed(self, x_msd: Float[Array, "m s d"], condition_m1d: Float[Array, "m 1 d"]) -> Float[Array, "m s d"]:
+        """The tokens as the attention gets them."""
+        scale_m1d, shift_m1d = jnp.split(self.modulation(condition_m1d), 2, -1)
+        return modulated_norm(x_msd, scale_m1d, shift_m1d)
 
 
 class BlockPair(nnx.Module):
@@ -200,3 +212,21 @@ class DiT(nnx.Module):
         # Shift before scale, which in the blocks is the other way round: the order of the published weights.
         shift_m1d, scale_m1d = jnp.split(self.out_modulation(condition_m1d), 2, -1)
         return self.out(modulated_norm(x_msd[:, -num_outputs:], scale_m1d, shift_m1d, 1e-6))
+
+    def looks_at(
+        self, x_msd: Float[Array, "m s d"], bucket_m: Int[Array, " m"], context: Context
+    ) -> Float[Array, "l b t"]:
+        """How much of its attention each cross-attention has at each column of the context; see `Attention.looks_at`.
+
+        Args:
+            x_msd, bucket_m, context: as of a call; all tokens see each other.
+        """
+        condition_m1d = jax.nn.silu(self.time(bucket_m))
+
+        def step(pair: BlockPair, x_msd: Array, keys: Keys) -> tuple[Array, Array]:
+            block = pair.cross_block
+            mass_bt = block.attention.looks_at(block.normed(x_msd, condition_m1d), keys, context.valid_bt)
+            x_msd = block(x_msd, condition_m1d, keys, context.valid_bt, None)
+            return pair.self_block(x_msd, condition_m1d, None, None, None), mass_bt
+
+        return scan_blocks(self.layers, step, x_msd, context.keys, unroll=not self.config.scan_layers)[1]

@@ -18,6 +18,11 @@ def flow_time(config: ActionHeadConfig, x_m: Float[Array, " m"]) -> Float[Array,
     return time_m if config.t_clamp is None else jnp.clip(time_m, 0, config.t_clamp)
 
 
+def first_bucket(config: ActionHeadConfig) -> int:
+    """The bucket of the time at which sampling begins, which is pure noise."""
+    return 0
+
+
 def noised(
     config: ActionHeadConfig, rng: Key[Array, ""], actions_mad: Float[Array, "m a d"]
 ) -> tuple[Float[Array, "m a d"], Int[Array, " m"], Float[Array, "m a d"]]:

@@ -158,20 +158,41 @@ class ActionHead(nnx.Module):
         Raises:
             ConfigError: a state without `config.use_state`, or none with it.
         """
-        if (state_bp is None) == self.config.use_state:
-            given = "no state was given" if state_bp is None else "a state was given"
-            raise ConfigError(f"{given}, but action_head.use_state is {self.config.use_state}")
-        rows, num_actions = x_mad.shape[:2]
-        action_mad = self.action_encoder(x_mad, bucket_m)
-        future_sd = self.future_tokens[...].astype(action_mad.dtype)
-        tokens = [jnp.broadcast_to(future_sd, (rows, *future_sd.shape)), action_mad]
-        if self.state_encoder is not None:
-            state_b1d = self.state_encoder(state_bp[:, None])
-            tokens.insert(0, jnp.repeat(state_b1d, rows // len(state_bp), axis=0))
-        x_msd = jnp.concatenate(tokens, axis=1)
+        x_msd = self._tokens(x_mad, bucket_m, state_bp)
+        num_actions = x_mad.shape[1]
         visible_ms = None
         if visible_ma is not None:
             others = x_msd.shape[1] - num_actions
             visible_ms = jnp.pad(visible_ma, ((0, 0), (others, 0)), constant_values=True)
         out_mao = self.dit(x_msd, bucket_m, context, visible_ms=visible_ms, num_outputs=num_actions, rng=rng)
         return self.action_decoder(out_mao).astype(jnp.float32)
+
+    def looks_at(
+        self,
+        context_btc: Float[Array, "b t c"],
+        context_valid_bt: Bool[Array, "b t"],
+        noise_bad: Float[Array, "b a d"],
+        state_bp: Float[Array, "b p"] | None = None,
+    ) -> Float[Array, "l b t"]:
+        """How much of its attention each pair of layers has at each column of the context, where sampling begins.
+
+        Means over tokens and heads, 1 in sum over the valid columns. Arguments as of `sample`.
+        """
+        method = diffusion if self.config.kind == "ddpm" else flow_matching
+        bucket_b = jnp.full(len(noise_bad), method.first_bucket(self.config))
+        x_bsd = self._tokens(noise_bad, bucket_b, state_bp)
+        return self.dit.looks_at(x_bsd, bucket_b, self.dit.context(context_btc, context_valid_bt))
+
+    def _tokens(self, x_mad: Array, bucket_m: Array, state_bp: Array | None) -> Array:
+        """[state, future, actions] of each row, [m, s, d]; raises as `predict` does."""
+        if (state_bp is None) == self.config.use_state:
+            given = "no state was given" if state_bp is None else "a state was given"
+            raise ConfigError(f"{given}, but action_head.use_state is {self.config.use_state}")
+        rows = len(x_mad)
+        action_mad = self.action_encoder(x_mad, bucket_m)
+        future_sd = self.future_tokens[...].astype(action_mad.dtype)
+        tokens = [jnp.broadcast_to(future_sd, (rows, *future_sd.shape)), action_mad]
+        if self.state_encoder is not None:
+            state_b1d = self.state_encoder(state_bp[:, None])
+            tokens.insert(0, jnp.repeat(state_b1d, rows // len(state_bp), axis=0))
+        return jnp.concatenate(tokens, axis=1)

@@ -258,3 +258,23 @@ def test_what_does_not_fit_is_refused():
         sample(CONFIG, num_steps=0)
     with pytest.raises(ConfigError, match="between 1 and num_levels 20, not 21"):
         sample(configured(kind="ddpm"), num_steps=21)
+
+
+def test_where_the_head_looks():
+    given, params = inputs(), params_for()
+    mass = calls("looks_at")(params, given["context"], jnp.asarray(VALID), given["noise"])
+    assert mass.shape == (CONFIG.depth // 2, B, T)
+    np.testing.assert_allclose(mass.sum(-1), 1, atol=1e-5)
+    assert (np.asarray(mass)[:, ~VALID] == 0).all()
+    assert not np.allclose(mass[0], mass[1], atol=1e-3), "each pair of layers has its own"
+    projection = params["dit"]["layers"]["cross_block"]["attention"]["q_proj"]
+    blind = jax.tree.map(jnp.zeros_like, projection)
+    attention = {**params["dit"]["layers"]["cross_block"]["attention"], "q_proj": blind}
+    layers = {
+        **params["dit"]["layers"],
+        "cross_block": {**params["dit"]["layers"]["cross_block"], "attention": attention},
+    }
+    mass = calls("looks_at")(
+        {**params, "dit": {**params["dit"], "layers": layers}}, given["context"], jnp.asarray(VALID), given["noise"]
+    )
+    np.testing.assert_allclose(mass, np.broadcast_to(VALID / VALID.sum(1, keepdims=True), mass.shape), atol=1e-6)
