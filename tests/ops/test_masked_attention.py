@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvla.ops import masked_attention
-from jaxvla.ops.masked_attention import Keys, attend_where, weights_where
+from jaxvla.ops.masked_attention import Keys, weights_where
 
 B, T, S, N, H = 3, 5, 6, 2, 4
 attend_where = jax.jit(masked_attention.attend_where)

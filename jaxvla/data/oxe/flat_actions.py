@@ -7,11 +7,11 @@ for all of the action in asu_table_top. None of these is in a mixture that eithe
 
 import numpy as np
 
-from jaxvla.data.actions import binarize_gripper
 from jaxvla.data.oxe import grippers
 from jaxvla.data.oxe.registry import Variant
 from jaxvla.data.oxe.rotations import euler_from_quaternion
 from jaxvla.data.oxe.standard import Rows, columns, reads, zeros
+from jaxvla.data.transforms.actions import binarize_gripper
 
 _EEF = ("eef_state", "gripper_state")
 _JOINTS = ("joint_state", "gripper_state")

@@ -1,4 +1,4 @@
-"""Gripper signals to 1 open, 0 closed; beside `jaxvla.data.actions.binarize_gripper`, for what is neither yet."""
+"""Gripper signals to 1 open, 0 closed, for what `transforms.actions.binarize_gripper` cannot take yet."""
 
 import numpy as np
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from jaxvla.data.actions import binarize_gripper
 from jaxvla.data.oxe import grippers
 from jaxvla.data.oxe.registry import Variant
 from jaxvla.data.oxe.standard import Rows, columns, reads
 from jaxvla.data.skipping import UnusableError
+from jaxvla.data.transforms.actions import binarize_gripper
 
 _PARTS = ("EEF_state", "gripper_state")
 
