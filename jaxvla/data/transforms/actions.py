@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from jaxvla.data.schema import Trajectory
 from jaxvla.errors import ConfigError
 
 # Of the way from closed to open; between them a gripper is undecided.
@@ -75,6 +76,10 @@ class ActionConvention:
         gripper = f"({self.open:g} open, {self.closed:g} closed)"
         numbered = (f"gripper {d} {gripper}" if d in self.gripper else f"action {d}" for d in range(action_dim))
         return self.names or tuple(numbered)
+
+    def __call__(self, trajectory: Trajectory) -> Trajectory:
+        """The trajectory with the actions that a policy learns."""
+        return dataclasses.replace(trajectory, actions=self.transform(trajectory.actions, trajectory.proprio))
 
     def transform(self, actions: np.ndarray, proprio: np.ndarray) -> np.ndarray:
         """What a policy learns of one trajectory: float32 [T, d], of actions [T, d] and proprio [T + 1, p]."""
