@@ -70,20 +70,31 @@ class FieldStatistics:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Statistics:
-    """Statistics of a dataset's actions [d] and proprio [p], and its size."""
+    """Statistics of a dataset's actions [d] and proprio [p], and its size.
+
+    `action_mask` are the action dimensions that are normalized, where the statistics came with them; empty for all.
+    """
 
     actions: FieldStatistics
     proprio: FieldStatistics
     num_transitions: int
     num_trajectories: int
+    action_mask: tuple[bool, ...] = ()
+
+    def __post_init__(self) -> None:
+        dims = len(self.actions.mean)
+        if self.action_mask and len(self.action_mask) != dims:
+            raise ConfigError(f"action_mask has {len(self.action_mask)} entries for {dims} action dimensions")
 
     def to_json(self) -> dict[str, Any]:
         """The content of dataset_statistics.json."""
+        mask = {"action_mask": list(self.action_mask)} if self.action_mask else {}
         return {
             "actions": self.actions.to_json(),
             "proprio": self.proprio.to_json(),
             "num_transitions": self.num_transitions,
             "num_trajectories": self.num_trajectories,
+            **mask,
         }
 
     @classmethod
@@ -94,6 +105,7 @@ class Statistics:
             FieldStatistics.from_json(values["proprio"]),
             int(values["num_transitions"]),
             int(values["num_trajectories"]),
+            tuple(values.get("action_mask", ())),
         )
 
     def dumps(self) -> str:

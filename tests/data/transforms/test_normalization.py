@@ -142,8 +142,17 @@ def test_json_round_trip_is_exact(values):
         np.testing.assert_array_equal(getattr(back.actions, name), getattr(s.actions, name))
 
 
+def test_a_mask_goes_with_the_statistics_that_have_one(values):
+    s = FieldStatistics.of(values)
+    assert "action_mask" not in Statistics(s, s, 500, 9).to_json()
+    masked = Statistics(s, s, 500, 9, (True, True, False, True))
+    assert Statistics.from_json(json.loads(masked.dumps())).action_mask == (True, True, False, True)
+
+
 def test_bad_settings_are_refused(values):
     s = FieldStatistics.of(values)
+    with pytest.raises(ConfigError, match="action_mask has 3 entries for 4 action dimensions"):
+        Statistics(s, s, 500, 9, (True,) * 3)
     with pytest.raises(ConfigError, match="bounds_q99"):
         Normalizer("z-score", s)
     with pytest.raises(ConfigError, match="3 entries for 4"):
