@@ -1,8 +1,6 @@
 """From configuration to a dataset: files found and indexed, actions transformed, statistics made, tables normalized."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 
 import numpy as np
@@ -10,11 +8,11 @@ import numpy as np
 from jaxvla.config import local_path
 from jaxvla.data import opening
 from jaxvla.data.files import check_folder
-from jaxvla.data.formats import sidecar
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig, check_image_size
+from jaxvla.data.statistics import kept_statistics
 from jaxvla.data.transforms.action_checks import check_actions, describe_actions
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.data.transforms.goals import GoalConfig
@@ -190,11 +188,7 @@ def _transform_actions(source: TrajectorySource, convention: ActionConvention) -
 
 
 def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:
-    content = hashlib.sha256()
-    # What the files hold is not enough: features and trajectories of them are chosen.
-    for array in (table, source.proprio, source.lengths, source.taught):
-        content.update(np.ascontiguousarray(array))
-    name = sidecar.fingerprint(source.paths, settings, content.hexdigest())
+    """Of the whole table, which is in memory: so quantiles are exact, however many transitions there are."""
 
     def make() -> Statistics:
         last_frames = source.frame_starts + source.lengths
@@ -202,12 +196,7 @@ def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.
         taught = FieldStatistics.of(table[source.taught])
         return Statistics(taught, FieldStatistics.of(observed), len(table), len(source))
 
-    return sidecar.kept(
-        root / f"dataset_statistics-{name}.json",
-        lambda content: Statistics.from_json(json.loads(content)),
-        make,
-        lambda statistics: statistics.dumps().encode(),
-    )
+    return kept_statistics(root, source.paths, [table, source.proprio, source.lengths, source.taught], settings, make)
 
 
 def _check_dimensions(
