@@ -6,7 +6,7 @@ import fractions
 import functools
 import pathlib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -65,9 +65,28 @@ def save_film(path: pathlib.Path, frames: Sequence[Frame], success: bool, freque
     lines = max(len(_lines(frame)) for frame in frames)
     pictures = [_draw(frame, lines) for frame in frames]
     _mark(pictures[-1], success)
+    if path.suffix == SUFFIX:
+        save_pictures(path, pictures, frequency)
+    else:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_gif(path, pictures, frequency)
+
+
+def save_pictures(path: pathlib.Path, pictures: Iterable[Image.Image], frequency: float) -> None:
+    """Writes drawn pictures as H.264, each as it comes; the last one stays a while.
+
+    Args:
+        path: the MP4 to write. Its folder is made.
+        pictures: RGB of one size, sides of an even number of pixels; at least one.
+        frequency: pictures per second, Hz.
+
+    Raises:
+        ConfigError: no encoder, or the file cannot be written.
+    """
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        (_write_mp4 if path.suffix == SUFFIX else _write_gif)(path, pictures, frequency)
+        _write_mp4(path, iter(pictures), frequency)
 
 
 def check_films(folder: pathlib.Path, suffix: str = SUFFIX) -> None:
@@ -89,7 +108,7 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"the film {path} cannot be written: {error.strerror or error}") from error
 
 
-def _write_mp4(path: pathlib.Path, pictures: Sequence[Image.Image], frequency: float) -> None:
+def _write_mp4(path: pathlib.Path, pictures: Iterator[Image.Image], frequency: float) -> None:
     import av  # here, for it loads FFmpeg
     from av.video.reformatter import ColorRange, Colorspace
 
@@ -100,22 +119,31 @@ def _write_mp4(path: pathlib.Path, pictures: Sequence[Image.Image], frequency: f
             f"the FFmpeg of PyAV {av.__version__} has no encoder {_ENCODER}, which {path.suffix} films need: install a "
             "PyAV that has it (pip install --force-reinstall av), or give --video_format=gif"
         ) from error
-    pictures = [*pictures, *[pictures[-1]] * round(LAST_SECONDS * frequency - 1)]
+    first = next(pictures)
     # The table of its frames first, so that a browser plays what it has while the rest is on its way.
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         rate = fractions.Fraction(frequency).limit_denominator(1000)
         stream = container.add_stream(_ENCODER, rate=rate, options={"crf": str(_CRF)})
-        stream.width, stream.height, stream.pix_fmt = *pictures[0].size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *first.size, "yuv420p"
         codec = stream.codec_context
         codec.thread_count = 1  # else what is kept depends on the number of cores
         codec.colorspace = codec.color_primaries = codec.color_trc = _BT709
         codec.color_range = _LIMITED
-        for picture in pictures:
+        for picture in _held(first, pictures, round(LAST_SECONDS * frequency - 1)):
             frame = av.VideoFrame.from_image(picture).reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _held(first: Image.Image, others: Iterable[Image.Image], times: int) -> Iterator[Image.Image]:
+    """All pictures, and the last one so many times more."""
+    last = first
+    yield first
+    for last in others:
+        yield last
+    yield from [last] * times
 
 
 def _write_gif(path: pathlib.Path, pictures: Sequence[Image.Image], frequency: float) -> None:
