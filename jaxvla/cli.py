@@ -22,7 +22,12 @@ OPEN_MAPPINGS = {
 }
 
 
-def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (), config_dir: str | None = None) -> None:
+def run(
+    main: Callable[[Sequence[str]], None],
+    config_flags: Sequence[str] = (),
+    config_dir: str | None = None,
+    words: int = 0,
+) -> None:
     """Parses the flags and runs `main`; a `JaxvlaError` becomes one line on stderr and exit code 1, Ctrl-C code 130.
 
     SIGTERM ends it with code 143, as an exception does: what was begun is put away, and no worker is left behind.
@@ -32,11 +37,12 @@ def run(main: Callable[[Sequence[str]], None], config_flags: Sequence[str] = (),
         config_flags: names of ml_collections config-file flags. Their files are looked for in `config_dir` when the
             path that was given does not exist, so that `train_config.py:gc_bc` works from any folder.
         config_dir: the folder of the config files.
+        words: how many words beside the flags `main` takes at most.
     """
 
     def parse(argv: Sequence[str]) -> list[str]:
         with _one_line_errors():
-            return _parse(list(argv), config_flags, config_dir)
+            return _parse(list(argv), config_flags, config_dir, words)
 
     def guarded(argv: Sequence[str]) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -104,7 +110,7 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(130)  # what a shell reports for Ctrl-C
 
 
-def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None) -> list[str]:
+def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None, words: int) -> list[str]:
     if config_dir is not None:
         argv = resolve_config_paths(argv, config_flags, pathlib.Path(config_dir))
     argv, added = _split_overrides(argv, config_flags)
@@ -118,8 +124,8 @@ def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None)
         for name, (_, value) in _flag_values(argv, config_flags).items():
             check_overrides(argv, name, flags.FLAGS[name].parser.parse(value))
         raise ConfigError(str(error)) from error
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument {rest[1]!r}: flags are given as --name=value or --name value")
+    if len(rest) > 1 + words:
+        raise ConfigError(f"unexpected argument {rest[1 + words]!r}: flags are given as --name=value or --name value")
     for name, path, value in added:
         add_key(flags.FLAGS[name].value, path, value, f"--{name}.{path}")
     return rest
