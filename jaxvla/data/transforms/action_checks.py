@@ -20,9 +20,9 @@ _TOLERANCE = 0.01
 
 # A movement that is commanded is reached in part or late, but it is reached: on BridgeData each dimension correlates
 # by 0.7 to 0.9 with what was commanded, on unrelated data by less than 0.2 in all but few of a hundred transitions.
-_EXPLAINED = 0.2
-_ENOUGH = 100
-_STATES_THEMSELVES = 0.95
+EXPLAINED = 0.2
+ENOUGH = 100
+STATES_THEMSELVES = 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,27 +131,27 @@ def _movements(steps: _Steps, convention: ActionConvention) -> list[str]:
     with_state, _ = _correlation(commanded, steps.after[:, moving])
     _refuse_gripper(commanded, with_movement, slope, moving)
     middle, count = float(np.median(with_movement)), len(commanded)
-    if np.median(with_state) > _STATES_THEMSELVES and middle < 0.5 and count >= _ENOUGH / 5:
+    if np.median(with_state) > STATES_THEMSELVES and middle < 0.5 and count >= ENOUGH / 5:
         raise ConfigError(
             "the actions are states to be reached, not movements (they correlate by "
             f"{np.median(with_state):.2f} with the next state, by {middle:.2f} with the way to it): {_NO_RELABEL}"
         )
-    if middle < _EXPLAINED:
+    if middle < EXPLAINED:
         message = (
             f"the actions do not explain the differences of the states (correlation {middle:.2f} over {count} "
             "transitions), which are to take their place: they are no movements of the proprio"
         )
-        if count >= _ENOUGH:
+        if count >= ENOUGH:
             raise ConfigError(f"{message}: {_NO_RELABEL}")
         return [f"{message}; if so, {_NO_RELABEL}"]
     remarks = []
-    apart = moving[with_movement < _EXPLAINED]
-    if len(apart) and count >= _ENOUGH:
+    apart = moving[with_movement < EXPLAINED]
+    if len(apart) and count >= ENOUGH:
         remarks.append(
             f"action {_numbers(apart)} does not explain the differences of the same proprio, which are to take its "
             f"place (correlation {with_movement.min():.2f}); if it is no movement of it, {_NO_RELABEL}"
         )
-    ratio = float(np.median(slope[with_movement >= _EXPLAINED]))
+    ratio = float(np.median(slope[with_movement >= EXPLAINED]))
     if not 0.2 < ratio < 5:
         remarks.append(
             f"the reached movements are {ratio:.2g} times the commanded ones: relabelled, the actions have the units "
@@ -183,14 +183,9 @@ def _jumps(steps: _Steps, convention: ActionConvention) -> list[str]:
     handled = convention.angles if convention.wrap or not convention.relabel else ()
     remarks = []
     for what, (before, after, rows) in tables.items():
-        low, high = before.min(0), before.max(0)
-        angle = (np.maximum(-low, high) <= np.pi + _TOLERANCE) | (
-            (low >= -_TOLERANCE) & (high <= 2 * np.pi + _TOLERANCE)
-        )
-        for d in np.setdiff1d(np.flatnonzero(angle & (high - low > _NEAR_TURN)), handled).tolist():
-            jumps = np.flatnonzero(abs(after[:, d] - before[:, d]) > _NEAR_TURN)
-            if not len(jumps):
-                continue
+        turning = turns(before, after)
+        for d in np.setdiff1d(np.flatnonzero(turning.any(0)), handled).tolist():
+            jumps = np.flatnonzero(turning[:, d])
             first = int(jumps[0])
             example = f"{before[first, d]:.3g} to {after[first, d]:.3g} at {steps.place(int(rows[first]))}"
             angles = tuple(sorted({*convention.angles, d}))
@@ -201,6 +196,13 @@ def _jumps(steps: _Steps, convention: ActionConvention) -> list[str]:
                 f"{what} dimension {d} jumps by 2 pi in {len(jumps)} of {len(rows)} steps ({example}): {mend}"
             )
     return remarks
+
+
+def turns(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Where steps from `before` to `after` [n, d] are those of an angle (rad) that jumps by 2 pi: bool [n, d]."""
+    low, high = before.min(0), before.max(0)
+    angle = (np.maximum(-low, high) <= np.pi + _TOLERANCE) | ((low >= -_TOLERANCE) & (high <= 2 * np.pi + _TOLERANCE))
+    return angle & (high - low > _NEAR_TURN) & (abs(after - before) > _NEAR_TURN)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
