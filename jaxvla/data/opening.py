@@ -37,6 +37,35 @@ def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
     return False
 
 
+def stored_splits(config: SourceConfig, root: pathlib.Path) -> tuple[str, ...]:
+    """The names of the splits that have files of their own; a share that is held out has none."""
+    if config.format == "rlds":
+        rlds_files.check_version(root)
+        return rlds_files.splits(root)
+    return tuple(split for split in ("train", "val") if _has_split(config, root, split))
+
+
+def stored_cameras(config: SourceConfig, root: pathlib.Path) -> dict[str, str]:
+    """The cameras that a configuration names, by their names in batches: what they are called in the files."""
+    if config.format != "rlds":
+        return config.cameras
+    reader = rlds.RLDSFormat.of(root, config.step_keys)
+    return {name: reader.camera(stored, name, str(root)) for name, stored in config.cameras.items()}
+
+
+def index_split(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[str], list[Index], tuple[str, ...]]:
+    """The files that a split is stored in, each once, with their indices of all cameras, and lines that say what lacks.
+
+    Raises:
+        DataError: there are none, or one is damaged.
+    """
+    with reading(root):
+        groups, notes = _find_groups(config, root, split)
+    paths = [*dict.fromkeys(path for group in groups for path in group)]
+    indices, missing = _read_indices(config, root, split, paths)
+    return paths, indices, (*notes, *missing)
+
+
 def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[list[str]], tuple[str, ...]]:
     """`_find_groups` of the files that hold a split, held out or not."""
     if not config.validation_share:
@@ -56,7 +85,8 @@ def open_source(
         files, notes = _find_stored(config, root, split)
     stored = "train" if config.validation_share else split
     paths, groups = [path for group in files for path in group], np.repeat(np.arange(len(files)), [*map(len, files)])
-    indices, cameras, missing = _open_indices(config, root, stored, paths)
+    cameras = stored_cameras(config, root)
+    indices, missing = _read_indices(config, root, stored, paths)
     kept, skipped = selection.usable(paths, indices, cameras)
     total = sum(index.total for index in indices)
     skipping.check(skipped, total, stored, config.max_skipped, str(root))
@@ -68,15 +98,14 @@ def open_source(
     return source, groups[filled], (*notes, *skipping.describe(skipped, total, stored), *missing)
 
 
-def _open_indices(
+def _read_indices(
     config: SourceConfig, root: pathlib.Path, split: str, paths: list[str]
-) -> tuple[list[Index], dict[str, str], tuple[str, ...]]:
-    """The indices of files, the stored names of the cameras, and lines that say what the dataset has not."""
+) -> tuple[list[Index], tuple[str, ...]]:
+    """The indices of files, and lines that say what the dataset has not."""
     if config.format != "rlds":
-        return open_indices(paths, bridge_tfrecord.build_index), config.cameras, ()
+        return open_indices(paths, bridge_tfrecord.build_index), ()
     reader = rlds.RLDSFormat.of(root, config.step_keys)
-    cameras = {name: reader.camera(stored, name, str(root)) for name, stored in config.cameras.items()}
     indices = open_indices(paths, reader.build_index, repr(reader))
     rlds_files.check_counts(root, split, paths, [index.total for index in indices])
     missing = reader.unlabelled()
-    return indices, cameras, (f"language     {missing}",) if missing else ()
+    return indices, (f"language     {missing}",) if missing else ()
