@@ -59,6 +59,7 @@ PRINTED = {
     "My own data in any other form": ["training     6 trajectories, 30 transitions", "actions (8, 1, 14)"],
     "An RLDS dataset of another robot": ["instruction (8, 64)"],
     "Images of another size": ["camera -> 96 x 96 stored -> 96 x 96", "observations/images0 (8, 1, 96, 96, 3)"],
+    "Look at the data": ["page         ", "film         ", "wrote "],
     "Two cameras, or another one": ["observations/images1 (8", "images0      camera -> "],
     "Other names of cameras": ["observations/front (8", "observations/side (8", "6 reached movements"],
     "Two arms, 14 actions": ["12 as stored, gripper 6 (0.08 open, 0 closed), gripper 13 (0.08 open, 0 closed)"],
