@@ -29,7 +29,7 @@ from jaxvla.envs.worlds import MAX_STEPS, WORLDS, Scenario
 from jaxvla.errors import ConfigError
 
 if TYPE_CHECKING:
-    from jaxvla.checkpoint import Assets
+    from jaxvla.assets import Assets
     from jaxvla.contract import Contract, Deviation, Execution
     from jaxvla.serving.policy import Policy
 

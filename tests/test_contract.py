@@ -8,7 +8,8 @@ from serving.policies import Echo, save
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla import agents
-from jaxvla.checkpoint import Assets, read_assets
+from jaxvla.assets import Assets
+from jaxvla.checkpoint import read_assets
 from jaxvla.contract import CameraContract, Deviation, Execution
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError, ConfigError

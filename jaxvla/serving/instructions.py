@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.language import Language, language_from_json
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.data.schema import InstructionSpec
 from jaxvla.errors import PolicyError
 

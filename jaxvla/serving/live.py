@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 
 from jaxvla.agents import make_agent
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.models.module import Params
 from jaxvla.reasoning.texts import Wording
 from jaxvla.serving.policy import Policy

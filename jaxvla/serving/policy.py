@@ -18,7 +18,8 @@ from jaxtyping import Float32
 from jaxvla.agents import make_agent
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
-from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore
+from jaxvla.assets import Assets
+from jaxvla.checkpoint import find_checkpoint, read_assets, restore
 from jaxvla.contract import Execution
 from jaxvla.errors import ConfigError, PolicyError
 from jaxvla.models.module import Params

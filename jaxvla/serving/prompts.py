@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxvla.agents.agent import Agent
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.errors import PolicyError
 from jaxvla.reasoning.texts import Wording
 

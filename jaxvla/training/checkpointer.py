@@ -13,11 +13,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jaxvla.assets import Assets
 from jaxvla.checkpoint import (
     ARRAY_ITEMS,
     FOLDER,
     JSON_ITEMS,
-    Assets,
     damaged,
     first_line,
     not_from_orbax,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxvla.agents import Agent, make_agent
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.config import from_mapping, local_path
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.formats.index import NO_TEXT

@@ -16,7 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jaxvla.agents.agent import Agent
-from jaxvla.checkpoint import FOLDER, Assets, damaged, find_checkpoint, first_line, is_run_folder
+from jaxvla.assets import Assets
+from jaxvla.checkpoint import FOLDER, damaged, find_checkpoint, first_line, is_run_folder
 from jaxvla.config import local_path
 from jaxvla.data.schema import Batch
 from jaxvla.errors import CheckpointError, ConfigError, TrainingError

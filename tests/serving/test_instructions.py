@@ -12,7 +12,7 @@ from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla.agents.language import LearnedLanguage, StoredLanguage, language_from_json
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.data.schema import NO_TOKEN
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import DataError, PolicyError

@@ -14,7 +14,7 @@ from PIL import Image
 from serving.policies import GC_BC, save
 from training.positional_batches import make_assets
 
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
 from jaxvla.data.schema import BatchSpec

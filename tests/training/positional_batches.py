@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxvla.checkpoint import Assets
+from jaxvla.assets import Assets
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms.normalization import FieldStatistics, Statistics
 

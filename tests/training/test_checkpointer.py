@@ -13,7 +13,8 @@ from training.file_limit import file_limit
 from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
-from jaxvla.checkpoint import Assets, find_checkpoint, read_assets, restore, saved_steps
+from jaxvla.assets import Assets
+from jaxvla.checkpoint import find_checkpoint, read_assets, restore, saved_steps
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
