@@ -32,8 +32,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Targets
-from jaxvla.agents.executed import action_mse
-from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, make_actor
+from jaxvla.agents.executed import action_mse, mask_keys
+from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, log_prob_of, make_actor
 from jaxvla.agents.goal_vision import view_shape
 from jaxvla.agents.target_networks import Networks, add_followers, bind_networks
 from jaxvla.config import from_mapping
@@ -45,6 +45,7 @@ from jaxvla.models.module import Params, compute_dtype, graph_of, init_params
 from jaxvla.models.policy_head import PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 from jaxvla.ops import gaussian
+from jaxvla.ops.dimensions import mean_present, only_present
 from jaxvla.ops.losses import masked_mean
 from jaxvla.ops.values import contrastive_nce_loss, contrastive_td_loss, pessimistic_odds
 
@@ -167,7 +168,7 @@ class ContrastiveRL:
     @property
     def batch_keys(self) -> tuple[str, ...]:
         """Next observations are needed where the critics bootstrap."""
-        keys = ("observations", "goals", "actions", "action_pad_mask")
+        keys = ("observations", "goals", "actions", "action_pad_mask", *mask_keys(self.spec))
         return (*keys, "next_observations") if self.config.use_td else keys
 
     @property
@@ -206,19 +207,21 @@ class ContrastiveRL:
         the other goals do follow: accuracies there say less than those of training.
         """
         networks = bind_networks(self.graphdef, params, self.targets)
-        mask, tanh = batch["action_pad_mask"], self.config.policy.tanh
+        mask, dims, tanh = batch["action_pad_mask"], batch.get("action_dim_mask"), self.config.policy.tanh
         mean, log_std = networks.online.policy(batch["observations"], batch["goals"])
+
+        actions = only_present(batch["actions"], dims)
 
         def compared(model: ActorCritics, goals: Views) -> dict[str, Float[Array, " b"]]:
             states = model.encode_states(batch["observations"])
             # Rows that only fill up a batch have no action inside a trajectory; their goals are nobody's negatives.
-            return compare_goals(all_logits(*model.represent(states, batch["actions"], mask, goals)), mask.any(-1))
+            return compare_goals(all_logits(*model.represent(states, actions, mask, goals)), mask.any(-1))
 
         target = compared(networks.target, batch["goals"])
         learned = compared(networks.online, self._critic_goals(batch)) if self.config.use_td else {}
         return {
             **actor_metrics(mean, log_std, batch, self.spec, tanh),
-            "pi_std": masked_mean(gaussian.deviation(log_std, tanh).mean(-1), mask, 1),
+            "pi_std": masked_mean(mean_present(gaussian.deviation(log_std, tanh), dims), mask, 1),
             **compared(networks.online, batch["goals"]),
             "target_logits_pos": target["logits_pos"],
             "target_logits_neg": target["logits_neg"],
@@ -242,7 +245,8 @@ class ContrastiveRL:
         self, networks: Networks, states: Float[Array, "b f"], batch: Batch, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         goals = self._critic_goals(batch)
-        rows, columns = networks.online.represent(states, batch["actions"], batch["action_pad_mask"], goals)
+        actions = only_present(batch["actions"], batch.get("action_dim_mask"))
+        rows, columns = networks.online.represent(states, actions, batch["action_pad_mask"], goals)
         logits = all_logits(rows, columns)
         if self.config.use_td:
             positive, negative = pair_logits(rows, columns), pair_logits(rows, jnp.roll(columns, -1, axis=1))
@@ -259,7 +263,9 @@ class ContrastiveRL:
         observations = batch["next_observations"]
         random_goals = {name: jnp.roll(x, -1, axis=0) for name, x in goals.items()}
         mean, log_std = networks.fixed.policy(observations, random_goals)
-        actions = gaussian.sample(rng, mean, log_std, self.config.policy.tanh)
+        actions = only_present(
+            gaussian.sample(rng, mean, log_std, self.config.policy.tanh), batch.get("action_dim_mask")
+        )
         states = networks.target.encode_states(observations)
         logits = pair_logits(*networks.target.represent(states, actions, batch["action_pad_mask"], random_goals))
         return pessimistic_odds(logits, LARGEST_ODDS)
@@ -268,22 +274,22 @@ class ContrastiveRL:
         self, networks: Networks, states: Float[Array, "b f"], batch: Batch, rng: Key[Array, ""]
     ) -> tuple[Float[Array, ""], Metrics]:
         dropout_key, sample_key = jax.random.split(rng)
-        goals, mask = batch["goals"], batch["action_pad_mask"]
+        goals, mask, dims = batch["goals"], batch["action_pad_mask"], batch.get("action_dim_mask")
         mean, log_std = networks.online.policy(batch["observations"], goals, dropout_key)
         tanh, imitation = self.config.policy.tanh, self.config.gcbc_coef
         actions = gaussian.sample(sample_key, mean, log_std, tanh)
-        logits = pair_logits(*networks.fixed.represent(states, actions, mask, goals))
+        logits = pair_logits(*networks.fixed.represent(states, only_present(actions, dims), mask, goals))
         q_action_loss = -logits.min(0).mean()
-        log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean, log_std, tanh), mask)
+        log_prob = masked_mean(log_prob_of(batch, mean, log_std, tanh), mask)
         loss = (1 - imitation) * q_action_loss - imitation * log_prob
         return loss, {
             "actor_loss": loss,
             "q_action_loss": q_action_loss,
             "gcbc_loss": -log_prob,
             "log_probs": log_prob,
-            "sampled_log_probs": masked_mean(gaussian.log_prob(actions, mean, log_std, tanh), mask),
+            "sampled_log_probs": masked_mean(log_prob_of(batch, mean, log_std, tanh, actions), mask),
             "mse": action_mse(gaussian.mode(mean, tanh), batch, self.spec),
-            "pi_std": masked_mean(gaussian.deviation(log_std, tanh).mean(-1), mask),
+            "pi_std": masked_mean(mean_present(gaussian.deviation(log_std, tanh), dims), mask),
         }
 
     def _critic_goals(self, batch: Batch) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxvla.agents.agent import ExampleMetrics, PartialMetric
-from jaxvla.agents.executed import action_mse
+from jaxvla.agents.executed import action_mse, mask_keys
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import TURN_TOKENS, Batch, BatchSpec
 from jaxvla.errors import ConfigError
@@ -114,13 +114,17 @@ class Sampled(NamedTuple):
 class ECoT:
     """The agent, see `jaxvla.agents.agent.Agent`; made by `make_ecot`. Its parameters: backbone and action_head."""
 
-    batch_keys: ClassVar[tuple[str, ...]] = ("observations", "actions", "action_pad_mask", "text")
     targets: ClassVar[None] = None
 
     config: ECoTConfig
     spec: BatchSpec
     backbone: nnx.GraphDef
     action_head: nnx.GraphDef
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Observations, texts, and actions with their masks."""
+        return ("observations", "actions", "action_pad_mask", *mask_keys(self.spec), "text")
 
     @property
     def frozen_modules(self) -> tuple[str, ...]:
@@ -184,6 +188,7 @@ class ECoT:
                 batch["action_pad_mask"],
                 head_key,
                 self._state(batch["observations"]),
+                present_bd=batch.get("action_dim_mask"),
             )
             metrics["action_loss"] = losses_b.mean()
             total += metrics["action_loss"]
@@ -203,7 +208,9 @@ class ECoT:
         def error(thought: Thought, hidden: bool) -> Float[Array, " b"]:
             hidden_b = jnp.full(len(thought.valid_bt), hidden)
             context = self._context(model, thought, text, hidden_b)
-            return action_mse(self.act_on(params, *context, batch["observations"]), batch, self.spec, 1)
+            return action_mse(
+                self.act_on(params, *context, batch["observations"], batch.get("action_dim_mask")), batch, self.spec, 1
+            )
 
         # As in `sample_actions`: the head looks at the end of the turn where it was not trained to do without.
         hides = self.config.hide_words > 0
@@ -231,11 +238,17 @@ class ECoT:
         context_btc: Float[Array, "b t c"],
         visible_bt: Bool[Array, "b t"],
         observations: Mapping[str, Any],
+        present_bd: Bool[Array, "b d"] | None = None,
     ) -> Float[Array, "b a d"]:
-        """The likeliest normalized actions for what `look` gives, or for what has been made of it."""
+        """The likeliest normalized actions for what `look` gives, or for what has been made of it.
+
+        `present_bd` is the batch key action_dim_mask, where there is one.
+        """
         shape = (len(context_btc), self.spec.action_horizon, self.spec.action_dim)
         noise_bad = jnp.zeros(shape, jnp.float32)
-        return self._head(params).sample(context_btc, visible_bt, noise_bad, self._state(observations))
+        return self._head(params).sample(
+            context_btc, visible_bt, noise_bad, self._state(observations), present_bd=present_bd
+        )
 
     def looks_at(
         self,
@@ -299,7 +312,9 @@ class ECoT:
         context = self._context(model, thought, text, jnp.full(batch_size, without_words))
         shape = (batch_size, self.spec.action_horizon, self.spec.action_dim)
         noise_bad = jnp.zeros(shape) if rng is None else temperature * jax.random.normal(rng, shape, jnp.float32)
-        actions_bad = self._head(params).sample(*context, noise_bad, self._state(observations), rng=rng)
+        actions_bad = self._head(params).sample(
+            *context, noise_bad, self._state(observations), rng=rng, present_bd=task.get("action_dim_mask")
+        )
         return Sampled(actions_bad, tokens_bm)
 
     def _model(self, params: Params, rng: Key[Array, ""] | None = None) -> Qwen3VL:

@@ -5,7 +5,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvla.data.schema import Batch, BatchSpec
+from jaxvla.ops.dimensions import sum_present
 from jaxvla.ops.losses import masked_mean
+
+
+def mask_keys(spec: BatchSpec) -> tuple[str, ...]:
+    """The batch key that an agent needs beside the actions, where datasets differ in the dimensions of these."""
+    return ("action_dim_mask",) if spec.several_action_dims else ()
 
 
 def executed(actions_bad: Float[Array, "b a d"], spec: BatchSpec) -> Float[Array, "b a d"]:
@@ -23,7 +29,9 @@ def executed(actions_bad: Float[Array, "b a d"], spec: BatchSpec) -> Float[Array
 def action_mse(
     actions_bad: Float[Array, "b a d"], batch: Batch, spec: BatchSpec, axis: int | None = None
 ) -> Float[Array, "*b"]:
-    """Squared error of the executed actions, summed over d, averaged over the slots inside the trajectories.
+    """Squared error of the executed actions, averaged over the slots inside the trajectories.
+
+    It is summed over the dimensions that a sample's dataset has.
 
     Args:
         actions_bad: normalized, as an agent gives them.
@@ -31,5 +39,5 @@ def action_mse(
         spec: its sizes.
         axis: 1 for the error of each example, [b]; None for one average over all slots, [].
     """
-    error_ba = jnp.sum((executed(actions_bad, spec) - batch["actions"]) ** 2, -1)
+    error_ba = sum_present((executed(actions_bad, spec) - batch["actions"]) ** 2, batch.get("action_dim_mask"))
     return masked_mean(error_ba, batch["action_pad_mask"], axis)

@@ -12,12 +12,13 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxvla.agents.executed import action_mse
+from jaxvla.agents.executed import action_mse, mask_keys
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.policy_head import GaussianPolicy, PolicyConfig
 from jaxvla.ops import gaussian
+from jaxvla.ops.dimensions import mean_present, sum_present
 from jaxvla.ops.losses import masked_mean
 
 # Of the error of a mode in one dimension; Huber's is quadratic up to 1.
@@ -82,6 +83,8 @@ def actor_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """How far the actions are off, summed over d, averaged over the slots inside the trajectories.
 
+    Where datasets differ in their dimensions, here as in all metrics only those count that a sample's dataset has.
+
     Args:
         mean_bad, log_std_bad: of the Gaussian.
         batch: of data.
@@ -93,18 +96,18 @@ def actor_loss(
         The loss, and metrics of these slots: actor_loss, log_probs, mse of the executed modes, pi_actions the mean
         mode, mean_std and max_std the mean and the largest of their deviations, each averaged over d.
     """
-    mask = batch["action_pad_mask"]
-    log_prob = masked_mean(gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh), mask)
-    actions, std_ba = gaussian.mode(mean_bad, tanh), gaussian.deviation(log_std_bad, tanh).mean(-1)
+    mask, dims = batch["action_pad_mask"], batch.get("action_dim_mask")
+    log_prob = masked_mean(log_prob_of(batch, mean_bad, log_std_bad, tanh), mask)
+    actions, std_ba = gaussian.mode(mean_bad, tanh), mean_present(gaussian.deviation(log_std_bad, tanh), dims)
     if loss == "likelihood":
         value = -log_prob
     else:
-        value = masked_mean(_ERRORS[loss](actions - batch["actions"]).sum(-1), mask)
+        value = masked_mean(sum_present(_ERRORS[loss](actions - batch["actions"]), dims), mask)
     metrics = {
         "actor_loss": value,
         "log_probs": log_prob,
         "mse": action_mse(actions, batch, spec),
-        "pi_actions": masked_mean(actions.mean(-1), mask),
+        "pi_actions": masked_mean(mean_present(actions, dims), mask),
         "mean_std": masked_mean(std_ba, mask),
         "max_std": jnp.where(mask, std_ba, 0).max(),
     }
@@ -118,9 +121,21 @@ def actor_metrics(
     mask, actions = batch["action_pad_mask"], gaussian.mode(mean_bad, tanh)
     return {
         "mse": action_mse(actions, batch, spec, 1),
-        "log_probs": masked_mean(gaussian.log_prob(batch["actions"], mean_bad, log_std_bad, tanh), mask, 1),
-        "pi_actions": masked_mean(actions.mean(-1), mask, 1),
+        "log_probs": masked_mean(log_prob_of(batch, mean_bad, log_std_bad, tanh), mask, 1),
+        "pi_actions": masked_mean(mean_present(actions, batch.get("action_dim_mask")), mask, 1),
     }
+
+
+def log_prob_of(
+    batch: Batch,
+    mean_bad: Float[Array, "b a d"],
+    log_std_bad: Float[Array, "b a d"],
+    tanh: bool,
+    actions_bad: Float[Array, "b a d"] | None = None,
+) -> Float[Array, "b a"]:
+    """The log density of the batch's actions, or of others, over the dimensions that each sample's dataset has."""
+    actions_bad = batch["actions"] if actions_bad is None else actions_bad
+    return sum_present(gaussian.log_densities(actions_bad, mean_bad, log_std_bad, tanh), batch.get("action_dim_mask"))
 
 
 def choose_actions(
@@ -162,7 +177,7 @@ class GaussianBC:
     @property
     def batch_keys(self) -> tuple[str, ...]:
         """Observations, what the network is told, and actions with their mask."""
-        return ("observations", self.told, "actions", "action_pad_mask")
+        return ("observations", self.told, "actions", "action_pad_mask", *mask_keys(self.spec))
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters."""

@@ -4,7 +4,8 @@ The parameters that act are meant to be an average over training, the original's
 training configuration, 1 - tau.
 
 Slots of a chunk behind the end of a trajectory carry no loss, and the score network sees a 0 in them, neither action
-nor noise. When it acts all slots are real.
+nor noise. When it acts all slots are real. Dimensions that a sample's dataset lacks are treated likewise, and are so
+when it acts, too.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from jaxvla.agents.executed import action_mse
+from jaxvla.agents.executed import action_mse, mask_keys
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import Batch, BatchSpec
@@ -26,6 +27,7 @@ from jaxvla.models.diffusion import DiffusionConfig
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.resnet import EncoderConfig
 from jaxvla.models.score_network import ScoreNetwork, ScoreNetworkConfig
+from jaxvla.ops.dimensions import only_present, sum_present
 from jaxvla.ops.losses import masked_mean
 
 
@@ -78,13 +80,17 @@ class GoalConditionedDenoiser(nnx.Module):
 class GCDDPMBC:
     """The agent, see `jaxvla.agents.agent.Agent`; made by `make_gc_ddpm_bc`."""
 
-    batch_keys: ClassVar[tuple[str, ...]] = ("observations", "goals", "actions", "action_pad_mask")
     frozen_modules: ClassVar[tuple[str, ...]] = ()
     targets: ClassVar[None] = None
 
     config: GCDDPMBCConfig
     spec: BatchSpec
     graphdef: nnx.GraphDef
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Observations, goals, and actions with their masks."""
+        return ("observations", "goals", "actions", "action_pad_mask", *mask_keys(self.spec))
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters."""
@@ -104,7 +110,7 @@ class GCDDPMBC:
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
         """Metrics of each example: "mse" of what `act` gives without a key, "ddpm_loss" with noise drawn from `rng`."""
-        actions_bad = self.act(params, batch["observations"], {"goals": batch["goals"]})
+        actions_bad = self.act(params, batch["observations"], batch)
         return {
             "mse": action_mse(actions_bad, batch, self.spec, 1),
             "ddpm_loss": masked_mean(self._errors(params, batch, rng), batch["action_pad_mask"], 1),
@@ -133,7 +139,7 @@ class GCDDPMBC:
             noise_bad = temperature * jax.random.normal(start_rng, noise_bad.shape)
 
         def predict(noisy_bad: Array, level_b: Array) -> Array:
-            return model.score(features_bf, noisy_bad, level_b)
+            return model.score(features_bf, only_present(noisy_bad, task.get("action_dim_mask")), level_b)
 
         return diffusion.sample(self.config.diffusion, predict, noise_bad, steps_rng, temperature)
 
@@ -146,8 +152,11 @@ class GCDDPMBC:
         rows = features_bf, batch["actions"], batch["action_pad_mask"]
         features_mf, actions_mad, visible_ma = (jnp.repeat(x, draws, axis=0) for x in rows)
         noisy_mad, level_m, noise_mad = diffusion.noised(self.config.diffusion, noise_rng, actions_mad)
-        predicted_mad = model.score(features_mf, noisy_mad, level_m, dropout_rng, visible_ma)
-        error_ma = jnp.sum((predicted_mad - noise_mad) ** 2, -1)
+        dims = batch.get("action_dim_mask")
+        present_md = None if dims is None else jnp.repeat(dims, draws, axis=0)
+        seen_mad = only_present(noisy_mad, present_md)
+        predicted_mad = model.score(features_mf, seen_mad, level_m, dropout_rng, visible_ma)
+        error_ma = sum_present((predicted_mad - noise_mad) ** 2, present_md)
         return error_ma.reshape(len(features_bf), draws, -1).mean(1)
 
 

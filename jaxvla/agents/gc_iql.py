@@ -20,7 +20,7 @@ sees a 0 in its slots behind the end of a trajectory; it judges no actions but t
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Targets
-from jaxvla.agents.executed import action_mse
-from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, make_actor
+from jaxvla.agents.executed import action_mse, mask_keys
+from jaxvla.agents.gaussian_actor import actor_metrics, check_actor, choose_actions, log_prob_of, make_actor
 from jaxvla.agents.goal_vision import check_fusion, make_fusion
 from jaxvla.agents.target_networks import Networks, add_followers, bind_networks
 from jaxvla.config import from_mapping
@@ -41,6 +41,7 @@ from jaxvla.models.module import Params, compute_dtype, graph_of, init_params
 from jaxvla.models.policy_head import PolicyConfig
 from jaxvla.models.resnet import EncoderConfig
 from jaxvla.ops import gaussian
+from jaxvla.ops.dimensions import only_present
 from jaxvla.ops.losses import masked_mean
 from jaxvla.ops.values import advantage_weights, expectile_loss
 
@@ -139,19 +140,15 @@ class GCIQL:
     actor_encoder, value_encoder, critic_encoder, target_value_encoder.
     """
 
-    batch_keys: ClassVar[tuple[str, ...]] = (
-        "observations",
-        "next_observations",
-        "goals",
-        "actions",
-        "action_pad_mask",
-        "rewards",
-        "masks",
-    )
-
     config: GCIQLConfig
     spec: BatchSpec
     graphdef: nnx.GraphDef
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Transitions with their rewards, goals, and actions with their masks."""
+        actions = ("actions", "action_pad_mask", *mask_keys(self.spec))
+        return ("observations", "next_observations", "goals", *actions, "rewards", "masks")
 
     @property
     def targets(self) -> Targets:
@@ -244,7 +241,7 @@ class GCIQL:
         weight = advantage_weights(advantage, self.config.temperature, LARGEST_WEIGHT)
         mean, log_std = model.actor(to_act, key)
         tanh = self.config.policy.tanh
-        log_prob = gaussian.log_prob(batch["actions"], mean, log_std, tanh)
+        log_prob = log_prob_of(batch, mean, log_std, tanh)
         loss = -masked_mean(weight[:, None] * log_prob, mask)
         return loss, {
             "actor_loss": loss,
@@ -259,7 +256,8 @@ class GCIQL:
         self, model: ActorValueCritic, features: Float[Array, "b f"], batch: Batch, rng: Key[Array, ""] | None = None
     ) -> Float[Array, " b"]:
         """Q of the data's actions, for features of the critic."""
-        return model.critic(with_actions(features, batch["actions"], batch["action_pad_mask"]), rng)
+        actions = only_present(batch["actions"], batch.get("action_dim_mask"))
+        return model.critic(with_actions(features, actions, batch["action_pad_mask"]), rng)
 
     def _target_q(
         self,

@@ -17,13 +17,17 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         observations       {images0: uint8 [b, o, h, w, 3], ..., proprio: float32 [b, o, p]}
         next_observations  the same, one step later
         goals              {images0: uint8 [b, h, w, 3], ..., proprio: float32 [b, p]}
-        actions            float32 [b, a, d]   normalized
+        actions            float32 [b, a, d]   normalized; 0 in dimensions that the row's dataset lacks
         action_pad_mask    bool [b, a]         True where the slot is to be learned: inside the trajectory, and
                                                before a transition that is not taught
+        action_dim_mask    bool [b, d]         True in the dimensions of actions that the row's dataset has
+        camera_mask        bool [b, cameras]   True for the cameras that it has, in the order of `BatchSpec.cameras`;
+                                               the others are black
+        dataset            int32 [b]           its number in the mixture
         rewards            float32 [b]         0 where the goal is the next frame, else -1
         masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
         goal_distances     int32 [b]           frames from the observation to the goal
-        language           int32 [b]           index of the step's annotation in the dataset's table, a drawn one where
+        language           int32 [b]           index of the step's annotation in the mixture's table, a drawn one where
                                                several hold; -1 where it has none
         instruction        what that annotation says, see `InstructionSpec`; made by jaxvla.agents.language:
             int32 [b, l]       token ids, `NO_TOKEN` behind the last; `NO_TOKEN` throughout where unlabelled
@@ -39,7 +43,8 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
             stage          int32 [b]           of the curriculum; -1 where the sample has the bare instruction
             truncated      bool [b]            True where something did not fit
 
-Proprio and actions are normalized in a batch, and in robot units in a trajectory. An agent names the top-level keys
+Proprio and actions are normalized in a batch, and in robot units in a trajectory. Those of a dataset that has fewer
+dimensions than others of its mixture are filled up with 0. An agent names the top-level keys
 that it needs (`batch_keys`); the loader makes these and no others.
 """
 
@@ -127,6 +132,8 @@ class BatchSpec:
 
     `action_limits` are, per action dimension, the lowest and the highest normalized value that reaches the robot:
     (-1, 1) where a normalization has bounds, (0, 0) where the data is constant, else (-inf, inf). Empty for no limits.
+    With `several_action_dims` the datasets have different numbers of action dimensions, of which `action_dim` is the
+    largest: batches need `action_dim_mask`.
     """
 
     cameras: tuple[str, ...]
@@ -138,6 +145,7 @@ class BatchSpec:
     text: TextSpec | None = None
     instruction: InstructionSpec | None = None
     action_limits: tuple[tuple[float, float], ...] = ()
+    several_action_dims: bool = False
 
     def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
         """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""
@@ -155,6 +163,9 @@ class BatchSpec:
             "goals": lambda: views((batch_size,)),
             "actions": lambda: rng.standard_normal((*chunk, self.action_dim), dtype=np.float32),
             "action_pad_mask": lambda: np.ones(chunk, bool),
+            "action_dim_mask": lambda: np.ones((batch_size, self.action_dim), bool),
+            "camera_mask": lambda: np.ones((batch_size, len(self.cameras)), bool),
+            "dataset": lambda: np.zeros(batch_size, np.int32),
             "rewards": lambda: -np.ones(batch_size, np.float32),
             "masks": lambda: np.ones(batch_size, np.float32),
             "goal_distances": lambda: np.ones(batch_size, np.int32),

@@ -39,7 +39,14 @@ def sample(
 def log_prob(
     actions: Float[Array, "*b d"], mean: Float[Array, "*b d"], log_std: Float[Array, "*b d"], tanh: bool = False
 ) -> Float[Array, "*b"]:
-    """The log density of `actions`, summed over d. Squashed, actions outside (-1, 1) are moved to its edge."""
+    """The log density of `actions`, summed over d, see `log_densities`."""
+    return log_densities(actions, mean, log_std, tanh).sum(-1)
+
+
+def log_densities(
+    actions: Float[Array, "*b d"], mean: Float[Array, "*b d"], log_std: Float[Array, "*b d"], tanh: bool = False
+) -> Float[Array, "*b d"]:
+    """The log density of `actions` in each dimension. Squashed, actions outside (-1, 1) are moved to its edge."""
     if tanh:
         actions = jnp.arctanh(jnp.clip(actions, -_LARGEST_SQUASHED, _LARGEST_SQUASHED))
     error = (actions - mean) * jnp.exp(-log_std)
@@ -47,4 +54,4 @@ def log_prob(
     if tanh:
         # log(1 - tanh(u)^2) in a form that does not cancel for large u.
         density -= 2 * (math.log(2) - actions - jax.nn.softplus(-2 * actions))
-    return density.sum(-1)
+    return density

@@ -1,4 +1,4 @@
-"""What holds for the action chunks of every method: which actions count, and which slots."""
+"""What holds for the action chunks of every method: which actions count, which slots, and which dimensions."""
 
 import dataclasses
 import functools
@@ -15,6 +15,7 @@ from jaxvla.agents import agents, make_agent
 from jaxvla.agents.executed import action_mse, executed
 from jaxvla.data.schema import InstructionSpec
 from jaxvla.models.resnet import ARCHITECTURES
+from jaxvla.parallel.sharding import path_string
 
 BOUNDS, CONSTANT, FREE = (-1.0, 1.0), (0.0, 0.0), (-math.inf, math.inf)
 SCORE = {"time_dim": 8, "hidden_dim": 16, "num_blocks": 1, "dropout_rate": 0.0}
@@ -30,6 +31,14 @@ SETTINGS = {
 }
 # The training metric that is an error of actions.
 TRAINING_ERROR = {"gc_bc": "mse", "lc_bc": "mse", "gc_iql": "behavior_mse", "contrastive_rl_td": "mse"}
+# Where the layer that gives actions, or their noise, has its kernel.
+OUTPUTS = {
+    "gc_bc": "policy/mean/kernel",
+    "lc_bc": "policy/mean/kernel",
+    "gc_ddpm_bc": "score/noise/kernel",
+    "gc_iql": "actor/mean/kernel",
+    "contrastive_rl_td": "actor/mean/kernel",
+}
 KEY = jax.random.key(4)
 
 
@@ -42,10 +51,11 @@ def small_encoders():
 
 
 @functools.cache
-def case(method):
+def case(method, several_action_dims=False):
     """Parameters, a batch, and everything that the agent makes of both; one dimension never moves."""
     spec = ecot_cases.SPEC if method == "ecot" else dataclasses.replace(SPEC, instruction=InstructionSpec(5))
-    spec = dataclasses.replace(spec, action_limits=(CONSTANT, *[BOUNDS] * (spec.action_dim - 1)))
+    limits = (CONSTANT, *[BOUNDS] * (spec.action_dim - 1))
+    spec = dataclasses.replace(spec, action_limits=limits, several_action_dims=several_action_dims)
     agent = make_agent(method, SETTINGS[method], spec)
     params = dict(ecot_cases.params()) if method == "ecot" else random_params(agent)
     batch = ecot_cases.batch() if method == "ecot" else make_batch(agent)
@@ -56,7 +66,8 @@ def case(method):
 
     @ecot_cases.quick_jit
     def everything(params, batch):
-        acted = agent.act(params, batch["observations"], {told: batch[told]})
+        task = {key: batch[key] for key in (told, "action_dim_mask") if key in batch}
+        acted = agent.act(params, batch["observations"], task)
         found = {"validation": agent.evaluate(params, batch, KEY), "acted": acted}
         if method == "ecot":  # whose loss compiles for long; test_ecot.py has it
             return found
@@ -94,6 +105,46 @@ def test_what_stands_behind_the_end_of_a_trajectory_changes_nothing(method):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     changed = everything(params, batch | {"actions": batch["actions"] + 1})
     assert (changed["validation"]["mse"] != first["validation"]["mse"]).all()
+
+
+def lacking(method, rows):
+    """A case in which these rows of the batch lack the last dimension."""
+    params, batch, everything = case(method, several_action_dims=True)
+    mask = np.ones((len(batch["actions"]), batch["actions"].shape[-1]), bool)
+    mask[rows, -1] = False
+    return params, batch | {"action_dim_mask": mask}, everything
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_agents_ask_for_masks_of_dimensions_where_datasets_differ(method):
+    spec = ecot_cases.SPEC if method == "ecot" else dataclasses.replace(SPEC, instruction=InstructionSpec(5))
+    for several in (False, True):
+        agent = make_agent(method, SETTINGS[method], dataclasses.replace(spec, several_action_dims=several))
+        assert ("action_dim_mask" in agent.batch_keys) is several
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_dimensions_that_a_dataset_lacks_change_nothing(method):
+    params, batch, everything = lacking(method, slice(0, None, 2))
+    mask = batch["action_dim_mask"][:, None]
+    other = batch | {"actions": np.where(mask, batch["actions"], 7 - batch["actions"])}
+    found, second = everything(params, batch), everything(params, other)
+    jax.tree.map(np.testing.assert_array_equal, found, second)
+    raw, inside = np.asarray(found["acted"]), batch["action_pad_mask"]
+    got = np.concatenate([np.zeros_like(raw[..., :1]), np.clip(raw[..., 1:], -1, 1)], axis=-1)
+    error = (mask * (got - batch["actions"]) ** 2).sum(-1)
+    np.testing.assert_allclose(found["validation"]["mse"], (error * inside).sum(1) / inside.sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "output"), OUTPUTS.items())
+def test_dimensions_that_a_dataset_lacks_are_not_learned(method, output):
+    """What the last layer has of a dimension that no row has gets no gradient; of the others it does."""
+    params, batch, everything = lacking(method, slice(None))
+    _, gradients = everything(params, batch)["training"]
+    flat = {path_string(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(gradients)}
+    kernel = flat[output].reshape(-1, SPEC.action_horizon, SPEC.action_dim)
+    assert not kernel[..., -1].any()
+    assert (np.abs(kernel[..., :-1]).max((0, 1)) > 0).all()
 
 
 def test_no_limits_leave_actions_as_they_are():

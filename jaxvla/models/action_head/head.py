@@ -17,6 +17,7 @@ from jaxvla.models.action_head.dit import Context, DiT
 from jaxvla.models.action_head.encoders import ActionEncoder
 from jaxvla.models.action_head.layers import ReluMLP
 from jaxvla.models.module import compute_dtype
+from jaxvla.ops.dimensions import mean_present, only_present
 from jaxvla.ops.losses import masked_mean
 
 _NORMAL = nnx.initializers.normal(0.02)
@@ -68,6 +69,7 @@ class ActionHead(nnx.Module):
         pad_mask_ba: Bool[Array, "b a"],
         rng: Key[Array, ""],
         state_bp: Float[Array, "b p"] | None = None,
+        present_bd: Bool[Array, "b d"] | None = None,
         train: bool = True,
     ) -> Float[Array, " b"]:
         """The mean squared error of each sample over draws of noise and time, valid slots and dimensions.
@@ -79,6 +81,8 @@ class ActionHead(nnx.Module):
             pad_mask_ba: True at the slots inside the trajectory; a sample without any gives 0.
             rng: of noise, times and dropout.
             state_bp: normalized; with `config.use_state` alone.
+            present_bd: the dimensions of actions that a sample has; the others carry no loss and are not seen, neither
+                action nor noise. None where all have all.
             train: with dropout.
 
         Returns:
@@ -89,8 +93,9 @@ class ActionHead(nnx.Module):
         actions_mad, visible_ma = (jnp.repeat(x, draws, axis=0) for x in (actions_bad, pad_mask_ba))
         method = diffusion if self.config.kind == "ddpm" else flow_matching
         noised_mad, bucket_m, target_mad = method.noised(self.config, draw_rng, actions_mad.astype(jnp.float32))
+        present_md = None if present_bd is None else jnp.repeat(present_bd, draws, axis=0)
         predicted_mad = self.predict(
-            noised_mad,
+            only_present(noised_mad, present_md),
             bucket_m,
             self.dit.context(context_btc, context_valid_bt),
             state_bp,
@@ -98,9 +103,9 @@ class ActionHead(nnx.Module):
             rng=dropout_rng if train else None,
         )
         error_mad = (predicted_mad - target_mad) ** 2
-        return masked_mean(
-            error_mad.reshape(len(actions_bad), draws, *actions_bad.shape[1:]).mean((1, 3)), pad_mask_ba, 1
-        )
+        error_brad = error_mad.reshape(len(actions_bad), draws, *actions_bad.shape[1:])
+        error_ba = error_brad.mean((1, 3)) if present_bd is None else mean_present(error_brad.mean(1), present_bd)
+        return masked_mean(error_ba, pad_mask_ba, 1)
 
     def sample(
         self,
@@ -108,6 +113,7 @@ class ActionHead(nnx.Module):
         context_valid_bt: Bool[Array, "b t"],
         noise_bad: Float[Array, "b a d"],
         state_bp: Float[Array, "b p"] | None = None,
+        present_bd: Bool[Array, "b d"] | None = None,
         num_steps: int | None = None,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "b a d"]:
@@ -118,6 +124,7 @@ class ActionHead(nnx.Module):
             context_valid_bt: which of them may be looked at; any mask.
             noise_bad: standard normal.
             state_bp: normalized; with `config.use_state` alone.
+            present_bd: as of `losses`; what comes out in the others means nothing.
             num_steps: None for what the configuration says.
             rng: of the noise that "ddpm" adds between steps; None for the mean of each step. Flow matching adds none.
 
@@ -128,7 +135,7 @@ class ActionHead(nnx.Module):
         context = self.dit.context(context_btc, context_valid_bt)
 
         def predict(x_bad: Array, bucket_b: Array) -> Array:
-            return self.predict(x_bad, bucket_b, context, state_bp)
+            return self.predict(only_present(x_bad, present_bd), bucket_b, context, state_bp)
 
         noise_bad = noise_bad.astype(jnp.float32)
         if self.config.kind == "ddpm":

@@ -32,7 +32,10 @@ HEADS = CONFIG.dit.num_heads
 RNG = jax.random.key(7)
 
 
-def oracle_losses(config, params, values, noised, state):
+PRESENT = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
+
+
+def oracle_losses(config, params, values, noised, state, present):
     """From the same draws, row by row; dropout off."""
     draws = config.repeated_diffusion_steps
     x, buckets, target = (np.asarray(array) for array in noised)
@@ -41,22 +44,30 @@ def oracle_losses(config, params, values, noised, state):
         slots = PAD_MASK[b]
         for row in range(b * draws, (b + 1) * draws):
             predicted = oracle.predict(
-                params, x[row].astype(float), buckets[row], values["context"][b], VALID[b], HEADS, state[b], slots
+                params,
+                x[row] * present[b].astype(float),
+                buckets[row],
+                values["context"][b],
+                VALID[b],
+                HEADS,
+                state[b],
+                slots,
             )
-            losses[b] += ((predicted - target[row])[slots] ** 2).mean() / draws
+            losses[b] += ((predicted - target[row])[slots][:, present[b]] ** 2).mean() / draws
     return losses
 
 
+@pytest.mark.parametrize("present", [None, PRESENT])
 @pytest.mark.parametrize(("kind", "method"), [("flow_matching", flow_matching), ("ddpm", diffusion)])
-def test_losses_against_numpy(kind, method):
+def test_losses_against_numpy(kind, method, present):
     config = configured(kind=kind, use_state=True)
     params, values = params_for(P), inputs()
     rows = jnp.repeat(values["actions"], config.repeated_diffusion_steps, axis=0)
     noised = quick_jit(method.noised, static_argnums=0)(config, jax.random.split(RNG)[0], rows)
     losses = calls("losses", config, P, train=False)
-    found = losses(params, values["context"], VALID, values["actions"], PAD_MASK, RNG, values["state"])
-    values = to_numpy(values)
-    expected = oracle_losses(config, to_numpy(params), values, noised, values["state"])
+    found = losses(params, values["context"], VALID, values["actions"], PAD_MASK, RNG, values["state"], present)
+    values, seen = to_numpy(values), np.ones((B, D), bool) if present is None else present
+    expected = oracle_losses(config, to_numpy(params), values, noised, values["state"], seen)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
@@ -70,6 +81,18 @@ def test_euler_sampler_against_numpy():
         row = {"context_tc": values["context"][b], "valid_t": VALID[b], "state_p": values["state"][b]}
         expected = oracle.euler(params, values["noise"][b], 4, num_heads=HEADS, **row)
         np.testing.assert_allclose(found[b], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["flow_matching", "ddpm"])
+def test_noise_in_dimensions_that_a_sample_lacks_changes_nothing(kind):
+    params, values = params_for(P), inputs()
+    sample = calls("sample", configured(kind=kind, use_state=True), P)
+    other = jnp.where(PRESENT[:, None], values["noise"], 3 - values["noise"])
+    rows = [sample(params, values["context"], VALID, x, values["state"], PRESENT) for x in (values["noise"], other)]
+    kept = np.broadcast_to(PRESENT[:, None], rows[0].shape)
+    np.testing.assert_array_equal(np.asarray(rows[0])[kept], np.asarray(rows[1])[kept])
+    changed = sample(params, values["context"], VALID, values["noise"] + 1, values["state"], PRESENT)
+    assert (np.asarray(changed)[kept] != np.asarray(rows[0])[kept]).any()
 
 
 def test_ddpm_sampler_against_numpy():
@@ -186,7 +209,7 @@ def test_dropout_is_for_training_alone():
 def test_ddpm_noise_comes_from_the_key():
     params, values = params_for(), inputs()
     sample = calls("sample", configured(kind="ddpm"))
-    args = (params, values["context"], VALID, values["noise"], None, None)
+    args = (params, values["context"], VALID, values["noise"], None, None, None)
     mean, one, again, other = (sample(*args, rng) for rng in (None, RNG, RNG, jax.random.key(8)))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
