@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one of its checkpoints.", required=True)
 flags.DEFINE_integer("step", None, "Which checkpoint of a run folder; the latest where it is not given.")
+flags.DEFINE_string("dataset", None, "In whose units to act; needed where the policy was trained on several datasets.")
 flags.DEFINE_list("modes", [], "How to reason: implicit, explicit, none; the configuration's where it is not given.")
 flags.DEFINE_enum("env", "tabletop", list(WORLDS), "The world.")
 flags.DEFINE_string("level", "full", "How much there is to tell apart in a scene of the tabletop: one, few, full.")
@@ -68,6 +69,7 @@ flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each m
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
 _SETTINGS = (
+    "dataset",
     "env",
     "level",
     "task",
@@ -92,12 +94,12 @@ def main(_: list[str]) -> None:
     from jaxvla.serving.policy import load_policy
 
     checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
-    play = terms(read_assets(checkpoint), spec)
+    play = terms(read_assets(checkpoint).of(FLAGS.dataset), spec)
     scenario = dataclasses.replace(scenario, image_size=play.image_size)
     results = {}
     for mode in FLAGS.modes or [None]:
         robots = min(FLAGS.parallel, FLAGS.episodes)
-        policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.execution)
+        policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.execution, FLAGS.dataset)
         check_fit(FLAGS.env, spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
         if not results:
             print(play)

@@ -168,8 +168,14 @@ def read_assets(folder: pathlib.Path) -> Assets:
 
 
 def _check_widths(assets: Assets) -> None:
-    """Raises ValueError where statistics have other dimensions than batches."""
+    """Raises ValueError where statistics do not have the dimensions of batches, or of several datasets have more."""
     wanted = {"actions": assets.spec.action_dim, "proprio": assets.spec.proprio_dim}
+    for name, dataset in assets.datasets.items():
+        for field, width in wanted.items():
+            if len(getattr(dataset.statistics, field).mean) > width:
+                raise ValueError(f"datasets.{name}.statistics.{field} has more dimensions than batches, {width}")
+    if assets.datasets:
+        return
     for field, width in wanted.items():
         for name, values in getattr(assets.statistics, field).to_json().items():
             if np.shape(values) != (width,):

@@ -21,6 +21,7 @@ from jaxvla.agents.backbone import merge_adapters
 from jaxvla.assets import Assets
 from jaxvla.checkpoint import find_checkpoint, read_assets, restore
 from jaxvla.contract import Execution
+from jaxvla.data.schema import PROPRIO
 from jaxvla.errors import ConfigError, PolicyError
 from jaxvla.models.module import Params
 from jaxvla.serving.draws import Draw, Draws, key_of
@@ -55,6 +56,7 @@ def load_policy(
     robots: int = 1,
     temperature: float = 0.0,
     execution: Execution | None = None,
+    dataset: str | None = None,
 ) -> "Policy":
     """Loads a policy from a run folder or the folder of one checkpoint; nothing else is needed.
 
@@ -66,14 +68,16 @@ def load_policy(
         robots: how many it drives.
         temperature: of the actions that are drawn; 0 for the most likely ones.
         execution: what is played of the chunks; None for what the checkpoint says, `Execution()` for all of them.
+        dataset: of the training, whose robot it drives: in its units, with its cameras; None for the only one.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
-        ConfigError: the policy does not reason in that way, or its chunks do not have as many actions.
+        ConfigError: the policy does not reason in that way, its chunks do not have as many actions, or it was not
+            trained on such a dataset, or on several and none is named.
         PolicyError: no robots, or a negative temperature.
     """
     path = find_checkpoint(folder, step, items=("params", "assets"))
-    assets = read_assets(path)
+    assets = read_assets(path).of(dataset)
     if inference is not None and assets.text is None:
         raise ConfigError(
             f"{assets.agent} does not reason: no mode of inference can be chosen, leave {inference!r} out"
@@ -113,7 +117,7 @@ class Policy:
         agent: what was trained.
         params: its parameters, on the device that is to compute; or their shapes (`jax.ShapeDtypeStruct`), where they
             are set before anything is decided.
-        assets: of its checkpoint.
+        assets: of its checkpoint, of one dataset.
         step: of its checkpoint, which says at what stage of a curriculum it is.
         robots: how many it drives; they are numbered from 0.
         temperature: of the actions that are drawn, see the agent's `act`; 0 for the most likely ones.
@@ -121,7 +125,7 @@ class Policy:
 
     Attributes:
         params: may be set to others of the same shapes; nothing is compiled again.
-        spec: cameras, image size (height, width), horizons and dimensions.
+        spec: cameras, image size (height, width), horizons and dimensions, as the robot has them.
         contract: how the checkpoint is to be played.
         action_convention: what the numbers of an action are; None where the checkpoint is too old to say.
         robots: as given.
@@ -148,7 +152,8 @@ class Policy:
             raise PolicyError(f"a policy drives at least 1 robot, not {robots}")
         if not 0 <= temperature < np.inf:
             raise PolicyError(f"the temperature of actions is 0 or positive, not {temperature}")
-        self.spec, self.robots, self.words = assets.spec, robots, ""
+        self.spec, self._batch_spec = assets.robot_spec, assets.spec
+        self.robots, self.words = robots, ""
         self.contract, self.action_convention = assets.contract(), assets.actions
         self._agent, self.params = agent, params
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
@@ -157,9 +162,12 @@ class Policy:
         self._schedule = Schedule(execution or assets.execution, self.spec.action_horizon, robots)
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
-        self.needed = _inputs_read(agent, params, self._blank(1))
+        given = (*self.spec.cameras, PROPRIO)
+        read = _inputs_read(agent, params, self._blank(1))
+        self.needed = {what: tuple(name for name in names if name in given) for what, names in read.items()}
         self._views = {
-            what: Views(self.spec, proprio, names, assets.stored_sizes) for what, names in self.needed.items()
+            what: Views(self._batch_spec, self.spec, proprio, names, assets.stored_sizes)
+            for what, names in self.needed.items()
         }
         self._act = jax.jit(functools.partial(_act, agent, temperature))
 
@@ -217,7 +225,8 @@ class Policy:
         normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw))
         count = len(numbers)
         words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
-        return Decisions(self._schedule.play(numbers, self._actions.inverse(normalized_nad[:count])), words)
+        own_nad = normalized_nad[:count, :, : self.spec.action_dim]
+        return Decisions(self._schedule.play(numbers, self._actions.inverse(own_nad)), words)
 
     def observe_batch(self, observations: Sequence[Mapping[str, Any]], robots: Sequence[int] | None = None) -> None:
         """`observe` for n robots; arguments and errors as of `act_batch`."""
@@ -277,7 +286,14 @@ class Policy:
         if "goals" in self._agent.batch_keys:
             goals = [self._prepare("goals", task.get("goals", task), i) for i, task in enumerate(tasks)]
             batch["goals"] = _stack(goals)
-        return batch
+        return batch | self._dimensions(len(tasks))
+
+    def _dimensions(self, count: int) -> dict[str, np.ndarray]:
+        """Which dimensions of the actions the robot has, for agents that ask."""
+        if "action_dim_mask" not in self._agent.batch_keys:
+            return {}
+        present_d = np.arange(self._batch_spec.action_dim) < self.spec.action_dim
+        return {"action_dim_mask": np.tile(present_d, (count, 1))}
 
     def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """[o, ...]; the oldest observation is repeated where the history is short, as in training."""
@@ -289,7 +305,7 @@ class Policy:
     def _blank(self, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Observations and tasks that stand for any others of their shapes."""
         keys = tuple(key for key in ("observations", "goals") if key in self._agent.batch_keys)
-        blank = self.spec.fake_batch(count, keys, np.random.default_rng(0))
+        blank = self._batch_spec.fake_batch(count, keys, np.random.default_rng(0)) | self._dimensions(count)
         return blank.pop("observations"), blank | ({} if self._language is None else self._language.blank(count))
 
 

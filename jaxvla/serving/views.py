@@ -21,12 +21,14 @@ class Views:
 
     Attributes:
         spec: of the batches of training.
+        robot: of what the robot gives, see `Assets.robot_spec`; what batches have beyond it is blank.
         normalizer: of the proprio.
         needed: the names that must be given.
         stored_sizes: of `Assets`.
     """
 
     spec: BatchSpec
+    robot: BatchSpec
     normalizer: Normalizer
     needed: tuple[str, ...]
     stored_sizes: Mapping[str, tuple[int, int]]
@@ -49,12 +51,13 @@ class Views:
             raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {expected}")
         prepared = {camera: np.zeros((*self.spec.image_size, 3), np.uint8) for camera in self.spec.cameras}
         prepared[PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
-        for name in [name for name in prepared if name in given]:
+        for name in [name for name in (*self.robot.cameras, PROPRIO) if name in given]:
             value = np.asarray(given[name])
             self._check(name, value, f"{what}[{name!r}]")
-            prepared[name] = (
-                self.normalizer.forward(value) if name == PROPRIO else self._resize(name, value, f"{what}[{name!r}]")
-            )
+            if name == PROPRIO:
+                prepared[name][: self.robot.proprio_dim] = self.normalizer.forward(value)
+            else:
+                prepared[name] = self._resize(name, value, f"{what}[{name!r}]")
         return prepared
 
     def _resize(self, camera: str, value: np.ndarray, what: str) -> np.ndarray:
@@ -78,10 +81,10 @@ class Views:
             raise PolicyError(f"{what} holds a value that is not finite: {value.tolist()}")
 
     def _is_proprio(self, value: np.ndarray) -> bool:
-        return value.shape == (self.spec.proprio_dim,) and np.issubdtype(value.dtype, np.number)
+        return value.shape == (self.robot.proprio_dim,) and np.issubdtype(value.dtype, np.number)
 
     def _kind(self, name: str) -> str:
-        return f"float32[{self.spec.proprio_dim}] in robot units" if name == PROPRIO else "uint8[height, width, 3]"
+        return f"float32[{self.robot.proprio_dim}] in robot units" if name == PROPRIO else "uint8[height, width, 3]"
 
 
 def _is_image(value: np.ndarray) -> bool:

@@ -76,7 +76,7 @@ def dataset_of(root, stored, size):
 
 def served(dataset, frames):
     """The images0 that a policy of this dataset makes of camera frames."""
-    views = Views(dataset.spec, dataset.proprio_normalizer, ("images0",), dataset.source.stored_sizes)
+    views = Views(dataset.spec, dataset.spec, dataset.proprio_normalizer, ("images0",), dataset.source.stored_sizes)
     return np.stack([views.prepare({"images0": pixels}, "observation")["images0"] for pixels in frames])
 
 
@@ -157,7 +157,7 @@ def test_from_a_camera_to_actions_through_a_checkpoint(world, tmp_path):
 
 def prepared(stored_sizes, camera, size=(8, 8)):
     spec = BatchSpec(("images0", "images1"), size, proprio_dim=4, action_dim=2)
-    views = Views(spec, make_assets().proprio_normalizer(), (), stored_sizes)
+    views = Views(spec, spec, make_assets().proprio_normalizer(), (), stored_sizes)
     return lambda name="images0": views.prepare({name: camera}, "observation")[name]
 
 
