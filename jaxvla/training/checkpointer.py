@@ -3,7 +3,7 @@
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -61,6 +61,8 @@ _FREE_KEYS = (
     "control_frequency",
 )
 _ABSENT = "absent"
+# What a checkpoint means that is older than the key.
+_EARLIER = {"data_config.name": "", "data_config.balance": "weights"}
 
 
 class Checkpointer:
@@ -226,17 +228,31 @@ def _training_only(state: TrainState) -> dict[str, Any]:
 
 
 def config_differences(saved: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two `Assets.to_json()` differ and must not, each as "KEY: OLD -> NEW"."""
+    """What must not differ between two `Assets.to_json()` and does: each dataset, or key as "KEY: OLD -> NEW"."""
+    before, after = saved["datasets"], new["datasets"]
+    if before.keys() != after.keys():
+        # With or without a name of its own: a single dataset is known by what it is, and may have moved.
+        gone = [f"the dataset {name!r} is gone" for name in before if name not in after]
+        added = [f"the dataset {name!r} was not there" for name in after if name not in before]
+        return gone + added
     old, new = leaves(saved), leaves(new)
-    pairs = {key: (old.get(key, _ABSENT), new.get(key, _ABSENT)) for key in sorted(old.keys() | new.keys())}
+    pairs = {
+        key: (old.get(key, _EARLIER.get(key, _ABSENT)), new.get(key, _EARLIER.get(key, _ABSENT)))
+        for key in sorted(old.keys() | new.keys())
+    }
     return [
         f"{key}: {_short(before)} -> {_short(after)}"
         for key, (before, after) in pairs.items()
-        if before != after and not _may_change(key)
+        if before != after and not _may_change(key, saved["datasets"])
     ]
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, datasets: Iterable[str]) -> bool:
+    """Whether a resumed run may have another value; of one of several datasets what any dataset may."""
+    for name in datasets:
+        for within, without in ((f"data_config.datasets.{name}.", "data_config."), (f"datasets.{name}.", "")):
+            if key.startswith(within):
+                key = without + key.removeprefix(within)
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in _FREE_KEYS)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import PartitionSpec
+from serving.two_datasets import dataset
 from training.file_limit import file_limit
 from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
@@ -134,6 +135,40 @@ def test_keys_that_a_resumed_run_may_not_change():
         "train_config.data.obs_horizon: 1 -> 2",
         'train_config.meshes: "absent" -> 1',
     ]
+
+
+def test_datasets_that_come_go_or_change_are_named():
+    def kept(*names, **changes):
+        made = {name: dataclasses.replace(dataset(2, 4, 1.0, "images0", 5.0), **changes) for name in names}
+        own = {"statistics": None, "datasets": made, "data_config": {"datasets": {name: {} for name in names}}}
+        return dataclasses.replace(make_assets(), **own).to_json()
+
+    both = kept("a", "b.1")
+    assert config_differences(both, kept("a", "b.1")) == []
+    assert config_differences(both, kept("a", "b.1", "c")) == ["the dataset 'c' was not there"]
+    assert config_differences(both, kept("a", "c")) == ["the dataset 'b.1' is gone", "the dataset 'c' was not there"]
+    assert config_differences(make_assets().to_json(), both)[1:] == ["the dataset 'b.1' was not there"]
+    assert config_differences(both, make_assets().to_json()) == ["the dataset 'a' is gone", "the dataset 'b.1' is gone"]
+    heavier = kept("a", "b.1")
+    heavier["datasets"]["b.1"]["weight"] = 2.0
+    heavier["datasets"]["b.1"]["statistics"]["num_transitions"] = 60
+    assert config_differences(both, heavier) == [
+        "datasets.b.1.statistics.num_transitions: 2 -> 60",
+        "datasets.b.1.weight: 1.0 -> 2.0",
+    ]
+    moved = kept("a", "b.1", control_frequency=3.0)
+    moved["data_config"]["datasets"]["b.1"] = {"data_path": "elsewhere", "max_skipped": 0.5}
+    assert config_differences(both, moved) == []
+    moved["data_config"]["datasets"]["b.1"]["action_key"] = "x"
+    assert config_differences(both, moved) == ['data_config.datasets.b.1.action_key: "absent" -> "x"']
+
+
+def test_a_run_from_before_mixtures_goes_on():
+    before, after = make_assets().to_json(), make_assets().to_json()
+    after["data_config"] |= {"name": "", "balance": "weights", "datasets": {}}
+    assert config_differences(before, after) == []
+    after["data_config"]["name"] = "mine"
+    assert config_differences(before, after) == ['data_config.name: "" -> "mine"']
 
 
 def test_data_that_is_stored_at_another_size_is_another_configuration():
