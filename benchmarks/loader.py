@@ -27,6 +27,7 @@ from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.formats import bridge_tfrecord, tfrecord
 from jaxvla.data.formats.index import open_indices
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.errors import DataError
 
 FLAGS = flags.FLAGS
@@ -79,7 +80,7 @@ def jaxvla_batches() -> tuple[Dataset, grain.DatasetIterator]:
     source = SourceConfig("bridge_tfrecord", FLAGS.data_path, include=(("**",),))
     dataset = open_dataset(source, DataConfig(num_threads=FLAGS.num_threads), "train")
     keys = ("observations", "goals", "actions", "action_pad_mask")
-    return dataset, training_batches(dataset, FLAGS.batch_size, 0, keys)
+    return dataset, training_batches(Mixture.of(dataset), FLAGS.batch_size, 0, keys)
 
 
 def rates(step: Callable[[], object], warm_up: int) -> list[float]:

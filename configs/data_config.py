@@ -13,6 +13,12 @@ Trajectories that cannot be used are left out and counted; more than the share `
 `validation_share` holds out a part of the training data by its keys, for data without a validation split; 0 for data
 that has one. `action_key`, `proprio_key` and `language_key` name the features of an RLDS dataset's steps.
 
+`datasets` maps the names of several datasets that a run draws from to the keys in which each differs from the others,
+such as {"a": {"data_path": "data/a"}, "b": {"data_path": "data/b", "weight": 2.0}}; empty for the one that the other
+keys describe. `balance` says how often each is drawn: by its `weight`, 1 where it has none ("weights"), by its weight
+times its number of transitions ("size"), or all alike ("equal"). `name` is that of a single dataset, by which policies
+call it; where it is empty, the last folder of `data_path` that is no version number.
+
 `actions` says what the actions are. `relabel` makes each but the gripper the difference of two successive states, in
 the proprio dimension of the same number: for commanded movements only. `gripper` are the dimensions that are absolute
 gripper states, with the values `open` and `closed`; `binarize` makes them one of the two. `angles` are dimensions (rad)
@@ -27,6 +33,9 @@ from ml_collections import ConfigDict
 
 def _base() -> dict:
     return {
+        "name": "",
+        "balance": "weights",
+        "datasets": {},
         "format": "bridge_tfrecord",
         "data_path": "",
         "include": (("**",),),

@@ -76,6 +76,7 @@ def _base() -> dict:
             "interval": 5000,
             "parallel": 10,
             "camera_size": 0,  # as the data is stored
+            "dataset": "",  # the only one
         },
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }

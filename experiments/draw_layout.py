@@ -54,10 +54,17 @@ def main(_: list[str]) -> None:
 
 def _first_samples(job: Any) -> tuple[np.ndarray, ...]:
     """Trajectories, steps, instructions and random numbers of some samples from all over the data."""
-    source, drawable = job.training.source, job.training.drawable
-    trajectory, step = source.locate(drawable[np.linspace(0, len(drawable) - 1, SAMPLES).astype(int)])
-    instruction = source.draw_annotations(trajectory, step, np.zeros(SAMPLES))
-    return trajectory, step, instruction, np.random.default_rng(job.config.seed).random((SAMPLES, 16))
+    mixture = job.training
+    chosen = np.linspace(0, mixture.num_transitions - 1, SAMPLES).astype(int)
+    number, row = mixture.locate(chosen)
+    samples = []
+    for i, dataset in enumerate(mixture.datasets):
+        trajectory, step = dataset.source.locate(row[number == i])
+        instruction = dataset.source.draw_annotations(trajectory, step, np.zeros(len(step)))
+        told = np.where(instruction < 0, -1, instruction + mixture.text_starts[i])
+        samples.append((trajectory + mixture.trajectory_starts[i], step, told))
+    uniforms = np.random.default_rng(job.config.seed).random((SAMPLES, 16))
+    return *(np.concatenate(column) for column in zip(*samples)), uniforms
 
 
 def kinds(text: Mapping[str, np.ndarray], image_token: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from jaxvla import cli
 
 # jax, flax, grain and orbax take seconds to import: main does it, so that --help and mistakes answer at once.
 if TYPE_CHECKING:
+    from jaxvla.assets import Assets
     from jaxvla.envs.evaluation import Tally
     from jaxvla.envs.worlds import Scenario
     from jaxvla.training.config import RolloutConfig
@@ -87,6 +88,7 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
         run,
         pretrained=job.pretrained,
         play=None if closed_loop is None else closed_loop.play,
+        drawn=job.drawn,
     )
     batches.close()
     if jax.process_index() == 0:
@@ -125,11 +127,12 @@ class ClosedLoop:
 
         self._config, self._num_steps = job.config.rollout, job.config.num_steps
         most = max(self._config.episodes, self._config.last_episodes)
-        self._live = LivePolicy(job.assets, min(self._config.parallel, most))
+        assets = of_rollouts(job)
+        self._live = LivePolicy(assets, min(self._config.parallel, most))
         policy = self._live.policy
         own = policy.needed, policy.spec.proprio_dim, policy.spec.action_dim
         check_fit(scenario.world, scenario.make().spec, *own)
-        size = self._config.camera_size or stored_side(job)
+        size = self._config.camera_size or stored_side(assets)
         self._course = Course(dataclasses.replace(scenario, image_size=size), FILMS)
         self.played_at = 0
 
@@ -146,7 +149,21 @@ class ClosedLoop:
         return self._course.save_films(folder, name)
 
 
-def stored_side(job: "Job") -> int:
+def of_rollouts(job: "Job") -> "Assets":
+    """The assets of the dataset in whose units rollouts act.
+
+    Raises:
+        ConfigError: there are several, and config.rollout.dataset names none of them.
+    """
+    from jaxvla.errors import ConfigError
+
+    try:
+        return job.assets.of(job.config.rollout.dataset or None)
+    except ConfigError as error:
+        raise ConfigError(f"config.rollout.dataset: {error}") from error
+
+
+def stored_side(assets: "Assets") -> int:
     """Pixels a side of the stored frames, which a world shows as they are.
 
     Raises:
@@ -154,7 +171,7 @@ def stored_side(job: "Job") -> int:
     """
     from jaxvla.errors import ConfigError
 
-    sizes = {job.assets.stored_sizes.get(camera, ()) for camera in job.agent.spec.cameras}
+    sizes = {assets.stored_sizes.get(camera, ()) for camera in assets.robot_spec.cameras}
     sides = {side for size in sizes for side in size}
     if len(sizes) == len(sides) == 1:
         return sides.pop()
@@ -171,17 +188,22 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     configs = {"config": assets["train_config"], "bridgedata_config": assets["data_config"]}
     if not (run / "config.json").exists():
         (run / "config.json").write_text(json.dumps(configs, indent=1))
-        (run / "dataset_statistics.json").write_text(json.dumps(assets["statistics"], indent=1))
+        of_each = {name: dataset["statistics"] for name, dataset in assets["datasets"].items()}
+        (run / "dataset_statistics.json").write_text(json.dumps(of_each or assets["statistics"], indent=1))
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(f"run folder   {run}")
-    for name, dataset in (("training", job.training), ("validation", job.validation)):
-        counts = f"{len(dataset.source)} trajectories, {dataset.num_transitions} transitions"
-        print(f"{name:<12} {counts}, {len(dataset.source.paths)} files")
+    for name, mixture in (("training", job.training), ("validation", job.validation)):
+        counts = f"{mixture.num_trajectories} trajectories, {mixture.num_transitions} transitions"
+        print(f"{name:<12} {counts}, {len(mixture.paths)} files")
+    if shares := job.training.describe():
+        print("mixture      " + f"\n{'':<13}".join(shares))
     print("actions      " + f"\n{'':<13}".join(job.training.describe_actions()))
     if job.training.config.action_horizon > 1:
         share = f"{job.training.padded_share:.1%} of their slots carry no loss: behind an end, or not taught"
         print(f"             chunks of {job.training.config.action_horizon}; {share}")
-    print(f"plays        {job.assets.contract()}")
+    contracts = [(name, job.assets.of(name).contract()) for name in job.assets.names]
+    plays = (f"{contract}  [{name}]" if len(contracts) > 1 else f"{contract}" for name, contract in contracts)
+    print("plays        " + f"\n{'':<13}".join(plays))
     lines = dict.fromkeys((*job.training.report, *job.validation.report))  # both may be parts of the same files
     print("".join(f"{line}\n" for line in lines), end="")
     if job.texts is not None:
@@ -226,13 +248,14 @@ def draw_actions(checkpoint: pathlib.Path, job: "Job", path: pathlib.Path) -> No
     from jaxvla.training.job import demonstration
     from jaxvla.training.plots import plot_actions
 
-    trajectory, instructions = job.example()
-    views, true = demonstration(job.validation, trajectory)
-    tasks = [{"goals": views[-1], "language": instruction} for instruction in instructions]
+    example = job.example()
+    views, true = demonstration(example.dataset, example.trajectory)
+    tasks = [{"goals": views[-1], "language": told} for told in example.told]
     inference = inference_at(job.assets, int(checkpoint.name))
-    policy = load_policy(checkpoint, inference=inference, execution=Execution())  # each prediction as it is
+    # Each prediction as it is.
+    policy = load_policy(checkpoint, inference=inference, execution=Execution(), dataset=example.name)
     predicted = np.stack([policy.act(view, task)[0] for view, task in zip(views, tasks)])
-    plot_actions(predicted, true, job.validation.convention.labels(true.shape[1]), path)
+    plot_actions(predicted, true, example.dataset.convention.labels(true.shape[1]), path)
 
 
 if __name__ == "__main__":

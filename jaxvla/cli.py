@@ -18,7 +18,7 @@ from jaxvla.errors import ConfigError, JaxvlaError
 # The mappings of the configs that take keys of any name, or whose keys are checked by who reads them.
 OPEN_MAPPINGS = {
     "config": ("agent_kwargs", "optimizer.learning_rates", "curriculum.tag2think_count"),
-    "bridgedata_config": ("cameras",),
+    "bridgedata_config": ("cameras", "datasets"),
 }
 
 
@@ -193,7 +193,9 @@ def add_key(config: Any, path: str, text: str, flag: str) -> None:
             config = config[key]
         if not hasattr(config, "keys"):
             raise ConfigError(unknown_key(flag, last, ()))
-        config[last] = _value(text, {type(value) for value in config.values()}, flag)
+        # The keys of a dataset are of many types, however alike those are that it has.
+        kinds = set() if path.startswith("datasets.") else {type(value) for value in config.values()}
+        config[last] = _value(text, kinds, flag)
 
 
 def _value(text: str, kinds: set[type], flag: str) -> Any:

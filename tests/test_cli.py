@@ -16,6 +16,7 @@ from jaxvla.agents.language import LanguageConfig
 from jaxvla.cli import OPEN_MAPPINGS, check_overrides, config_words, output_path, resolve_config_paths
 from jaxvla.config import from_mapping
 from jaxvla.data.dataset import DataConfig, SourceConfig
+from jaxvla.data.mixture_config import read_mixture
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 from jaxvla.reasoning.curriculum import CurriculumConfig
@@ -73,7 +74,7 @@ def test_what_actions_are_can_be_said_by_flags(flags, relabel, actions, monkeypa
         config_flags.DEFINE_config_file(name, str(CONFIGS / preset), flag_values=values)
     values(["x", *flags])
     data = from_mapping(DataConfig, values.config.to_dict()["data"])
-    source = from_mapping(SourceConfig, values.bridgedata_config.to_dict())
+    source = read_mixture(values.bridgedata_config.to_dict()).sources["tfrecord"]
     assert data.relabel_actions is relabel
     assert actions.items() <= dataclasses.asdict(source.actions).items()
 
@@ -81,9 +82,9 @@ def test_what_actions_are_can_be_said_by_flags(flags, relabel, actions, monkeypa
 @pytest.mark.parametrize("preset", ["tfrecord", "rlds"])
 def test_data_of_other_robots_is_left_as_it_is(preset):
     values = load(CONFIGS / "data_config.py").get_config(preset).to_dict()
-    assert from_mapping(SourceConfig, values | {"data_path": "x"}).actions == ActionConvention()
+    assert read_mixture(values | {"data_path": "x"}).sources["x"].actions == ActionConvention()
     with pytest.raises(ConfigError, match="data_path is empty: give the folder of the data, as --config"):
-        from_mapping(SourceConfig, values)
+        read_mixture(values)
 
 
 def test_misspelt_overrides_are_named():
@@ -219,7 +220,7 @@ def test_all_open_mappings_are_known():
     parts = {"data": DataConfig, "backbone": BackboneConfig, "curriculum": CurriculumConfig, "prompt": PromptConfig}
     own = [f"{name}.{path}" for name, cls in (parts | {"language": LanguageConfig}).items() for path in mappings(cls)]
     assert {*OPEN_MAPPINGS["config"]} == {*mappings(TrainConfig), *own}
-    assert {*OPEN_MAPPINGS["bridgedata_config"]} == {*mappings(SourceConfig)}
+    assert {*OPEN_MAPPINGS["bridgedata_config"]} == {*mappings(SourceConfig), "datasets"}
 
 
 def test_output_paths(tmp_path):

@@ -22,8 +22,8 @@ from flax import nnx
 from jaxtyping import Float32, Num
 
 from jaxvla.config import local_path
-from jaxvla.data.dataset import Dataset
 from jaxvla.data.formats import sidecar
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.schema import InstructionSpec
 from jaxvla.data.text.instructions import InstructionTable, open_table, rows_of
 from jaxvla.data.text.tokenizer import TINY, Tokenizer, load_tokenizer, tokenizer_from_files
@@ -83,8 +83,8 @@ class Language(Protocol):
     def spec(self) -> InstructionSpec:
         """The sizes of the instructions."""
 
-    def table(self, dataset: Dataset) -> InstructionTable:
-        """All annotations of a dataset, encoded once and kept beside it.
+    def table(self, mixture: Mixture) -> InstructionTable:
+        """All annotations of a split, encoded once and kept beside it.
 
         Raises:
             DataError: an annotation cannot be encoded.
@@ -101,12 +101,12 @@ class Language(Protocol):
         """What a checkpoint keeps of it, plain JSON values; the inverse is `language_from_json`."""
 
 
-def open_language(config: LanguageConfig, datasets: Sequence[Dataset]) -> Language:
+def open_language(config: LanguageConfig, splits: Sequence[Mixture]) -> Language:
     """The language of a configuration; reads no weights yet.
 
     Args:
         config: which.
-        datasets: the splits that it is for, whose own vectors are used where the configuration says so.
+        splits: those that it is for, whose own vectors are used where the configuration says so.
 
     Raises:
         ConfigError, CheckpointError, WeightsError: a folder is missing, or holds another kind of model.
@@ -120,7 +120,7 @@ def open_language(config: LanguageConfig, datasets: Sequence[Dataset]) -> Langua
             model = from_hf(read_hf_config(folder), str(folder))
             return DecoderLanguage(str(folder), config.prompt, config.dtype, model.text.hidden_size)
         case _:
-            return _vectors_of_file(config.path) if config.path else _vectors_of_data(datasets)
+            return _vectors_of_file(config.path) if config.path else _vectors_of_data(splits)
 
 
 def language_from_json(values: Mapping[str, Any]) -> Language:
@@ -140,10 +140,10 @@ class LearnedLanguage:
         """See `Language`."""
         return InstructionSpec(self.max_length, self.tokenizer.vocab_size)
 
-    def table(self, dataset: Dataset) -> InstructionTable:
+    def table(self, mixture: Mixture) -> InstructionTable:
         """See `Language`."""
         backend = hashlib.sha256(self.tokenizer.backend.to_str().encode()).hexdigest()
-        return open_table(dataset, self.spec, self.encode, ("learned", backend))
+        return open_table(mixture, self.spec, self.encode, ("learned", backend))
 
     def encode(self, texts: Sequence[str]) -> Num[np.ndarray, "n l"]:
         """See `Language`; a text of more than `max_length` tokens is refused, not cut."""
@@ -198,11 +198,11 @@ class DecoderLanguage:
         """See `Language`."""
         return InstructionSpec(self.width)
 
-    def table(self, dataset: Dataset) -> InstructionTable:
+    def table(self, mixture: Mixture) -> InstructionTable:
         """See `Language`; encoded again when a file of the folder changed."""
         files = sorted(path for path in pathlib.Path(self.folder).iterdir() if path.is_file())
         weights = sidecar.fingerprint(files)
-        return open_table(dataset, self.spec, self.encode, ("qwen3_vl", weights, self.prompt, self.dtype))
+        return open_table(mixture, self.spec, self.encode, ("qwen3_vl", weights, self.prompt, self.dtype))
 
     def encode(self, texts: Sequence[str]) -> Num[np.ndarray, "n l"]:
         """See `Language`."""
@@ -249,9 +249,9 @@ class StoredLanguage:
         """See `Language`."""
         return InstructionSpec(self.vectors_ml.shape[1])
 
-    def table(self, dataset: Dataset) -> InstructionTable:
+    def table(self, mixture: Mixture) -> InstructionTable:
         """See `Language`; nothing is computed, so nothing is kept."""
-        annotations = dataset.annotations()
+        annotations = mixture.annotations()
         self._check(annotations)
         values_ml = np.concatenate([self.vectors_ml, self.spec.unlabelled()[None]])
         return InstructionTable(values_ml, rows_of(annotations, self.texts))
@@ -288,10 +288,10 @@ class StoredLanguage:
         return cls(values["source"], tuple(values["texts"]), flat.reshape(-1, values["length"]))
 
 
-def _vectors_of_data(datasets: Sequence[Dataset]) -> StoredLanguage:
+def _vectors_of_data(splits: Sequence[Mixture]) -> StoredLanguage:
     """The vectors that the data carries; a text that comes again has the vector of its first time."""
     found: dict[str, np.ndarray] = {}
-    for dataset in datasets:
+    for dataset in (dataset for mixture in splits for dataset in mixture.datasets):
         if not dataset.source.vectors.size:
             raise DataError(
                 f"{dataset.source.paths[0]} has no language vectors: set config.language.path to an .npz file of texts "
@@ -299,6 +299,11 @@ def _vectors_of_data(datasets: Sequence[Dataset]) -> StoredLanguage:
             )
         for text, vector_l in zip(dataset.annotations(), dataset.source.vectors):
             found.setdefault(text, vector_l)
+        if len(widths := {len(vector_l) for vector_l in found.values()}) > 1:
+            raise DataError(
+                f"{dataset.source.paths[0]} and others have language vectors of {sorted(widths)} values, which do not "
+                "go together: choose another config.language.encoder"
+            )
     return StoredLanguage("the data", tuple(found), np.stack(list(found.values())))
 
 

@@ -1,9 +1,9 @@
-"""Batches from a dataset: a Grain pipeline whose elements are whole batches.
+"""Batches from a mixture of datasets: a Grain pipeline whose elements are whole batches.
 
-Batch i of the stream depends on (dataset, seed, i) and nothing else: the order is computed (order.py), the random
+Batch i of the stream depends on (mixture, seed, i) and nothing else: the order is computed (order.py), the random
 numbers are counted (Philox), and every process makes its own rows of it. So data is the same for any number of threads
-and processes, and resumes from one integer. Reading is vectorised over the batch: one call per sample would be the
-bottleneck.
+and processes, and resumes from one integer. Reading is vectorised over the rows of each dataset in a batch: one call
+per sample would be the bottleneck.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxvla.data.dataset import Dataset
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.order import Order, uniforms
-from jaxvla.data.schema import BATCH_KEYS, PROPRIO, Batch
+from jaxvla.data.rows import Rows, scatter
+from jaxvla.data.schema import BATCH_KEYS, PROPRIO, Batch, BatchSpec
 from jaxvla.data.text.instructions import InstructionTable
-from jaxvla.data.transforms.actions import chunk_steps, history_steps
 from jaxvla.errors import ConfigError
 
 _VALIDATION_SEED = 0
@@ -44,9 +44,9 @@ class TextSource(Protocol):
 
         Args:
             batch_index: of the stream.
-            trajectory: int64 [b].
+            trajectory: int64 [b], numbers through all datasets, end to end.
             step: int64 [b], transitions of these trajectories.
-            instruction: int32 [b], entries of the dataset's `annotations()`; -1 where unlabelled.
+            instruction: int32 [b], entries of the mixture's `annotations()`; -1 where unlabelled.
             uniforms: float64 [b, n], random numbers of these samples.
         """
 
@@ -56,8 +56,8 @@ class BatchSource:
     """Random access to the batches of a stream.
 
     Args:
-        dataset: what to draw from.
-        order: the stream of transitions.
+        mixture: what to draw from.
+        order: the stream of transitions, over groups that go through all datasets, end to end.
         batch_size: rows of a global batch.
         keys: the top-level keys of a batch to make.
         rows: which rows of each global batch to make, such as `parallel.feed.process_rows` says.
@@ -66,7 +66,7 @@ class BatchSource:
         instructions: has the batch key `instruction` of every annotation; None where it is not asked for.
     """
 
-    dataset: Dataset
+    mixture: Mixture
     order: Order
     batch_size: int
     keys: tuple[str, ...]
@@ -83,8 +83,9 @@ class BatchSource:
         unknown = set(self.keys) - set(BATCH_KEYS)
         if unknown:
             raise ConfigError(f"no batch keys {sorted(unknown)}; there are {', '.join(BATCH_KEYS)}")
-        sizes = np.array(self.dataset.group_sizes)
+        sizes = np.array(self.order.sizes)
         object.__setattr__(self, "_group_starts", np.cumsum(sizes) - sizes)
+        object.__setattr__(self, "_spec", self.mixture.spec)
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
@@ -94,61 +95,53 @@ class BatchSource:
         start = i * self.batch_size
         positions = np.arange(start, min(start + self.batch_size, self.length))[self.rows]
         random = uniforms(self.order.seed, i, (self.batch_size, 3))[self.rows][: len(positions)]
-        trajectory, step = self._transitions(positions)
-        length = self.dataset.source.lengths[trajectory]
-        goal = self.dataset.config.goal_relabeling.draw(step, length, random[:, :2])
-        batch = {
-            key: self._make(key, trajectory, step, length, goal, random[:, 2]) for key in self.keys if key != "text"
-        }
-        if self.text is not None and "text" in self.keys:
-            shape = (self.batch_size, TEXT_UNIFORMS)
-            own = uniforms(self.order.seed, i, shape, stream=1)[self.rows][: len(positions)]
-            annotation = self.dataset.source.draw_annotations(trajectory, step, random[:, 2])
-            batch["text"] = self.text(i, trajectory, step, annotation, own)
+        group, index = self.order.at(positions)
+        number, transition = self.mixture.locate(self._group_starts[group] + index)
+        parts = [(rows, self._of(n, transition[rows], random[rows])) for n, rows in _members(number)]
+        batch = {}
+        for key in self.keys:
+            if key == "text":
+                shape = (self.batch_size, TEXT_UNIFORMS)
+                own = uniforms(self.order.seed, i, shape, stream=1)[self.rows][: len(positions)]
+                trajectory = scatter([(rows, part.trajectories()) for rows, part in parts])
+                step = scatter([(rows, part.step) for rows, part in parts])
+                batch[key] = self.text(i, trajectory, step, _join("language", parts, self._spec), own)
+            elif key == "instruction":
+                batch[key] = self.instructions.take(_join("language", parts, self._spec))
+            else:
+                batch[key] = _join(key, parts, self._spec)
         return batch
 
-    def _transitions(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        group, index = self.order.at(positions)
-        return self.dataset.source.locate(self.dataset.drawable[self._group_starts[group] + index])
+    def _of(self, number: int, transition: np.ndarray, random: np.ndarray) -> Rows:
+        """The rows of one dataset, by what was drawn of it."""
+        starts = int(self.mixture.trajectory_starts[number]), int(self.mixture.text_starts[number])
+        return Rows.draw(self.mixture.members[number].dataset, number, starts, transition, random)
 
-    def _make(
-        self, key: str, trajectory: np.ndarray, step: np.ndarray, length: np.ndarray, goal: np.ndarray, u: np.ndarray
-    ) -> Any:
-        config, source = self.dataset.config, self.dataset.source
-        if key in ("observations", "next_observations"):
-            frame = step if key == "observations" else step + 1
-            return self._views(trajectory[:, None], history_steps(frame, config.obs_horizon))
-        if key == "goals":
-            return self._views(trajectory, goal)
-        start = source.action_starts[trajectory]
-        if key == "actions":
-            return self.dataset.actions[start[:, None] + chunk_steps(step, length, config.action_horizon)]
-        if key == "action_pad_mask":
-            # What follows a transition that is not taught answers to what happened in it, which nobody can foresee.
-            return np.arange(config.action_horizon) < source.taught_ahead[start + step][:, None]
-        if key == "rewards":
-            return np.where(goal - step <= 1, 0, -1).astype(np.float32)
-        if key == "masks":
-            # Demonstrations are cut off, they do not terminate: every return bootstraps, as in bridge_data_v2.
-            return np.ones(len(step), np.float32)
-        if key == "goal_distances":
-            return (goal - step).astype(np.int32)
-        annotation = source.draw_annotations(trajectory, step, u)
-        return annotation if key == "language" else self.instructions.take(annotation)
 
-    def _views(self, trajectory: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
-        source = self.dataset.source
-        trajectory = np.broadcast_to(trajectory, steps.shape)
-        views = {PROPRIO: self.dataset.proprio[source.frame_starts[trajectory] + steps]}
-        for camera, _ in source.cameras:
-            pixels = np.empty((steps.size, *source.image_size, 3), np.uint8)
-            source.read_frames(trajectory.ravel(), steps.ravel(), camera, pixels)
-            views[camera] = pixels.reshape(*steps.shape, *source.image_size, 3)
-        return views
+def _members(number: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The members in a batch, each with its rows; the first where there is no row, so that shapes are known."""
+    return [(n, np.flatnonzero(number == n)) for n in np.unique(number).tolist() or [0]]
+
+
+def _join(key: str, parts: Sequence[tuple[np.ndarray, Rows]], spec: BatchSpec) -> Any:
+    """The value of a batch key from the rows of each dataset: 0 where a dataset lacks a dimension, black a camera."""
+    if key not in ("observations", "next_observations", "goals"):
+        width = spec.action_dim if key == "actions" else None
+        return scatter([(rows, part.make(key, spec)) for rows, part in parts], width)
+    made = [(rows, part.views(key)) for rows, part in parts]
+    joined = {PROPRIO: scatter([(rows, views[PROPRIO]) for rows, views in made], spec.proprio_dim)}
+    black = np.zeros((1, *spec.image_size, 3), np.uint8)
+    for camera in spec.cameras:
+        pixels = [
+            (rows, views.get(camera, np.broadcast_to(black, (*views[PROPRIO].shape[:-1], *black.shape[1:]))))
+            for rows, views in made
+        ]
+        joined[camera] = scatter(pixels)
+    return joined
 
 
 def training_batches(
-    dataset: Dataset,
+    mixture: Mixture,
     batch_size: int,
     seed: int,
     keys: Sequence[str],
@@ -161,13 +154,13 @@ def training_batches(
     The iterator's `get_state` and `set_state` hold its position; `close` ends its threads. Reading goes on ahead in
     `config.num_threads` threads, at most `config.prefetch` batches.
     """
-    order = Order(dataset.group_sizes, dataset.weights, seed)
-    source = BatchSource(dataset, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text, instructions)
-    return _iterate(source, dataset.config.num_threads, dataset.config.prefetch)
+    order = mixture.order(seed)
+    source = BatchSource(mixture, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text, instructions)
+    return _iterate(source, mixture.config.num_threads, mixture.config.prefetch)
 
 
 def validation_batches(
-    dataset: Dataset,
+    mixture: Mixture,
     batch_size: int,
     keys: Sequence[str],
     rows: slice = slice(None),
@@ -178,19 +171,18 @@ def validation_batches(
     """One pass over the split, in a fixed random order with fixed goals; the last batch may be short.
 
     Args:
-        dataset: usually the "val" split.
+        mixture: usually the "val" split.
         batch_size: rows of a global batch.
         keys: as in `BatchSource`.
         rows: as in `BatchSource`.
         max_batches: stop after so many; 0 for the whole split.
         text, instructions: as in `BatchSource`.
     """
-    order = Order((dataset.num_transitions,), (1.0,), _VALIDATION_SEED)
-    length = min(dataset.num_transitions, max_batches * batch_size or dataset.num_transitions)
     # The order runs through all groups as one, so that every transition counts once whatever the weights.
-    whole = dataclasses.replace(dataset, group_sizes=order.sizes, weights=order.weights)
-    source = BatchSource(whole, order, batch_size, tuple(keys), rows, length, text, instructions)
-    with contextlib.closing(_iterate(source, dataset.config.num_threads, dataset.config.prefetch)) as batches:
+    order = Order((mixture.num_transitions,), (1.0,), _VALIDATION_SEED)
+    length = min(mixture.num_transitions, max_batches * batch_size or mixture.num_transitions)
+    source = BatchSource(mixture, order, batch_size, tuple(keys), rows, length, text, instructions)
+    with contextlib.closing(_iterate(source, mixture.config.num_threads, mixture.config.prefetch)) as batches:
         yield from batches
 
 

@@ -224,3 +224,29 @@ class ReasoningStore:
             return self._local.connection.sqlite.execute(query, values).fetchone()
         except sqlite3.Error as error:
             raise DataError(f"{self.path} is no reasoning store, or a damaged one ({error}): {_MEND}") from error
+
+
+class JoinedStores:
+    """Several stores as one: their episodes are numbered end to end. Picklable, and thread-safe as they are.
+
+    Args:
+        stores: at least one.
+
+    Attributes:
+        starts: int64 [stores], the number of the first episode of each.
+    """
+
+    def __init__(self, stores: Sequence[ReasoningStore]) -> None:
+        self._stores = tuple(stores)
+        counts = [len(store) for store in stores]
+        self.starts = np.cumsum(counts) - np.array(counts)
+
+    def read(self, episodes: np.ndarray, steps: np.ndarray) -> list[Reasoning | None]:
+        """See `ReasoningStore.read`."""
+        store_n = np.where(episodes < 0, -1, np.searchsorted(self.starts, episodes, side="right") - 1)
+        found: list[Reasoning | None] = [None] * len(episodes)
+        for number, (store, start) in enumerate(zip(self._stores, self.starts)):
+            rows = np.flatnonzero(store_n == number)
+            for row, known in zip(rows.tolist(), store.read(episodes[rows] - start, steps[rows])):
+                found[row] = known
+        return found

@@ -4,13 +4,14 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxvla.config import from_mapping
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.formats.index import NO_TEXT
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.schema import TextSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.text.tokenizer import Tokenizer, tokenizer_from_files
@@ -20,7 +21,7 @@ from jaxvla.reasoning.curriculum import Curriculum, CurriculumConfig
 from jaxvla.reasoning.join import Join, check, join
 from jaxvla.reasoning.lengths import open_lengths, text_specs
 from jaxvla.reasoning.prompt import PromptBuilder, PromptConfig
-from jaxvla.reasoning.store import ReasoningStore
+from jaxvla.reasoning.store import JoinedStores, ReasoningStore
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,15 +88,26 @@ class Texts:
     report: tuple[str, ...]
 
 
+class StoreChoice(NamedTuple):
+    """The reasoning of one dataset.
+
+    Attributes:
+        path: of the store; empty for data without any.
+        max_mismatched: see `join.check`.
+    """
+
+    path: str
+    max_mismatched: float
+
+
 def open_texts(
     tokenizer: Tokenizer,
     prompt: PromptConfig,
     curriculum: CurriculumConfig,
     image_tokens: Sequence[int],
-    training: Dataset,
-    validation: Dataset,
-    store_path: str,
-    max_mismatched: float,
+    training: Mixture,
+    validation: Mixture,
+    choices: Sequence[StoreChoice],
 ) -> Texts:
     """Joins both splits with their reasoning and measures their texts, or reads what an earlier start measured.
 
@@ -104,25 +116,27 @@ def open_texts(
         prompt, curriculum: see there.
         image_tokens: how many tokens the image of each camera takes.
         training, validation: the splits.
-        store_path: of the reasoning store; empty for data without any.
-        max_mismatched: see `join.check`.
+        choices: the reasoning of each dataset.
 
     Raises:
         DataError: there is no such store, it has nothing on the training split, too much of it belongs to other data,
             or a text does not fit.
     """
     builder, stages = PromptBuilder(tokenizer, prompt, tuple(image_tokens)), Curriculum(curriculum)
-    store = ReasoningStore(store_path) if store_path else None
+    stores = [ReasoningStore(choice.path) if choice.path else None for choice in choices]
     report: list[str] = []
     splits, lengths = [], []
-    for name, dataset in (("training", training), ("validation", validation)):
-        split, found = _split_text(dataset, store, name)
-        if found is not None:
-            of_validation = f"             {found.coverage:.1%} of the validation transitions"
-            report.append(found.describe() if dataset is training else of_validation)
-            report += check(found, max_mismatched, name)
-        paths = [*dataset.source.paths, *([store_path] if store_path else [])]
-        lengths.append(open_lengths(split, builder, stages, paths, pathlib.Path(dataset.source.paths[0]).parent))
+    for name, mixture in (("training", training), ("validation", validation)):
+        parts = [_split_text(dataset, store, name) for dataset, store in zip(mixture.datasets, stores)]
+        for dataset, choice, (_, found) in zip(mixture.names, choices, parts):
+            label = "" if len(parts) == 1 else f"  [{dataset}]"
+            if found is not None:
+                of_validation = f"             {found.coverage:.1%} of the validation transitions"
+                report.append((found.describe() if mixture is training else of_validation) + label)
+                report += [line + label for line in check(found, choice.max_mismatched, name)]
+        split = _joined(mixture, [part for part, _ in parts], stores)
+        paths = [*mixture.paths, *(choice.path for choice in choices if choice.path)]
+        lengths.append(open_lengths(split, builder, stages, paths, pathlib.Path(mixture.paths[0]).parent))
         splits.append(split)
     specs = text_specs(lengths, builder, stages)
     batches = (TextBatches(builder, stages, split, specs) for split in splits)
@@ -141,6 +155,26 @@ def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tu
     found = None if store is None else join(store, source.keys, source.lengths, source.language, _places(source))
     episodes = np.full(len(source), -1) if found is None else found.episodes
     return SplitText(source.keys, source.language, np.stack([trajectory, step], 1), episodes, store), found
+
+
+def _joined(mixture: Mixture, parts: Sequence[SplitText], stores: Sequence[ReasoningStore | None]) -> SplitText:
+    """The texts of all datasets, end to end."""
+    if len(parts) == 1:
+        return parts[0]
+    present = [store for store in stores if store is not None]
+    joined = JoinedStores(present) if present else None
+    starts = iter(joined.starts.tolist() if joined else ())
+    firsts = [0 if store is None else next(starts) for store in stores]
+    shifts = (np.array([start, 0]) for start in mixture.trajectory_starts.tolist())
+    transitions = (part.transitions + shift for part, shift in zip(parts, shifts))
+    episodes = (np.where(part.episodes < 0, -1, part.episodes + first) for part, first in zip(parts, firsts))
+    return SplitText(
+        tuple(key for part in parts for key in part.keys),
+        tuple(texts for part in parts for texts in part.language),
+        np.concatenate(list(transitions)),
+        np.concatenate(list(episodes)),
+        joined,
+    )
 
 
 def _places(source: TrajectorySource) -> list[tuple[str, int]]:

@@ -105,6 +105,7 @@ class RolloutConfig:
         parallel: episodes that are played side by side.
         camera_size: pixels a side of what the world's cameras see; 0 for the size at which the frames of the training
             data are stored. Where their cameras saw another size, it is that size.
+        dataset: in whose units the policy acts, of a mixture of several; empty for the only one.
     """
 
     world: str = ""
@@ -115,6 +116,7 @@ class RolloutConfig:
     interval: int = 5000
     parallel: int = 10
     camera_size: int = 0
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "last_episodes", "interval", "parallel"):

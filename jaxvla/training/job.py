@@ -10,11 +10,13 @@ import numpy as np
 from jaxvla.agents import Agent, make_agent
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
-from jaxvla.assets import Assets
+from jaxvla.assets import Assets, DatasetAssets
 from jaxvla.config import from_mapping, local_path
-from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
+from jaxvla.data.dataset import DataConfig, Dataset
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.loader import training_batches, validation_batches
+from jaxvla.data.mixture import Mixture, open_mixture
+from jaxvla.data.mixture_config import MixtureConfig, read_mixture
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.data.text.chat import num_image_tokens
 from jaxvla.data.text.instructions import InstructionTable
@@ -25,7 +27,7 @@ from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.parallel.feed import BatchIterator
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
-from jaxvla.reasoning.texts import Texts, open_texts
+from jaxvla.reasoning.texts import StoreChoice, Texts, open_texts
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.state import Pretrained
@@ -53,12 +55,19 @@ class Job:
 
     config: TrainConfig
     agent: Agent
-    training: Dataset
-    validation: Dataset
+    training: Mixture
+    validation: Mixture
     texts: Texts | None
     instructions: tuple[InstructionTable, InstructionTable] | None
     assets: Assets
     pretrained: Pretrained | None
+
+    def drawn(self, start: int, stop: int) -> dict[str, float]:
+        """By name, the share of each dataset in the batches of steps `start` + 1 to `stop`; empty where it is one."""
+        if len(self.training.members) == 1:
+            return {}
+        size = self.config.batch_size
+        return self.training.drawn(self.config.seed, start * size, stop * size)
 
     def training_batches(self, rows: slice = slice(None)) -> BatchIterator:
         """The endless training stream; `rows` of each global batch."""
@@ -75,6 +84,8 @@ class Job:
             text = self.texts.validation.at_stage(stage)
         table = None if self.instructions is None else self.instructions[1]
         keys = self.agent.batch_keys
+        if len(self.validation.members) > 1:
+            keys = (*keys, "dataset")  # the baseline is the mean action of each
         return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text, table)
 
     def adapters(self) -> str:
@@ -90,24 +101,42 @@ class Job:
             f"{every - trained:.2f} M of the backbone are frozen, in {self.agent.config.backbone.dtype}"
         )
 
-    def example(self) -> tuple[int, list[str | None] | list[np.ndarray]]:
-        """A validation trajectory, labelled if any is, and what a policy is told at each of its T steps.
-
-        That is the step's annotation, or the vector of it where the agent reads vectors: no text is encoded again. A
-        step without one is told the trajectory's first.
-        """
-        source, drawable, spec = self.validation.source, self.validation.drawable, self.agent.spec.instruction
-        labelled = drawable[source.texts[drawable] != NO_TEXT]
-        trajectory = int(source.locate((labelled if len(labelled) else drawable)[:1])[0][0])
+    def example(self) -> "Example":
+        """A validation trajectory, labelled if any is, of the first dataset that has one."""
+        labelled = [(m, m.dataset.source.texts[m.dataset.drawable] != NO_TEXT) for m in self.validation.members]
+        member, has_text = next((pair for pair in labelled if pair[1].any()), labelled[0])
+        dataset, number = member.dataset, self.validation.members.index(member)
+        source, spec = dataset.source, self.agent.spec.instruction
+        own = dataset.drawable[has_text] if has_text.any() else dataset.drawable
+        trajectory = int(source.locate(own[:1])[0][0])
         steps = np.arange(source.lengths[trajectory])
         annotation = source.draw_annotations(np.full_like(steps, trajectory), steps, np.zeros(len(steps)))
         if (annotation < 0).all():
-            return trajectory, [None] * len(steps)
+            return Example(member.name, dataset, trajectory, [None] * len(steps))
         annotation = np.where(annotation < 0, annotation[annotation >= 0][0], annotation)
         if self.instructions is None or spec is None or spec.vocab_size:
-            texts = self.validation.annotations()
-            return trajectory, [texts[i] for i in annotation.tolist()]
-        return trajectory, list(self.instructions[1].take(annotation))
+            texts = dataset.annotations()
+            return Example(member.name, dataset, trajectory, [texts[i] for i in annotation.tolist()])
+        vectors = self.instructions[1].take(annotation + self.validation.text_starts[number])
+        return Example(member.name, dataset, trajectory, list(vectors))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Example:
+    """A trajectory of a dataset, and what a policy is told at each of its T steps.
+
+    Attributes:
+        name: of the dataset.
+        dataset: a split of it.
+        trajectory: its number there.
+        told: the step's annotation, or the vector of it where the agent reads vectors: no text is encoded again. A
+            step without one is told the trajectory's first; None where it has none.
+    """
+
+    name: str
+    dataset: Dataset
+    trajectory: int
+    told: list[str | None] | list[np.ndarray]
 
 
 def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:
@@ -132,11 +161,11 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     """
     config = read_train_config(settings)
     data_config = from_mapping(DataConfig, settings["data"], "config.data")
-    source_config = from_mapping(SourceConfig, source_settings, "bridgedata_config")
+    mixture_config = read_mixture(source_settings)
     config.execution.steps(data_config.action_horizon)  # says what is wrong with them before anything is read
     backbone = _open_backbone(settings)
-    training = open_dataset(source_config, data_config, "train")
-    validation = open_dataset(source_config, data_config, "val", training.statistics)
+    training = open_mixture(mixture_config, data_config, "train")
+    validation = open_mixture(mixture_config, data_config, "val", training)
     spec, kwargs, texts, pretrained = training.spec, dict(config.agent_kwargs), None, None
     language = _open_language(settings, training, validation)
     if language is not None:
@@ -148,7 +177,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
             "pad_token": backbone.tokenizer.pad_id,
         }
         make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are measured
-        texts = _open_texts(settings, source_config, backbone, training, validation)
+        texts = _open_texts(settings, mixture_config, backbone, training, validation)
         spec = dataclasses.replace(spec, text=texts.wording.spec_at(0))
         pretrained = _pretrained(backbone)
         config = _with_adapter_rate(config, backbone)
@@ -156,25 +185,42 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         agent=config.agent,
         agent_kwargs=kwargs,
         spec=spec,
-        statistics=training.statistics,
         action_normalization=data_config.normalization,
         proprio_normalization=data_config.normalization,
-        action_mask=source_config.action_mask,
         train_config=settings,
         data_config=source_settings,
         text=None if texts is None else texts.wording.to_json(),
         language=None if language is None else language.to_json(),
-        actions=training.convention,
-        stored_sizes=training.source.stored_sizes,
         execution=config.execution,
-        control_frequency=source_config.control_frequency,
+        **_of_datasets(mixture_config, training),
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     tables = None if language is None else (language.table(training), language.table(validation))
     return Job(config, agent, training, validation, texts, tables, assets, pretrained)
 
 
-def _open_language(settings: Mapping[str, Any], training: Dataset, validation: Dataset) -> Language | None:
+def _of_datasets(config: MixtureConfig, training: Mixture) -> dict[str, Any]:
+    """The fields of `Assets` that say what the numbers of each dataset are."""
+    datasets = {
+        member.name: DatasetAssets(
+            statistics=member.dataset.statistics,
+            action_mask=source.action_mask,
+            actions=member.dataset.convention,
+            cameras=member.dataset.spec.cameras,
+            stored_sizes=member.dataset.source.stored_sizes,
+            control_frequency=source.control_frequency,
+            weight=member.weight,
+        )
+        for member, source in zip(training.members, config.sources.values())
+    }
+    if len(datasets) > 1:
+        return {"statistics": None, "action_mask": (), "datasets": datasets}
+    (only,) = datasets.values()
+    shared = ("statistics", "action_mask", "actions", "stored_sizes", "control_frequency")
+    return {name: getattr(only, name) for name in shared}
+
+
+def _open_language(settings: Mapping[str, Any], training: Mixture, validation: Mixture) -> Language | None:
     if _LANGUAGE_KEY not in settings:
         return None
     config = from_mapping(LanguageConfig, settings[_LANGUAGE_KEY], f"config.{_LANGUAGE_KEY}")
@@ -192,9 +238,12 @@ def _open_backbone(settings: Mapping[str, Any]) -> Backbone | None:
 
 
 def _open_texts(
-    settings: Mapping[str, Any], source: SourceConfig, backbone: Backbone, training: Dataset, validation: Dataset
+    settings: Mapping[str, Any], config: MixtureConfig, backbone: Backbone, training: Mixture, validation: Mixture
 ) -> Texts:
-    store = local_path(source.data_path) / local_path(source.reasoning_path) if source.reasoning_path else ""
+    choices = []
+    for source in config.sources.values():
+        path = local_path(source.data_path) / local_path(source.reasoning_path) if source.reasoning_path else ""
+        choices.append(StoreChoice(str(path), source.max_mismatched))
     return open_texts(
         backbone.tokenizer,
         from_mapping(PromptConfig, settings["prompt"], "config.prompt"),
@@ -202,8 +251,7 @@ def _open_texts(
         _image_tokens(training.spec),
         training,
         validation,
-        str(store),
-        source.max_mismatched,
+        choices,
     )
 
 

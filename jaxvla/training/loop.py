@@ -134,6 +134,7 @@ def train(
     rules: Rules = (),
     pretrained: Pretrained | None = None,
     play: Play | None = None,
+    drawn: Callable[[int, int], dict[str, float]] = lambda start, stop: {},
 ) -> Summary:
     """Trains `agent` until `config.num_steps`, or until it is interrupted, and leaves a checkpoint.
 
@@ -153,6 +154,8 @@ def train(
         rules: where parameters live, see `tree_shardings`.
         pretrained: parameters that a new run reads from files, see `create_state`.
         play: the rollouts of `config.rollout`, see `Rollouts`; None for none.
+        drawn: gives by name the share of each dataset in the batches after the first so many steps, up to the second;
+            logged as data/share/NAME.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
@@ -175,6 +178,8 @@ def train(
             feed=stack.enter_context(DeviceFeed(batches, sharding)),
             interval=Interval(config.batch_size),
             rollouts=Rollouts(config.rollout, play),
+            drawn=drawn,
+            logged=start,
         )
         interrupted = loop.run(start)
     return _summary(run, loop, interrupted)
@@ -234,8 +239,7 @@ def _validator(
     assets: Assets,
 ) -> Callable[[Any, int], dict[str, float]]:
     """Maps parameters and their step to validation metrics; the baseline is the mean action of the training data."""
-    mean_action = assets.action_normalizer().forward(assets.statistics.actions.mean)
-    eval_step = make_eval_step(agent, mean_action, sharding)
+    eval_step = make_eval_step(agent, assets.mean_action(), sharding)
     size, seed = config.batch_size, config.seed
     return lambda params, step: evaluate(eval_step, params, validation(step), size, sharding, seed)
 
@@ -280,6 +284,8 @@ class _Loop:
     feed: DeviceFeed
     interval: Interval
     rollouts: Rollouts
+    drawn: Callable[[int, int], dict[str, float]]
+    logged: int
     train_loss: float = math.nan
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     validated_at: int = -1
@@ -333,6 +339,8 @@ class _Loop:
     def _log(self, step: int) -> None:
         values = self.interval.fetch(self.feed.waited)
         self.train_loss = values["training/loss"]
+        values |= {f"data/share/{name}": share for name, share in self.drawn(self.logged, step).items()}
+        self.logged = step
         self.loggers.write(step, values)
         self.progress.training(step, values)
         self.checkpointer.check()

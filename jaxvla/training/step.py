@@ -123,18 +123,20 @@ def _cut(x: Array, parts: int) -> Array:
     return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
 
-def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, " d"], batch_sharding: NamedSharding) -> EvalStep:
+def make_eval_step(agent: Agent, mean_action: Float[np.ndarray, "*n d"], batch_sharding: NamedSharding) -> EvalStep:
     """Per-example metrics on one batch, jitted: (params, batch, valid, rng) -> {name: values, 0 where not known}.
 
     Args:
         agent: its `evaluate` gives the metrics.
         mean_action: the normalized action of a policy that ignores what it sees. Its error joins the metrics as
-            mse_mean_action, measured as that of the agent is.
+            mse_mean_action, measured as that of the agent is. [d], or of several datasets [n, d] by number, for batches
+            with the key `dataset`.
         batch_sharding: of every array of the batch.
     """
 
     def eval_step(params: Any, batch: Batch, valid: Bool[Array, " b"], rng: Key[Array, ""]) -> dict[str, PartialMetric]:
-        baseline = action_mse(jnp.broadcast_to(mean_action, batch["actions"].shape), batch, agent.spec, 1)
+        mean = mean_action if mean_action.ndim == 1 else jnp.asarray(mean_action)[batch["dataset"]][:, None]
+        baseline = action_mse(jnp.broadcast_to(mean, batch["actions"].shape), batch, agent.spec, 1)
         with activations_at(batch_sharding):
             metrics = agent.evaluate(params, batch, rng) | {"mse_mean_action": baseline}
         parts = {n: m if isinstance(m, PartialMetric) else PartialMetric(m, valid) for n, m in metrics.items()}

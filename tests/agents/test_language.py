@@ -14,6 +14,7 @@ from models.qwen3_vl.cases import quick_jit
 from jaxvla.agents import language
 from jaxvla.agents.language import LanguageConfig, language_from_json, open_language
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.schema import NO_TOKEN
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, DataError, WeightsError
@@ -32,23 +33,24 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def dataset(root, tmp_path):
+def split(root, tmp_path):
     """A copy of its own, where nothing is kept yet."""
     shutil.copytree(root, tmp_path / "data")
     return open_split(tmp_path / "data")
 
 
 def open_split(folder, split="train"):
-    return open_dataset(SourceConfig("bridge_tfrecord", str(folder), include=(("**",),)), DataConfig(), split)
+    source = SourceConfig("bridge_tfrecord", str(folder), include=(("**",),))
+    return Mixture.of(open_dataset(source, DataConfig(), split))
 
 
-def kept(dataset):
-    return sorted(pathlib.Path(dataset.source.paths[0]).parent.glob("instructions-*.npy"))
+def kept(split):
+    return sorted(pathlib.Path(split.paths[0]).parent.glob("instructions-*.npy"))
 
 
-def check_rows(table, dataset, expected):
+def check_rows(table, split, expected):
     """Every annotation has the row that is expected for its text; gives the row of no annotation."""
-    annotations = dataset.annotations()
+    annotations = split.annotations()
     assert set(annotations) == set(TEXTS)
     found = table.take(np.arange(len(annotations)))
     for row, text in zip(found, annotations):
@@ -62,31 +64,31 @@ def never(*_):
     raise AssertionError("encoded again")
 
 
-def test_learned_ids_are_those_of_the_tokenizer(dataset):
-    own = open_language(LanguageConfig(max_length=40), (dataset,))
+def test_learned_ids_are_those_of_the_tokenizer(split):
+    own = open_language(LanguageConfig(max_length=40), (split,))
     tokenizer = load_tokenizer(TINY)
     assert (own.spec.length, own.spec.vocab_size, own.spec.dtype) == (40, tokenizer.vocab_size, np.int32)
     rows = {text: tokenizer.encode(text.lower()) for text in TEXTS}
     expected = {text: np.pad(row, (0, 40 - len(row)), constant_values=NO_TOKEN) for text, row in rows.items()}
-    table = own.table(dataset)
-    assert (check_rows(table, dataset, expected) == NO_TOKEN).all()
+    table = own.table(split)
+    assert (check_rows(table, split, expected) == NO_TOKEN).all()
     assert table.take(np.array([0])).dtype == np.int32
     np.testing.assert_array_equal(own.encode(["  put IT\n in"])[0], expected["Put it in"])
 
 
-def test_tables_are_kept_and_mapped(dataset, monkeypatch):
-    own = open_language(LanguageConfig(max_length=40), (dataset,))
-    first = own.table(dataset)
-    (path,) = kept(dataset)
+def test_tables_are_kept_and_mapped(split, monkeypatch):
+    own = open_language(LanguageConfig(max_length=40), (split,))
+    first = own.table(split)
+    (path,) = kept(split)
     monkeypatch.setattr(language.LearnedLanguage, "encode", never)
-    again = own.table(dataset)
+    again = own.table(split)
     assert isinstance(again.values_ml, np.memmap)
     assert not isinstance(again.take(np.arange(2)), np.memmap)
     np.testing.assert_array_equal(again.values_ml, first.values_ml)
     for other in (dataclasses.replace(own, max_length=41), dataclasses.replace(own, tokenizer=other_tokenizer())):
         with pytest.raises(AssertionError, match="encoded again"):
-            other.table(dataset)
-    assert kept(dataset) == [path], "nothing is left of what failed"
+            other.table(split)
+    assert kept(split) == [path], "nothing is left of what failed"
     assert not list(path.parent.glob(".instructions*"))
 
 
@@ -94,17 +96,17 @@ def other_tokenizer():
     return load_tokenizer(TINY).with_added_tokens(["<extra>"])
 
 
-def test_instructions_that_are_too_long_are_named(dataset):
-    own = open_language(LanguageConfig(max_length=12), (dataset,))
+def test_instructions_that_are_too_long_are_named(split):
+    own = open_language(LanguageConfig(max_length=12), (split,))
     longest = len(load_tokenizer(TINY).encode(TEXTS[3].lower()))
     with pytest.raises(
         DataError, match=rf"'lift .* again' has {longest} tokens.*config\.language\.max_length={longest}"
     ):
-        own.table(dataset)
+        own.table(split)
 
 
-def test_a_checkpoint_holds_the_tokenizer(dataset):
-    own = open_language(LanguageConfig(), (dataset,))
+def test_a_checkpoint_holds_the_tokenizer(split):
+    own = open_language(LanguageConfig(), (split,))
     back = language_from_json(json.loads(json.dumps(own.to_json())))
     assert back.spec == own.spec
     np.testing.assert_array_equal(back.encode(TEXTS), own.encode(TEXTS))
@@ -141,33 +143,33 @@ def one_at_a_time(weights):
     return vectors
 
 
-def test_decoder_vectors_do_not_depend_on_batch_and_padding(dataset, weights, one_at_a_time):
-    own = open_language(decoder(weights), (dataset,))
+def test_decoder_vectors_do_not_depend_on_batch_and_padding(split, weights, one_at_a_time):
+    own = open_language(decoder(weights), (split,))
     assert (own.spec.length, own.spec.vocab_size, own.spec.dtype) == (96, 0, np.float32)
-    table = own.table(dataset)
-    assert (check_rows(table, dataset, one_at_a_time) == 0).all()
+    table = own.table(split)
+    assert (check_rows(table, split, one_at_a_time) == 0).all()
     assert table.take(np.array([0])).dtype == np.float32
     np.testing.assert_allclose(own.encode(TEXTS[-1:])[0], one_at_a_time[TEXTS[-1]], rtol=1e-4, atol=1e-5)
     assert np.abs(np.subtract(*one_at_a_time.values())).max() > 0.01
 
 
-def test_what_is_kept_needs_no_weights(dataset, weights, tmp_path, monkeypatch):
+def test_what_is_kept_needs_no_weights(split, weights, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(weights, folder)
-    first = open_language(decoder(folder), (dataset,)).table(dataset)
+    first = open_language(decoder(folder), (split,)).table(split)
     path = folder / "model.safetensors"
     stamp = path.stat()
     path.write_bytes(bytes(stamp.st_size))
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    again = open_language(decoder(folder), (dataset,)).table(dataset)
+    again = open_language(decoder(folder), (split,)).table(split)
     np.testing.assert_array_equal(again.values_ml, first.values_ml)
     os.utime(path)
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
-        open_language(decoder(folder), (dataset,)).table(dataset)
+        open_language(decoder(folder), (split,)).table(split)
 
 
-def test_a_checkpoint_knows_where_the_weights_are(dataset, weights, one_at_a_time, tmp_path):
-    own = open_language(decoder(weights), (dataset,))
+def test_a_checkpoint_knows_where_the_weights_are(split, weights, one_at_a_time, tmp_path):
+    own = open_language(decoder(weights), (split,))
     back = language_from_json(json.loads(json.dumps(own.to_json())))
     assert dataclasses.asdict(back) == dataclasses.asdict(own)
     np.testing.assert_allclose(back.encode(TEXTS[:1])[0], one_at_a_time[TEXTS[0]], rtol=1e-4, atol=1e-5)
@@ -191,13 +193,13 @@ def precomputed(path):
     return LanguageConfig("precomputed", str(path))
 
 
-def test_vectors_of_a_file(dataset, file, monkeypatch):
-    own = open_language(precomputed(file), (dataset,))
-    table = own.table(dataset)
+def test_vectors_of_a_file(split, file, monkeypatch):
+    own = open_language(precomputed(file), (split,))
+    table = own.table(split)
     np.testing.assert_array_equal(table.take(np.array([-1]))[0], np.zeros(5))
     rows = dict(zip(TEXTS, VECTORS[1:]))
-    np.testing.assert_array_equal(table.take(np.arange(6)), [rows[text] for text in dataset.annotations()])
-    assert not kept(dataset), "nothing was computed"
+    np.testing.assert_array_equal(table.take(np.arange(6)), [rows[text] for text in split.annotations()])
+    assert not kept(split), "nothing was computed"
     back = language_from_json(json.loads(json.dumps(own.to_json())))
     np.testing.assert_array_equal(back.encode([TEXTS[2], "unused"]), VECTORS[[3, 0]])
     monkeypatch.setattr(language, "MAX_KEPT_TEXTS", 4)
@@ -207,11 +209,11 @@ def test_vectors_of_a_file(dataset, file, monkeypatch):
         back.encode(["unused"])
 
 
-def test_an_annotation_without_a_vector_is_named(dataset, tmp_path):
+def test_an_annotation_without_a_vector_is_named(split, tmp_path):
     path = tmp_path / "few.npz"
     np.savez(path, texts=np.array(TEXTS[:2]), vectors=VECTORS[:2])
     with pytest.raises(DataError, match=r"'lift .*' and 1 others have no vector among the 2 of .*few\.npz"):
-        open_language(precomputed(path), (dataset,)).table(dataset)
+        open_language(precomputed(path), (split,)).table(split)
 
 
 @pytest.mark.parametrize(
@@ -225,29 +227,29 @@ def test_an_annotation_without_a_vector_is_named(dataset, tmp_path):
         ({"texts": np.array(["a"], object), "vectors": np.zeros((1, 3))}, "cannot be read"),
     ],
 )
-def test_bad_files_are_one_line(dataset, tmp_path, arrays, message):
+def test_bad_files_are_one_line(split, tmp_path, arrays, message):
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(DataError, match=message) as error:
-        open_language(precomputed(tmp_path / "bad.npz"), (dataset,))
+        open_language(precomputed(tmp_path / "bad.npz"), (split,))
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_and_data_without_vectors(dataset, tmp_path):
+def test_a_missing_file_and_data_without_vectors(split, tmp_path):
     with pytest.raises(DataError, match=r"nothing\.npz cannot be read"):
-        open_language(precomputed(tmp_path / "nothing.npz"), (dataset,))
+        open_language(precomputed(tmp_path / "nothing.npz"), (split,))
     with pytest.raises(DataError, match=r"has no language vectors: set config\.language\.path"):
-        open_language(LanguageConfig("precomputed"), (dataset,))
+        open_language(LanguageConfig("precomputed"), (split,))
 
 
 def test_vectors_of_real_data(bridge_rlds):
     source = SourceConfig("rlds", str(bridge_rlds), cameras={"images0": "image_0"}, image_size=(8, 8))
-    splits = [open_dataset(source, DataConfig(), split) for split in ("train", "val")]
+    splits = [Mixture.of(open_dataset(source, DataConfig(), split)) for split in ("train", "val")]
     own = open_language(LanguageConfig("precomputed"), splits)
     assert own.spec.length == 512
-    for dataset in splits:
-        texts = dataset.annotations()
-        found = own.table(dataset).take(np.arange(len(texts)))
-        np.testing.assert_allclose(found, dataset.source.vectors, atol=1e-6)
+    for split in splits:
+        texts = split.annotations()
+        found = own.table(split).take(np.arange(len(texts)))
+        np.testing.assert_allclose(found, split.datasets[0].source.vectors, atol=1e-6)
         np.testing.assert_array_equal(own.encode(texts[:3]), found[:3])
 
 

@@ -15,6 +15,7 @@ from training.linear_agent import LinearAgent
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.envs.film import LINE, MARGIN
 from jaxvla.ops.augmentation import AugmentConfig, augment_batch
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
@@ -64,7 +65,7 @@ def tile(sheet, row, column):
 def test_views_before_and_after_augmentation_are_those_of_the_training_step(data, sheet):
     settings = load(ROOT / "configs" / "train_config.py").get_config("gc_bc").to_dict()
     dataset = open_dataset(SourceConfig("bridge_tfrecord", str(data), (("**",),)), DataConfig(), "train")
-    batches = training_batches(dataset, 4, settings["seed"], LinearAgent.batch_keys)
+    batches = training_batches(Mixture.of(dataset), 4, settings["seed"], LinearAgent.batch_keys)
     agent, mesh, seen = LinearAgent(dataset.spec), make_mesh(MeshConfig(), jax.devices()[:1]), []
 
     def augment(batch, rng):

@@ -209,7 +209,7 @@ def without_labels(text):
 
 
 def with_nan(job):
-    job.training.actions[:] = np.nan
+    job.training.datasets[0].actions[:] = np.nan
     return job
 
 

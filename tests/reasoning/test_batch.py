@@ -12,6 +12,7 @@ from reasoning.text_cases import FULL, FULL_WORDS, LARA_FULL, LARA_WORDS, Memory
 from jaxvla.config import from_mapping
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import TextSource, training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.schema import TextSpec
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.reasoning.batch import SplitText, TextBatches, inference_text
@@ -273,7 +274,7 @@ def test_loader_takes_texts(tmp_path, tokenizer):
     assert texts.instructions == dataset.annotations()
     made = dataclasses.replace(batches(tokenizer), split=texts)
     assert isinstance(made, TextSource)
-    stream = training_batches(dataset, 8, 0, ("observations", "language", "text"), text=made)
+    stream = training_batches(Mixture.of(dataset), 8, 0, ("observations", "language", "text"), text=made)
     batch = next(stream)
     stream.close()
     for i, pixel in enumerate(batch["observations"]["images0"][:, -1, 0, 0]):

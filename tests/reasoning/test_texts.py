@@ -1,14 +1,18 @@
+import pickle
+
+import numpy as np
 import pytest
 from data.bridge_files import write_dataset
 from reasoning.text_cases import thinking_tokenizer
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
+from jaxvla.data.mixture import Member, Mixture
 from jaxvla.errors import DataError
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import PromptConfig
 from jaxvla.reasoning.record import Episode, Reasoning
 from jaxvla.reasoning.store import write_store
-from jaxvla.reasoning.texts import open_texts
+from jaxvla.reasoning.texts import StoreChoice, open_texts
 
 
 @pytest.fixture
@@ -30,10 +34,10 @@ def opened(data, include=(("**",),), max_mismatched=0.25, **changes):
     write_store(data / "r.store", [annotated(key, *known) for key, known in facts.items()], {})
     config = SourceConfig("bridge_tfrecord", str(data), include)
     training = open_dataset(config, DataConfig(), "train")
-    validation = open_dataset(config, DataConfig(), "val", training.statistics)
+    splits = [Mixture.of(x) for x in (training, open_dataset(config, DataConfig(), "val", training.statistics))]
     store = str(data / "r.store")
     settings = (thinking_tokenizer(), PromptConfig(), CurriculumConfig(), (2,))
-    return open_texts(*settings, training, validation, store, max_mismatched), store
+    return open_texts(*settings, *splits, [StoreChoice(store, max_mismatched)]), store
 
 
 def test_annotations_that_fit_are_joined(data):
@@ -88,3 +92,38 @@ def test_validation_without_annotations_is_a_warning(data):
     coverage, warning = texts.report[1:]
     assert coverage == "             0.0% of the validation transitions"
     assert warning.startswith(f"warning: {store} annotates only 0.0% of the validation transitions: the data has keys")
+
+
+def test_every_dataset_has_its_own_store(tmp_path):
+    """Three datasets whose trajectories have the same keys; the second has no reasoning."""
+    members, stores = {"train": [], "val": []}, []
+    for name, annotates in (("one", True), ("three", True), ("two", False)):
+        root = write_dataset(tmp_path / name, {"a": [6, 5]})
+        facts = {"a/train/0#0": (7, ""), "a/train/1#0": (6, ""), "a/val/0#0": (5, "")}
+        episodes = [
+            Episode(key, {t: Reasoning(move=f"{name} {key} {t}") for t in range(steps)}, steps, told)
+            for key, (steps, told) in facts.items()
+        ]
+        store = str(tmp_path / f"{name}.store") if annotates else ""
+        if annotates:
+            write_store(store, episodes, {})
+        stores.append(StoreChoice(store, 0.0))
+        statistics = None
+        for split in members:
+            dataset = open_dataset(
+                SourceConfig("bridge_tfrecord", str(root), (("**",),)), DataConfig(), split, statistics
+            )
+            members[split].append(Member(name, dataset))
+            statistics = dataset.statistics
+    splits = [Mixture(tuple(own)) for own in members.values()]
+    texts = open_texts(thinking_tokenizer(), PromptConfig(), CurriculumConfig(), (2,), *splits, stores)
+    assert [line.rsplit("  ", 1)[1] for line in texts.report] == ["[one]", "[three]"] * 2
+    split = texts.training.split
+    assert split.instructions == splits[0].annotations()
+    found = split.read(np.array([3, 0, 5, 2]), np.array([1, 2, 0, 4]))
+    said = [None if known is None else known.move for known in found]
+    assert said == ["three a/train/1#0 1", "one a/train/0#0 2", None, "three a/train/0#0 4"]
+    again = pickle.loads(pickle.dumps(split))
+    assert again.read(np.array([3]), np.array([1]))[0].move == "three a/train/1#0 1"
+    assert split.names(np.array([4]), np.array([2]))(0) == "trajectory 'a/train/0#0' step 2"
+    np.testing.assert_array_equal(np.unique(split.transitions[:, 0]), np.arange(6))

@@ -155,18 +155,18 @@ def test_a_job_has_the_instructions_of_both_splits(root, encoder):
             texts = ("go left", "turn left") if i == 1 else ("go right",)
             assert any((row == told[text]).all() for text in texts)
     stream.close()
-    number, instructions = job.example()
-    assert number == 1
-    np.testing.assert_array_equal(instructions, ["go left" if encoder == "learned" else told["go left"]] * 4)
+    example = job.example()
+    assert example.trajectory == 1
+    np.testing.assert_array_equal(example.told, ["go left" if encoder == "learned" else told["go left"]] * 4)
 
 
 def test_the_example_is_told_at_each_step_what_holds_there(tmp_path):
     texts = ["", "go left", "go right", "", "go right", "go left"]
     folder = write_dataset(tmp_path, {split: [[episode(0, language_instruction=texts)]] for split in ("train", "val")})
     config = source(folder) | {"format": "rlds", "include": (), "cameras": {"images0": "image_0"}, "image_size": (8, 8)}
-    number, instructions = open_job(settings("learned", ""), config).example()
-    assert number == 0
-    assert instructions == ["go left", "go left", "go right", "go left", "go right"]
+    example = open_job(settings("learned", ""), config).example()
+    assert example.trajectory == 0
+    assert example.told == ["go left", "go left", "go right", "go left", "go right"]
 
 
 def test_a_policy_follows_what_each_robot_is_told(root, tmp_path):
@@ -180,3 +180,29 @@ def test_a_policy_follows_what_each_robot_is_told(root, tmp_path):
     left, right, again = policy.act_batch([view] * 3, tasks).actions_nad
     np.testing.assert_allclose(left, again, rtol=1e-5)
     assert np.abs(left - right).max() > 1e-4
+
+
+def test_a_job_of_several_datasets(root, tmp_path):
+    """Their annotations are one table; the example is of the first dataset that has any."""
+    silent = write(tmp_path / "silent" / "a" / "train" / "out.tfrecord", [trajectory(9, 4, ())]).parents[2]
+    write(silent / "a" / "val" / "out.tfrecord", [trajectory(8, 4, ())])
+    datasets = {"b": {"data_path": str(root), "weight": 3.0}, "a": {"data_path": str(silent)}}
+    config = source(root) | {"data_path": "", "datasets": datasets}
+    wanted = settings("learned", "")
+    wanted["data"] = wanted["data"] | {"skip_unlabeled": False}
+    job = open_job(wanted, config)
+    assert (job.training.names, job.training.shares) == (("a", "b"), {"a": 0.25, "b": 0.75})
+    assert sum(job.drawn(10, 20).values()) == pytest.approx(1)
+    language = language_from_json(job.assets.language)
+    stream = job.training_batches()
+    batch = next(stream)
+    stream.close()
+    spoken = {1: ("go left", "turn left"), 2: ("go right",)}
+    for number, row in zip(batch["observations"]["images0"][:, 0, 0, 0, 0].tolist(), batch["instruction"]):
+        known = [language.encode([text])[0] for text in spoken.get(number, ())] or [language.spec.unlabelled()]
+        assert any((row == own).all() for own in known)
+    assert set(next(job.validation_batches(0))["dataset"]) == {0, 1}
+    example = job.example()
+    assert (example.name, example.trajectory, example.told) == ("b", 1, ["go left"] * 4)
+    assert list(job.assets.datasets) == ["a", "b"]
+    assert job.assets.of("b").statistics.num_trajectories == len(job.training.datasets[1].source)

@@ -17,6 +17,7 @@ from training.positional_batches import make_assets
 from jaxvla.assets import Assets
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms import images
 from jaxvla.envs.recording import encode, recorded
@@ -105,7 +106,7 @@ def test_a_policy_sees_what_training_saw(world, preset):
         policy = served(dataset, CAMERA)
         assert policy.shape[1:3] == size_of(preset)
         np.testing.assert_array_equal(dataset.source.frames(0, range(4), "images0"), policy)
-        batch = next(training_batches(dataset, 8, 0, ("observations", "next_observations", "goals")))
+        batch = next(training_batches(Mixture.of(dataset), 8, 0, ("observations", "next_observations", "goals")))
         for key in batch:
             rows = batch[key]["images0"].reshape(8, *policy.shape[1:])
             assert all(any((row == view).all() for view in policy) for row in rows)
@@ -146,11 +147,11 @@ def test_from_a_camera_to_actions_through_a_checkpoint(world, tmp_path):
     params, assets = save(tmp_path, "gc_bc", GC_BC, job.agent.spec, values=(-1, 1), **others)
     policy = load_policy(tmp_path)
     acted = policy.act({"images0": CAMERA[0]}, {"images0": CAMERA[3]})
-    loaded = job.training.source.frames(0, [0, 3], "images0")
+    loaded = job.training.datasets[0].source.frames(0, [0, 3], "images0")
     observations, goals = {"images0": loaded[None, :1]}, {"images0": loaded[1:]}
     expected = jax.jit(job.agent.act)(params, observations, {"goals": goals})[0]
     np.testing.assert_allclose(acted, assets.action_normalizer().inverse(np.asarray(expected)), rtol=1e-4)
-    views, _ = demonstration(job.training, 0)
+    views, _ = demonstration(job.training.datasets[0], 0)
     assert views[0]["images0"].shape == (128, 128, 3)
     np.testing.assert_array_equal(policy.act(views[0], {"goals": views[3]}), acted)
 

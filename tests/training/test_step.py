@@ -175,6 +175,16 @@ def test_eval_step_gives_metrics_per_example():
     assert set(batch) == set(KEYS)
 
 
+def test_the_baseline_is_the_mean_action_of_each_dataset():
+    batch = global_batch(0)
+    batch["dataset"] = np.arange(16, dtype=np.int32) % 2
+    means, mask = np.stack([MEAN, -MEAN]), batch["action_pad_mask"]
+    step = make_eval_step(AGENT, means, batch_sharding(ONE))
+    found = step(Setup(ONE).state.params, batch, np.ones(16, bool), jax.random.key(0))["mse_mean_action"].value_b
+    error = ((means[batch["dataset"]][:, None] - batch["actions"]) ** 2).sum(-1)
+    np.testing.assert_allclose(found, (error * mask).sum(1) / mask.sum(1), rtol=1e-5)
+
+
 class Half(LinearAgent):
     def evaluate(self, params, batch, rng):
         value = jnp.where(batch["actions"][:, 0, 0] > 0, batch["actions"][:, 0, 0], jnp.nan)

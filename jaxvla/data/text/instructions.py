@@ -1,4 +1,4 @@
-"""The annotations of a dataset as arrays, for batches: each different text is encoded once and kept beside the data.
+"""The annotations of all datasets as arrays, for batches: each different text is encoded once and kept beside the data.
 
 Axis letters: n annotations, m different texts among them, b batch, l columns of an `InstructionSpec`.
 """
@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jaxvla.data.dataset import Dataset
 from jaxvla.data.formats import sidecar
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.schema import InstructionSpec
 
 _VERSION = 1
@@ -25,11 +25,11 @@ _CHUNK = 1 << 16
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InstructionTable:
-    """What each annotation of a dataset says. Picklable.
+    """What each annotation of a mixture says. Picklable.
 
     Attributes:
         values_ml: [m + 1, l], the encoded texts, and last what stands where there is none; may be a memory map.
-        row_of_n: int32 [n + 1], where the annotations of `Dataset.annotations()` are in it, and last where none is.
+        row_of_n: int32 [n + 1], where the annotations of `Mixture.annotations()` are in it, and last where none is.
     """
 
     values_ml: np.ndarray
@@ -41,22 +41,22 @@ class InstructionTable:
 
 
 def open_table(
-    dataset: Dataset, spec: InstructionSpec, encode: Callable[[Sequence[str]], np.ndarray], stamp: object
+    mixture: Mixture, spec: InstructionSpec, encode: Callable[[Sequence[str]], np.ndarray], stamp: object
 ) -> InstructionTable:
-    """The table of a dataset: read from where it was kept, or encoded and kept.
+    """The table of a mixture: read from where it was kept, or encoded and kept.
 
     Args:
-        dataset: whose annotations; the table lies beside its files, or in the user's cache where these are read-only.
-            Where neither takes it, it is held in memory.
+        mixture: whose annotations; the table lies beside its first file, or in the user's cache where that folder is
+            read-only. Where neither takes it, it is held in memory.
         spec: of the values.
         encode: texts to rows [k, l]; called for many different ones at a time.
         stamp: what the result of `encode` depends on.
     """
-    annotations = dataset.annotations()
+    annotations = mixture.annotations()
     texts = list(dict.fromkeys(annotations))
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     name = sidecar.fingerprint((), _VERSION, spec, stamp, digest)
-    beside = pathlib.Path(dataset.source.paths[0]).parent / f"instructions-{name}.npy"
+    beside = pathlib.Path(mixture.paths[0]).parent / f"instructions-{name}.npy"
     shape = (len(texts) + 1, spec.length)
 
     def read(path: pathlib.Path) -> np.ndarray | None:

@@ -23,6 +23,7 @@ from jaxvla.data.conversion.cameras import named_cameras
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.formats import bridge_tfrecord, tfrecord
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.errors import ConfigError, DataError
 
 BOTH = ("images0", "images1")
@@ -54,7 +55,9 @@ def test_all_cameras_reach_a_batch(mixed):
         for number, camera in enumerate(BOTH):
             expected = np.stack([expected_frame(seed, number, t) for t in range(5)])
             np.testing.assert_array_equal(source.frames(i, range(5), camera), expected)
-    batch = next(training_batches(open_cameras(mixed / "tf" / "two", BOTH), 4, 0, ("observations", "actions")))
+    batch = next(
+        training_batches(Mixture.of(open_cameras(mixed / "tf" / "two", BOTH)), 4, 0, ("observations", "actions"))
+    )
     assert batch["observations"]["images1"].shape == (4, 1, SIZE, SIZE, 3)
     assert len(open_cameras(mixed / "tf", ["images0"]).source) == 6
     with pytest.raises(

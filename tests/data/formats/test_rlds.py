@@ -10,6 +10,7 @@ from jaxvla.data.formats import rlds, tfrecord
 from jaxvla.data.formats.index import open_indices
 from jaxvla.data.formats.rlds_files import find_files
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.source import TrajectorySource
 from jaxvla.errors import DataError
 
@@ -74,7 +75,7 @@ def test_data_without_vectors_is_read_too(folder):
 
 def test_batches_of_real_frames(folder):
     dataset = open_split(folder, size=(32, 48))
-    batch = next(training_batches(dataset, 8, 0, ("observations", "goals", "actions")))
+    batch = next(training_batches(Mixture.of(dataset), 8, 0, ("observations", "goals", "actions")))
     assert batch["observations"]["images0"].shape == (8, 1, 32, 48, 3)
     assert batch["observations"]["images0"].std() > 20
     assert np.isfinite(batch["actions"]).all()

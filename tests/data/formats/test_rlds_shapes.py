@@ -7,6 +7,7 @@ import pytest
 from data.rlds_episodes import FOUR, STEPS, episode, one_line, opened, picture, write_dataset
 
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 
 
 def without(steps, *names):
@@ -30,7 +31,7 @@ def test_a_step_has_its_own_text_and_paraphrases_hold_for_an_episode(tmp_path):
     assert source.texts.tolist() == [0, 0, 1, 1, -2, *[-1] * 5, *[-2] * 5, *[-1] * 5]
     expected = ["open it", "open it", "take it", "take it", None, *["go"] * 5, *[None] * 5, *["go"] * 5]
     seen = set()
-    stream = training_batches(dataset, 64, 0, ("language", "observations"))
+    stream = training_batches(Mixture.of(dataset), 64, 0, ("language", "observations"))
     for _ in range(4):
         batch = next(stream)
         number, step, _ = batch["observations"]["images0"][:, 0, 0, 0].T
@@ -49,7 +50,7 @@ def test_steps_without_a_text_are_not_drawn_on_request(tmp_path):
     assert dataset.drawable.tolist() == [1, 2, 4, 10, 11, 12, 13, 14]
     assert (dataset.num_transitions, dataset.group_sizes) == (8, (8,))
     assert dataset.report[:-1] == ("unlabelled   7 of 15 train transitions, which are not drawn",)
-    stream = training_batches(dataset, 8, 0, ("language", "observations"))
+    stream = training_batches(Mixture.of(dataset), 8, 0, ("language", "observations"))
     batch = next(stream)
     stream.close()
     number, step, _ = batch["observations"]["images0"][:, 0, 0, 0].T
