@@ -40,7 +40,7 @@ RULES = (("head/kernel$", PartitionSpec("fsdp")),)
 ROLLOUT = {"world": "reach", "episodes": 40, "last_episodes": 40, "interval": 10, "parallel": 8}
 
 
-def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), interrupt=None, **changes):
+def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), interrupt=None, drawn=None, **changes):
     """Trains with the settings of `VALUES`, changed.
 
     `batches` is called with this process's rows; `interrupt` with step and number of each episode that was played.
@@ -59,6 +59,7 @@ def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5),
         pathlib.Path(run),
         rules,
         play=make_play(config, interrupt or (lambda step, played: None)) if config.rollout.world else None,
+        drawn=drawn or (lambda start, stop: {}),
     )
 
 

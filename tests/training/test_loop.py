@@ -214,6 +214,15 @@ def test_logging_every_step(tmp_path):
     assert list(metrics_of(tmp_path, "validation/mse")) == [2, 3]
 
 
+def test_shares_of_datasets_are_those_since_the_last_log(tmp_path):
+    options = {"log_interval": 2, "eval_interval": 9, "save_interval": 3}
+    train_linear(tmp_path, num_steps=3, drawn=lambda start, stop: {"a": start + stop / 100}, **options)
+    assert metrics_of(tmp_path, "data/share/a") == {2: 0.02, 3: 2.03}
+    again = {"resume_path": str(tmp_path), "num_steps": 5}
+    train_linear(tmp_path, drawn=lambda start, stop: {"b": start + stop / 100}, **options, **again)
+    assert metrics_of(tmp_path, "data/share/b") == {4: 3.04, 5: 4.05}
+
+
 def test_run_folders(tmp_path, whole):
     def config(resume_path=""):
         optimizer = OptimizerConfig(1e-3)
