@@ -127,6 +127,15 @@ def _bridge_rlds() -> dict:
     }
 
 
+def _mixture_example() -> dict:
+    """The tabletop's demonstrations, and BridgeData V2 in RLDS four times as often."""
+    sample, bridge = _sample(), _bridge_rlds()
+    own = ("format", "data_path", "include", "cameras", "control_frequency")
+    datasets = {"tabletop": {key: sample[key] for key in own}, "bridge": {key: bridge[key] for key in own}}
+    datasets["tabletop"]["weight"], datasets["bridge"]["weight"] = 1.0, 4.0
+    return _bridge() | {"datasets": datasets, "reasoning_path": ""}
+
+
 PRESETS = {
     "bdv2_local": _bdv2_local,
     "all": _all,
@@ -134,6 +143,7 @@ PRESETS = {
     "sample_few": _sample_few,
     "sample_full": _sample_full,
     "bridge_rlds": _bridge_rlds,
+    "mixture_example": _mixture_example,
     "tfrecord": _tfrecord,
     "rlds": _rlds,
 }

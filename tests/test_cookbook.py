@@ -58,6 +58,12 @@ KEPT = ("--config.data.image_size", "--config.num_steps")
 PRINTED = {
     "My own data in any other form": ["training     6 trajectories, 30 transitions", "actions (8, 1, 14)"],
     "An RLDS dataset of another robot": ["instruction (8, 64)"],
+    "Several datasets at once": [
+        "mixture      arm      ",
+        "kitchen  ",
+        "66.7% of the samples",
+        "actions (8, 1, 7)",
+    ],
     "Images of another size": ["camera -> 96 x 96 stored -> 96 x 96", "observations/images0 (8, 1, 96, 96, 3)"],
     "Look at the data": ["page         ", "film         ", "wrote "],
     "Two cameras, or another one": ["observations/images1 (8", "images0      camera -> "],

@@ -1,7 +1,22 @@
+import pathlib
+import runpy
+
 import pytest
 
 from jaxvla.data.mixture_config import name_of, read_mixture
 from jaxvla.errors import ConfigError
+
+PRESETS = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "data_config.py"))["get_config"]
+
+
+def test_the_preset_mixes_two_formats():
+    config = read_mixture(PRESETS("mixture_example").to_dict())
+    sources = config.sources
+    assert config.weights == {"bridge": 4.0, "tabletop": 1.0}
+    assert [source.format for source in sources.values()] == ["rlds", "bridge_tfrecord"]
+    for name, alone in (("bridge", "bridge_rlds"), ("tabletop", "sample")):
+        (own,) = read_mixture(PRESETS(alone).to_dict() | {"reasoning_path": ""}).sources.values()
+        assert sources[name] == own
 
 
 def test_keys_of_a_dataset_take_the_place_of_the_outer_ones():
