@@ -22,6 +22,7 @@ setup(
     install_requires=[
         *JAX,
         "absl-py>=2.1",
+        "array-record>=0.8",  # the other files of TFDS; grain brings it
         "av>=17,<19",  # films of episodes; its wheels bring FFmpeg with libx264
         "etils>=1.9",
         "google-crc32c>=1.5",  # TFRecord checksums in C

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from PIL import Image
 
 from jaxvla.data.files import reading
 from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Index
+from jaxvla.data.formats.protobuf import byte_values
+from jaxvla.data.formats.records import RecordFile, open_records
 from jaxvla.data.schema import Trajectory
 from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
@@ -20,29 +23,19 @@ from jaxvla.errors import DataError
 _OPEN_FILES = 256
 
 
-class _OpenFile:
-    """A descriptor that is closed when the last reader lets go of it, even after it left the cache."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
-
-
 class _OpenFiles:
     """The files opened last, per process: datasets have more files than a process may hold open."""
 
     def __init__(self) -> None:
-        self._files: collections.OrderedDict[str, _OpenFile] = collections.OrderedDict()
+        self._files: collections.OrderedDict[str, RecordFile] = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: str) -> _OpenFile:
+    def get(self, path: str) -> RecordFile:
         """The open file at `path`; thread-safe."""
         with self._lock:
             file = self._files.pop(path, None)
             if file is None:
-                file = _OpenFile(os.open(path, os.O_RDONLY))
+                file = open_records(path)
                 if len(self._files) >= _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files[path] = file
@@ -163,11 +156,12 @@ class TrajectorySource:
         shapes = self._shapes[camera]
         try:  # around all of them: `reading` would cost a tenth of the time of a frame
             for k, (file, offset, size) in enumerate(self._places(trajectories, steps, camera)):
-                if shapes[file][:2] == self.image_size:
-                    if os.preadv(_open_files.get(self.paths[file]).descriptor, [out[k]], offset) != size:
+                row = out[k]
+                if size == row.nbytes and shapes[file] == row.shape:
+                    if _open_files.get(self.paths[file]).read_into(offset, row) != size:
                         raise self._cut_off(file, offset)
                 else:
-                    out[k] = images.to_array(self._picture(camera, file, offset, size), self.image_size)
+                    row[:] = images.to_array(self._picture(camera, file, offset, size), self.image_size)
         except OSError as error:
             raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
@@ -205,7 +199,10 @@ class TrajectorySource:
         """One frame as it is stored."""
         data, shape, name = self._read(file, offset, size), self._shapes[camera][file], self._name(camera, file, offset)
         if shape:
-            return images.raw_picture(data, shape)
+            pixels = byte_values(data) if size > math.prod(shape) else np.frombuffer(data, np.uint8)
+            if pixels is None or pixels.size != math.prod(shape):
+                raise DataError(f"{name}: no picture of {list(shape)}; the file changed, make it again")
+            return images.raw_picture(pixels, shape)
         picture = images.open_picture(data, name)
         if picture.size[::-1] not in self._found_sizes[camera]:
             known = " or ".join(map(images.size_text, sorted(self._found_sizes[camera])))
@@ -231,7 +228,7 @@ class TrajectorySource:
 
     def _read(self, file: int, offset: int, size: int) -> bytes:
         with reading(self.paths[file]):
-            data = os.pread(_open_files.get(self.paths[file]).descriptor, size, offset)
+            data = _open_files.get(self.paths[file]).read(offset, size)
         if len(data) != size:
             raise self._cut_off(file, offset)
         return data

@@ -153,6 +153,17 @@ class Walker:
         raise self.damaged(position, "an integer does not end")
 
 
+def byte_values(data: bytes) -> np.ndarray | None:
+    """The values, uint8 [n], of varints that are all below 256; None where they are not.
+
+    Such a varint is one byte, or, from 128 on, the value itself and a byte 1.
+    """
+    raw = np.frombuffer(data, np.uint8)
+    follows = np.zeros(len(raw), bool)
+    follows[1:] = raw[:-1] >= 0x80
+    return raw[~follows] if (raw[follows] == 1).all() and raw[-1:].all() < 0x80 else None
+
+
 def varint(value: int) -> bytes:
     """The base-128 encoding of an integer of at most 64 bits; negative ones as two's complement."""
     value &= _MASK64

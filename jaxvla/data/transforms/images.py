@@ -87,9 +87,27 @@ def read_size(data: bytes, name: str) -> tuple[int, int]:
     return image.size if on_its_side else image.size[::-1]
 
 
-def raw_picture(data: bytes, shape: tuple[int, ...]) -> Image.Image:
-    """The picture whose pixels are uint8 [h, w, 3] = `shape`."""
-    return Image.fromarray(np.frombuffer(data, np.uint8).reshape(shape))
+def raw_picture(pixels: np.ndarray, shape: tuple[int, ...]) -> Image.Image:
+    """The picture, of mode RGB, whose pixels are uint8 [h, w, 3], or gray [h, w, 1], of `shape`."""
+    image = pixels.reshape(shape)
+    return Image.fromarray(image if shape[2] == 3 else np.repeat(image, 3, 2))
+
+
+def decode_depth(data: bytes, name: str) -> np.ndarray:
+    """Depth as TFDS stores it: uint16 [h, w] of a PNG of 16 bits, or float32 [h, w] of an RGBA PNG of their bytes.
+
+    Raises:
+        DataError: it is neither, or is cut off; says `name`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.mode.startswith("I"):
+                return np.asarray(image).astype(np.uint16)
+            if image.mode == "RGBA":
+                return np.ascontiguousarray(image).view("<f4")[..., 0]
+            raise UnfitImageError(f"{name}: no depth: a PNG of mode {image.mode}, where depth has 16 bits or is RGBA")
+    except _BROKEN as error:
+        raise _not_whole(name, error) from error
 
 
 def to_array(picture: Image.Image, size: tuple[int, ...] = ()) -> np.ndarray:
