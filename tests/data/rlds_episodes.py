@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
@@ -14,6 +15,8 @@ from jaxvla.data.formats.protobuf import header, varint
 from jaxvla.data.formats.tfrecord import RecordWriter
 from jaxvla.errors import DataError
 
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+NODES = {"image", "sequence", "classLabel", "boundingBox", "video"}
 STEPS = {
     "action": "tensor",
     "observation/state": "tensor",
@@ -49,12 +52,23 @@ def episode(number: int, steps: int = 6, dims: tuple[int, int] = (7, 7), **chang
 
 
 def write(path: pathlib.Path, episodes: Sequence[Mapping]) -> pathlib.Path:
-    """Writes one shard."""
+    """Writes one shard, in the format that its name says."""
+    if ".array_record" in path.name:
+        writer = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does it
+        for features in episodes:
+            writer.write(example(features))
+        writer.close()
+        return path
     with RecordWriter(path) as writer:
         for features in episodes:
-            entries = (_field(1, _field(1, name.encode()) + _field(2, _feature(v))) for name, v in features.items())
-            writer.write([_field(1, b"".join(entries))])
+            writer.write([example(features)])
     return path
+
+
+def example(features: Mapping) -> bytes:
+    """A tf.train.Example."""
+    entries = (_field(1, _field(1, name.encode()) + _field(2, _feature(v))) for name, v in features.items())
+    return _field(1, b"".join(entries))
 
 
 def write_dataset(
@@ -62,28 +76,42 @@ def write_dataset(
     splits: Mapping[str, Sequence[Sequence[Mapping]]],
     steps: Mapping[str, object] = STEPS,
     info: Mapping | None = None,
+    file_format: str = "tfrecord",
+    template: str = TEMPLATE,
 ) -> pathlib.Path:
-    """A version folder: the shards of each split; `steps` as `features_json` takes them."""
+    """A version folder: the shards of each split, called by `template`; `steps` as `features_json` takes them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "features.json").write_text(json.dumps(features_json(steps)))
     for split, shards in splits.items():
         for i, episodes in enumerate(shards):
-            write(folder / f"my-set-{split}.tfrecord-{i:05}-of-{len(shards):05}", episodes)
+            own = {"DATASET": "my-set", "SPLIT": split, "FILEFORMAT": file_format, "SHARD_INDEX": f"{i:05}"}
+            own |= {"NUM_SHARDS": f"{len(shards):05}", "SHARD_X_OF_Y": f"{i:05}-of-{len(shards):05}"}
+            path = folder / template.format(**own)
+            path.parent.mkdir(exist_ok=True)
+            write(path, episodes)
     if info is not None:
-        own = [{"name": split, "shardLengths": [str(n) for n in lengths]} for split, lengths in info.items()]
-        (folder / "dataset_info.json").write_text(json.dumps({"name": "my-set", "splits": own}))
+        entries = [
+            {"name": split, "shardLengths": [str(n) for n in lengths], "filepathTemplate": template}
+            for split, lengths in info.items()
+        ]
+        described = {"name": "my-set", "fileFormat": file_format, "splits": entries}
+        (folder / "dataset_info.json").write_text(json.dumps(described))
     return folder
 
 
 def features_json(steps: Mapping[str, object]) -> dict:
-    """Features by "/"-joined name: "image", "text", "tensor", or what stands in the "tensor" of features.json."""
+    """Features by "/"-joined name: "image", "text", "tensor", what stands in the "tensor" of features.json, or a node.
+
+    In names that hold a slash themselves it is "|".
+    """
     tree: dict = {}
     for name, kind in steps.items():
-        *groups, leaf = name.split("/")
+        *groups, leaf = (key.replace("|", "/") for key in name.split("/"))
         node = tree
         for group in groups:
             node = node.setdefault(group, {"featuresDict": {"features": {}}})["featuresDict"]["features"]
-        node[leaf] = {kind: {}} if isinstance(kind, str) else {"tensor": kind}
+        whole = not isinstance(kind, str) and NODES.intersection(kind)
+        node[leaf] = {kind: {}} if isinstance(kind, str) else kind if whole else {"tensor": kind}
     inner = {"sequence": {"feature": {"featuresDict": {"features": tree}}}}
     return {"featuresDict": {"features": {"steps": inner}}}
 

@@ -1,26 +1,24 @@
-"""RLDS datasets in the TFRecord format of TFDS, read without TensorFlow: one episode per record, images encoded.
+"""RLDS datasets as TFDS writes them, read without TensorFlow: one episode per record, images encoded or raw.
 
-TFDS flattens the steps of an episode: a feature `steps/<key>` holds the values of all steps end to end. Integers and
-booleans are stored as int64, all floats as float32, strings and encoded images as bytes.
+The files are TFRecords or array_record files (records.py), which features.json describes (rlds_features.py).
 """
 
 import dataclasses
-import json
+import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxvla.data.files import reading
 from jaxvla.data.formats import tfrecord
 from jaxvla.data.formats.index import ANY_TEXT, MIN_TRANSITIONS, NO_TEXT, Frames, Index, IndexBuilder
-from jaxvla.data.formats.tfrecord import FeatureSpan
+from jaxvla.data.formats.records import open_records
+from jaxvla.data.formats.rlds_episode import Episode
+from jaxvla.data.formats.rlds_features import DEPTH, NUMBERS, PICTURES, TEXT, Feature, read_features
+from jaxvla.data.formats.standard import Standardize, Standardized
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
-
-_FLAGS = ("is_first", "is_last", "is_terminal")  # one of each step, by the RLDS specification
-_NUMBERS, _TEXT, _IMAGE, _OTHER = "numbers", "text", "pictures", "something else"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,51 +36,59 @@ class StepKeys:
 
 @dataclasses.dataclass(frozen=True)
 class RLDSFormat:
-    """Builds the indices of one dataset's files.
+    """Builds the indices of one dataset's files. Picklable where its standardization is.
 
     An episode of N steps has N - 1 transitions: the action of its last step leads nowhere.
 
     Attributes:
         keys: of the features; `language` and `vector` are empty where the dataset has none.
-        cameras: the image features, by their names below `steps`.
-        texts: the text features likewise.
+        features: of the steps, all that there are.
+        standardize: makes actions, states and instructions of whole trajectories; None to take them by `keys`.
     """
 
     keys: StepKeys
-    cameras: tuple[str, ...]
-    texts: tuple[str, ...]
+    features: tuple[Feature, ...]
+    standardize: Standardize | None = None
 
     @classmethod
-    def of(cls, folder: pathlib.Path, keys: StepKeys) -> "RLDSFormat":
+    def of(cls, folder: pathlib.Path, keys: StepKeys, standardize: Standardize | None = None) -> "RLDSFormat":
         """Reads features.json of the dataset version `folder`.
+
+        With a standardization, `keys` but the vector's are not looked at.
 
         Raises:
             DataError: no such file, or its steps lack a feature of `keys`, or have it of another type; the vector, and
                 the language by its usual name, may be missing.
         """
         path = folder / "features.json"
-        try:
-            with reading(path):
-                features = json.loads(path.read_text())
-            kinds = _flatten(features["featuresDict"]["features"]["steps"]["sequence"]["feature"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: does not describe an RLDS dataset with steps") from error
-        names = {
-            kind: tuple(sorted(n for n, own in kinds.items() if own == kind)) for kind in (_NUMBERS, _TEXT, _IMAGE)
-        }
-        wanted = [("action_key", keys.action, _NUMBERS), ("proprio_key", keys.proprio, _NUMBERS)]
+        features = read_features(path)
+        by_name = {feature.name: feature for feature in features}
+        vector = keys.vector if keys.vector in by_name and by_name[keys.vector].kind == NUMBERS else ""
+        if standardize is not None:
+            return cls(dataclasses.replace(keys, language="", vector=vector), features, standardize)
+        wanted = [("action_key", keys.action, NUMBERS), ("proprio_key", keys.proprio, NUMBERS)]
         if keys.language != StepKeys.language:
-            wanted.append(("language_key", keys.language, _TEXT))
+            wanted.append(("language_key", keys.language, TEXT))
         for option, name, kind in wanted:
-            if kinds.get(name) != kind:
+            if name not in by_name or by_name[name].kind != kind:
+                there = ", ".join(sorted(feature.name for feature in features if feature.kind == kind)) or "nowhere"
                 raise DataError(
-                    f"{path}: steps have {_what(name, kinds)}; {kind} are {', '.join(names[kind]) or 'nowhere'}: set "
-                    f"bridgedata_config.{option} to one of these"
+                    f"{path}: steps have {_what(name, by_name)}; {kind} are {there}: set bridgedata_config.{option} "
+                    "to one of these"
                 )
-        language = keys.language if kinds.get(keys.language) == _TEXT else ""
-        vector = keys.vector if kinds.get(keys.vector) == _NUMBERS else ""
-        found = dataclasses.replace(keys, language=language, vector=vector)
-        return cls(found, names[_IMAGE], names[_TEXT])
+        language = keys.language if keys.language in by_name and by_name[keys.language].kind == TEXT else ""
+        return cls(dataclasses.replace(keys, language=language, vector=vector), features)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The features that are pictures."""
+        return self._names(PICTURES)
+
+    @property
+    def variant(self) -> str:
+        """What the indices of a standardization are called, to lie beside those without it."""
+        name = self.standardize.name if self.standardize else ""
+        return hashlib.sha256(name.encode()).hexdigest()[:8] if name else ""
 
     def camera(self, name: str, option: str, where: str) -> str:
         """The image feature that `name` means: one below `steps`, or else below `steps/observation`.
@@ -90,19 +96,20 @@ class RLDSFormat:
         Raises:
             DataError: there is none; names the dataset (`where`), those that there are, and the `option` that chooses.
         """
-        found = next((camera for camera in (name, f"observation/{name}") if camera in self.cameras), None)
+        names = (name, f"observation/{name}")
+        found = next((camera for camera in names if camera in self.cameras), None)
         if found is None:
+            depth = any(known in self._names(DEPTH) for known in names)
+            what = f"{name!r} holds {DEPTH}, which is no camera" if depth else f"no camera {name!r}"
             there = ", ".join(self.cameras) or "no pictures at all"
-            raise DataError(
-                f"{where}: no camera {name!r}, the steps have {there}: set bridgedata_config.cameras.{option}"
-            )
+            raise DataError(f"{where}: {what}, the steps have {there}: set bridgedata_config.cameras.{option}")
         return found
 
     def unlabelled(self) -> str:
         """Why no step has an instruction; empty where the dataset has a feature for them."""
-        if self.keys.language:
+        if self.keys.language or self.standardize:
             return ""
-        there = ", ".join(self.texts) or "nowhere"
+        there = ", ".join(self._names(TEXT)) or "nowhere"
         return (
             f"steps have no text {StepKeys.language!r}, texts are {there}: bridgedata_config.language_key chooses one"
         )
@@ -114,134 +121,102 @@ class RLDSFormat:
             DataError: the file is damaged; names path and byte position.
         """
         builder = IndexBuilder()
-        with open(path, "rb") as file:
-            read = tfrecord.file_reader(file.fileno())
-            for number, record in enumerate(tfrecord.scan_records(file.fileno(), path)):
-                where = f"{path}: record {number}"
-                episode = _Episode(read, tfrecord.parse_example(read, record, path), where)
-                with builder.trajectory():
-                    self._add(builder, episode, episode.key(f"{pathlib.Path(path).name}#{number}"), where)
+        for number, (episode, where) in enumerate(self.episodes(path)):
+            with builder.trajectory():
+                self._add(builder, episode, episode.key(f"{pathlib.Path(path).name}#{number}"), where)
         return builder.build()
 
-    def _add(self, builder: IndexBuilder, episode: "_Episode", key: str, where: str) -> None:
-        steps = episode.num_steps((self.keys.language, *self.cameras))
+    def episodes(self, path: str) -> Iterator[tuple[Episode, str]]:
+        """The episodes of one shard, in order, and what messages call each.
+
+        Raises:
+            DataError: the file is damaged; names path and byte position.
+        """
+        file = open_records(path)
+        packed = {f"steps/{feature.name}" for feature in self.features if feature.is_packed}
+        for number, record in enumerate(file.spans()):
+            where = f"{path}: record {number}"
+            yield Episode(file.read, tfrecord.parse_example(file.read, record, path, packed), where), where
+
+    def trajectory(self, episode: Episode) -> dict[str, Any]:
+        """All that the steps of an episode hold but pictures; see `Episode.trajectory`.
+
+        Raises:
+            UnusableError: nothing says how many steps there are, or a feature has not as many values.
+        """
+        return episode.trajectory(self.features, self._num_steps(episode))
+
+    def _add(self, builder: IndexBuilder, episode: Episode, key: str, where: str) -> None:
+        steps = self._num_steps(episode)
         if not steps:
             raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: no steps")
-        language, texts, first = episode.language(self.keys.language, steps)
-        vectors = episode.numbers(self.keys.vector, steps)[first] if self.keys.vector else None
+        rows = self._rows(episode, steps, where)
+        language, texts, first = _annotations(rows.texts[:-1])
+        vector = self._feature(self.keys.vector)
+        frames = {feature.name: episode.pictures(feature) for feature in self.features if feature.is_located}
+        if len(rows.steps) != steps:
+            frames = {name: _choose(found, rows.steps, steps) for name, found in frames.items()}
         builder.add(
             where,
             key,
-            episode.numbers(self.keys.action, steps)[:-1],
-            episode.numbers(self.keys.proprio, steps),
+            rows.actions,
+            rows.proprio,
             language,
             texts,
-            {camera: episode.pictures(camera) for camera in self.cameras},
-            vectors,
+            frames,
+            episode.numbers(vector, steps)[rows.steps[first]] if vector else None,
+            rows.taught,
         )
 
-
-class _Episode:
-    """The features of one record."""
-
-    def __init__(self, read: tfrecord.Read, features: dict[str, FeatureSpan], where: str) -> None:
-        self._features = features
-        self._read = read
-        self._where = where
-
-    def num_steps(self, others: tuple[str, ...]) -> int:
-        """How many steps there are: by their flags, or by the `others`, of which each step has one value."""
-        for key in (*_FLAGS, *others):
-            feature = self._features.get(f"steps/{key}")
-            if feature is not None and feature.kind == ("int64" if key in _FLAGS else "bytes"):
-                return len(feature.values)
-        raise UnusableError(
-            f"no feature says how many steps there are, such as steps/{_FLAGS[0]}", f"{self._where}: {self._there()}"
+    def _rows(self, episode: Episode, steps: int, where: str) -> Standardized:
+        """Actions, states and texts: standardized, or as the dataset has them."""
+        if self.standardize:
+            return self.standardize(episode.trajectory(self.features, steps), steps, where)
+        action, proprio, language = map(self._feature, (self.keys.action, self.keys.proprio, self.keys.language))
+        texts = episode.texts(language, steps) if language else [""] * steps
+        return Standardized(
+            episode.numbers(action, steps)[:-1],
+            episode.numbers(proprio, steps),
+            texts,
+            np.arange(steps),
+            np.ones(steps - 1, bool),
         )
 
-    def numbers(self, key: str, steps: int) -> np.ndarray:
-        """Values [steps, d] of a feature of numbers."""
-        flat = self._values(f"steps/{key}", ("float", "int64"))
-        if len(flat) % steps:
-            raise UnusableError("lengths disagree", f"{self._where}: {len(flat)} values of {key!r} for {steps} steps")
-        return flat.reshape(steps, -1)
+    def _num_steps(self, episode: Episode) -> int:
+        """By the texts, else the pictures, else the numbers, where there are no flags."""
+        chosen = [feature for feature in self.features if feature.name == self.keys.language]
+        return episode.num_steps(chosen + [f for kind in (PICTURES, NUMBERS) for f in self.features if f.kind == kind])
 
-    def language(self, key: str, steps: int) -> tuple[tuple[str, ...], np.ndarray, list[int]]:
-        """The different texts, which of them each transition has (see `Index`), and the first step that has each."""
-        if not key:
-            return (), np.full(steps - 1, NO_TEXT), []
-        texts = self._texts(f"steps/{key}")
-        if len(texts) != steps:
-            raise UnusableError("lengths disagree", f"{self._where}: {len(texts)} values of {key!r} for {steps} steps")
-        texts = texts[:-1]
-        first = {text: texts.index(text) for text in dict.fromkeys(texts) if text}
-        numbers = {text: number for number, text in enumerate(first)} | {"": NO_TEXT}
-        own = np.array([numbers[text] for text in texts], np.int32)
-        return (
-            tuple(first),
-            np.full_like(own, ANY_TEXT) if len(first) == 1 and not own.any() else own,
-            [*first.values()],
-        )
+    def _feature(self, name: str) -> Feature | None:
+        return next((feature for feature in self.features if feature.name == name), None) if name else None
 
-    def pictures(self, camera: str) -> Frames | str:
-        """Where the encoded images of a camera lie, or what is wrong with them."""
-        feature = self._features.get(f"steps/{camera}")
-        if feature is None or feature.kind != "bytes":
-            return "no pictures" if feature is None else f"{feature.kind} values"
-        table = np.array(feature.values, np.int64).reshape(-1, 2)
-        return Frames(table[:, 0], table[:, 1], ())
-
-    def key(self, otherwise: str) -> str:
-        """<file_path>#<episode_id>, as far as the dataset has them."""
-        path = self._name("episode_metadata/file_path")
-        episode = self._name("episode_metadata/episode_id") or self._name("episode_id")
-        return "#".join(part for part in (path, episode) if part) or otherwise
-
-    def _name(self, key: str) -> str:
-        feature = self._features.get(key)
-        if feature is None or not len(feature.values):
-            return ""
-        return self._texts(key)[0] if feature.kind == "bytes" else str(feature.values[0])
-
-    def _texts(self, key: str) -> list[str]:
-        spans = self._values(key, ("bytes",))
-        return [self._read(span.offset, span.length).decode(errors="replace").strip() for span in spans]
-
-    def _values(self, key: str, kinds: tuple[str, ...]) -> Any:
-        feature = self._features.get(key)
-        if feature is None:
-            raise UnusableError(f"no feature {key!r}", f"{self._where}: {self._there()}")
-        if feature.kind not in kinds:
-            raise UnusableError(f"{key!r} is {feature.kind} values, not {' or '.join(kinds)}", self._where)
-        return feature.values
-
-    def _there(self) -> str:
-        return f"it has {', '.join(sorted(self._features)) or 'nothing'}; does features.json belong to it?"
+    def _names(self, kind: str) -> tuple[str, ...]:
+        return tuple(sorted(feature.name for feature in self.features if feature.kind == kind))
 
 
-def _what(name: str, kinds: Mapping[str, str]) -> str:
+def _annotations(texts: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, list[int]]:
+    """The different texts, which of them each transition has (see `Index`), and the first step that has each."""
+    texts = list(texts)
+    first = {text: texts.index(text) for text in dict.fromkeys(texts) if text}
+    numbers = {text: number for number, text in enumerate(first)} | {"": NO_TEXT}
+    own = np.array([numbers[text] for text in texts], np.int32)
+    if len(first) == 1 and not own.any():
+        own = np.full_like(own, ANY_TEXT)
+    return tuple(first), own, [*first.values()]
+
+
+def _choose(found: Frames | str, chosen: np.ndarray, steps: int) -> Frames | str:
+    """The frames of some of the steps."""
+    if isinstance(found, str):
+        return found
+    if len(found.offsets) != steps:
+        return f"{len(found.offsets)} pictures for {steps} steps"
+    return Frames(found.offsets[chosen], found.sizes[chosen], found.shape)
+
+
+def _what(name: str, features: Mapping[str, Feature]) -> str:
     """What the steps have by a name."""
-    group = [key for key in kinds if key.startswith(f"{name}/")]
-    if name in kinds:
-        return f"{kinds[name]} at {name!r}"
+    group = [key for key in features if key.startswith(f"{name}/")]
+    if name in features:
+        return f"{features[name].kind} at {name!r}"
     return f"a group of features {name!r} ({', '.join(group)})" if group else f"no feature {name!r}"
-
-
-def _flatten(feature: Mapping[str, Any], name: str = "") -> dict[str, str]:
-    """Step feature names, joined by "/", and what they hold, from a node of features.json."""
-    if "featuresDict" in feature:
-        children = feature["featuresDict"]["features"].items()
-        return {k: v for key, child in children for k, v in _flatten(child, f"{name}/{key}".strip("/")).items()}
-    return {name: _kind(feature)}
-
-
-def _kind(feature: Mapping[str, Any]) -> str:
-    if "image" in feature:
-        return _IMAGE
-    if "text" in feature:
-        return _TEXT
-    tensor = feature.get("tensor")
-    # With an encoding, the numbers of a step are one byte string.
-    if tensor is None or tensor.get("encoding", "none").lower() not in ("", "none"):
-        return _OTHER
-    return _TEXT if tensor.get("dtype") == "string" else _NUMBERS

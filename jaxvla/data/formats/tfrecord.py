@@ -17,7 +17,7 @@ Sources: tensorflow/core/lib/io/record_writer.h, core/example/{example,feature}.
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import BinaryIO, NamedTuple
 
 import google_crc32c
@@ -63,6 +63,7 @@ class FeatureSpan(NamedTuple):
     """One feature of an Example: its kind, and its values.
 
     `values` lists the spans of the byte strings for kind "bytes"; it is float32 [n] for "float", int64 [n] for "int64".
+    Of a feature that was not to be read it lists the spans of its packed numbers.
     """
 
     kind: str
@@ -147,10 +148,16 @@ def read_record(read: Read, span: Span, name: str) -> bytes:
     return payload
 
 
-def parse_example(read: Read, span: Span, name: str) -> dict[str, FeatureSpan]:
+def parse_example(read: Read, span: Span, name: str, unread: Collection[str] = ()) -> dict[str, FeatureSpan]:
     """Finds the features of the tf.train.Example at `span`, without reading the byte strings that they hold.
 
-    A feature of which no kind is set is left out, as TensorFlow does. `name` is used in error messages.
+    A feature of which no kind is set is left out, as TensorFlow does.
+
+    Args:
+        read: from the file.
+        span: of the record.
+        name: for error messages.
+        unread: features of so many numbers that these are not to be read either.
 
     Raises:
         DataError: the bytes are no Example; names the byte position.
@@ -168,13 +175,14 @@ def parse_example(read: Read, span: Span, name: str) -> dict[str, FeatureSpan]:
                 if field.number == 1:
                     key = walker.text(field)
                 elif field.number == 2:
-                    feature = _parse_feature(walker, field)
-            if feature is not None:
-                features[key] = feature
+                    feature = field
+            found = None if feature is None else _parse_feature(walker, feature, key in unread)
+            if found is not None:
+                features[key] = found
     return features
 
 
-def _parse_feature(walker: Walker, feature: Field) -> FeatureSpan | None:
+def _parse_feature(walker: Walker, feature: Field, unread: bool) -> FeatureSpan | None:
     kind, parts = "", []
     for field in walker.message(feature):
         if field.number not in _KINDS:
@@ -184,8 +192,8 @@ def _parse_feature(walker: Walker, feature: Field) -> FeatureSpan | None:
         for value in walker.message(field):
             if value.number == 1:
                 read_as = {"bytes": walker.payload, "float": walker.floats, "int64": walker.integers}[kind]
-                parts.append(read_as(value))
-    if kind in ("", "bytes"):
+                parts.append(walker.payload(value) if unread else read_as(value))
+    if unread or kind in ("", "bytes"):
         return FeatureSpan(kind, parts) if kind else None
     dtype = {"float": np.float32, "int64": np.int64}[kind]
     return FeatureSpan(kind, np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False))
