@@ -21,10 +21,13 @@ Result = TypeVar("Result")
 _AHEAD = 4  # jobs that wait per worker, so that none idles while the caller handles a result
 
 
-def completed(function: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int) -> Iterator[Result]:
+def completed(
+    function: Callable[[Job], Result], jobs: Iterable[Job], num_workers: int, mend: str = "lower --num_workers"
+) -> Iterator[Result]:
     """Yields `function(job)` of every job, as they complete; with one worker, in this process and in order.
 
-    `function` and the jobs must be picklable. Jobs are taken from the iterable only as workers become free.
+    `function` and the jobs must be picklable. Jobs are taken from the iterable only as workers become free. `mend` says
+    what is to be done where they took too much memory.
 
     Raises:
         DataError: a worker was killed, as the system does when the memory is exhausted.
@@ -46,7 +49,7 @@ def completed(function: Callable[[Job], Result], jobs: Iterable[Job], num_worker
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool:
-            raise DataError("a worker process was killed, perhaps for lack of memory: lower --num_workers") from None
+            raise DataError(f"a worker process was killed, perhaps for lack of memory: {mend}") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

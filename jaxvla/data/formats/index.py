@@ -6,6 +6,7 @@ One format module per storage format builds it; what stands in it is the same fo
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from jaxvla.data.conversion.workers import Job, Result, completed
 from jaxvla.data.files import reading
 from jaxvla.data.formats import sidecar
 from jaxvla.data.skipping import Skipped, UnusableError
@@ -25,7 +27,7 @@ MIN_TRANSITIONS = 2
 OTHER_KIND = "other dimensions than the rest"
 # What stands in `Index.texts` where a transition has no text of its own.
 ANY_TEXT, NO_TEXT = -1, -2
-_VERSION = 5
+_VERSION = 6
 _NO_ROWS = {
     "actions": np.empty((0, 0), np.float32),
     "proprio": np.empty((0, 0), np.float32),
@@ -33,14 +35,17 @@ _NO_ROWS = {
     "texts": np.empty(0, np.int32),
     "vectors": np.empty((0, 0), np.float32),
 }
-_ARRAYS = ("lengths", *_NO_ROWS)
+_ARRAYS = ("lengths", *_NO_ROWS, "numbers")
+# So many bytes of files are indexed by several processes: below, their start takes longer than they save.
+_MANY_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frames:
     """Where one camera's frames lie: byte offsets int64 and sizes int64, each [number of frames].
 
-    `shape` is (h, w, 3) where the pixels are stored raw, and () where each frame is a JPEG or PNG of its own.
+    `shape` is () where each frame is a JPEG or PNG of its own, and (h, w, 3) or (h, w, 1) where the pixels are stored
+    raw. Of these a frame of more bytes than it has pixels is a row of varints (`protobuf.byte_values`).
     """
 
     offsets: np.ndarray
@@ -64,6 +69,7 @@ class Index:
     frames    by stored camera name; arrays of sum (T + 1) frames, of which those of no use have size 0
     faults    (trajectory, stored camera name, what is wrong) where a trajectory cannot be used with that camera
     skipped   why, and which, for each trajectory that is left out
+    numbers   int64 [n], which of all trajectories of the file each is, ascending; None for 0 to n - 1
     """
 
     lengths: np.ndarray
@@ -77,6 +83,11 @@ class Index:
     frames: dict[str, Frames]
     faults: tuple[tuple[int, str, str], ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    numbers: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", np.arange(len(self.lengths)))
 
     @property
     def total(self) -> int:
@@ -107,6 +118,20 @@ class Index:
             keys=tuple(self.keys[i] for i in chosen),
             frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in self.frames.items()},
             faults=(),
+            numbers=self.numbers[keep],
+        )
+
+    def between(self, start: int, stop: int) -> "Index":
+        """Those of the trajectories `start` to `stop` of the file, the skipped ones counted as well."""
+        if start <= 0 and stop >= self.total:
+            return self
+        keep = (start <= self.numbers) & (self.numbers < stop)
+        first = int(np.searchsorted(self.numbers, start))
+        lost = np.setdiff1d(np.arange(self.total), self.numbers)
+        return dataclasses.replace(
+            self.select(keep),
+            faults=tuple((i - first, camera, what) for i, camera, what in self.faults if keep[i]),
+            skipped=tuple(why for number, why in zip(lost.tolist(), self.skipped) if start <= number < stop),
         )
 
     def dumps(self, stamp: str) -> bytes:
@@ -152,8 +177,9 @@ class Index:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Row:
-    """One trajectory; `where` names it in messages."""
+    """One trajectory; `number` is which of the file it is, `where` names it in messages."""
 
+    number: int
     where: str
     key: str
     actions: np.ndarray
@@ -174,15 +200,17 @@ class IndexBuilder:
 
     def __init__(self) -> None:
         self._rows: list[_Row] = []
-        self._skipped: list[Skipped] = []
+        self._skipped: dict[int, Skipped] = {}
+        self._number = -1
 
     @contextlib.contextmanager
     def trajectory(self) -> Iterator[None]:
         """Where one trajectory is read and added: an `UnusableError` in it leaves that one out."""
+        self._number += 1
         try:
             yield
         except UnusableError as error:
-            self._skipped.append((error.reason, error.detail))
+            self._skipped[self._number] = (error.reason, error.detail)
 
     def add(
         self,
@@ -228,14 +256,18 @@ class IndexBuilder:
                 raise UnusableError(f"{name} are not finite", f"{where}: {detail}")
         tables = (values.astype(np.float32) for values in (actions, proprio))
         vectors = vectors.astype(np.float32)
-        row = _Row(where, key, *tables, taught, language, texts.astype(np.int32), vectors, dict(frames))
+        row = _Row(self._number, where, key, *tables, taught, language, texts.astype(np.int32), vectors, dict(frames))
         self._rows.append(row)
 
     def build(self) -> Index:
         """The index of the trajectories added, of which those of other dimensions than most are left out too."""
         kind = most_common(row.kind for row in self._rows)
         rows = [row for row in self._rows if row.kind == kind]
-        odd = [(OTHER_KIND, f"{row.where}: {compare_kinds(row.kind, kind)}") for row in self._rows if row.kind != kind]
+        odd = {
+            row.number: (OTHER_KIND, f"{row.where}: {compare_kinds(row.kind, kind)}")
+            for row in self._rows
+            if row.kind != kind
+        }
         lengths = np.array([len(row.actions) for row in rows], np.int64)
         frames, faults = {}, []
         for camera in sorted({camera for row in rows for camera in row.frames}):
@@ -251,7 +283,8 @@ class IndexBuilder:
             keys=tuple(row.key for row in rows),
             frames=frames,
             faults=tuple(faults),
-            skipped=(*self._skipped, *odd),
+            skipped=tuple(why for _, why in sorted((self._skipped | odd).items())),
+            numbers=np.array([row.number for row in rows], np.int64),
             **tables,
         )
 
@@ -288,27 +321,67 @@ def _join_frames(parts: Sequence[Frames | str], counts: np.ndarray) -> tuple[Fra
     return Frames(*joined, shape), wrong
 
 
-def open_indices(paths: Sequence[str], build: Callable[[str], Index], options: str = "") -> list[Index]:
+def open_indices(
+    paths: Sequence[str], build: Callable[[str], Index], options: str = "", variant: str = ""
+) -> list[Index]:
     """The index of each file: read from beside it, or built and kept there where it is missing or out of date.
+
+    Each is kept as soon as it is built, so that after an interruption the others alone are built. Gigabytes are shared
+    between processes.
 
     Args:
         paths: data files.
-        build: makes a file's index from the file.
+        build: makes a file's index from the file; picklable.
         options: what the result of `build` depends on beside the file.
+        variant: what indices are called that lie beside those without it.
 
     Raises:
         DataError: a file that cannot be read, or whatever `build` finds.
     """
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(min(8, cores)) as pool:
+        found = dict(zip(paths, pool.map(lambda path: _find_index(path, options, variant), paths)))
+    missing = {path: os.stat(path).st_size for path, index in found.items() if index is None}
+    total = sum(missing.values())
+    run = _completed_in_processes if total >= _MANY_BYTES and cores > 1 else _completed_in_threads
+    job = functools.partial(_build_index, build=build, options=options, variant=variant)
+    bar = tqdm(total=total, desc="indexing", unit="B", unit_scale=True, delay=1.0, leave=False)
+    # Closed at once, that an interruption does not wait for files that are not begun.
+    with bar, contextlib.closing(run(job, missing, max(1, min(cores, len(missing))))) as built:
+        for path, index in built:
+            found[path] = index
+            bar.update(missing[path])
+    return [found[path] for path in paths]
 
-    def one(path: str) -> Index:
-        with reading(path):
-            stamp = sidecar.fingerprint([path], _VERSION, options)
-            return sidecar.kept(
-                pathlib.Path(f"{path}.index"),
-                lambda content: Index.loads(content, stamp),
-                lambda: build(path),
-                lambda index: index.dumps(stamp),
-            )
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(one, paths), "indexing", len(paths), unit="file", delay=1.0, leave=False))
+def _find_index(path: str, options: str, variant: str) -> Index | None:
+    """The index that is kept of a file, if there is one."""
+    with reading(path):
+        stamp = sidecar.fingerprint([path], _VERSION, options)
+        return sidecar.find(_beside(path, variant), lambda kept: Index.loads(kept.read_bytes(), stamp))
+
+
+def _build_index(path: str, build: Callable[[str], Index], options: str, variant: str) -> tuple[str, Index]:
+    """Builds and keeps the index of a file; says which."""
+    with reading(path):
+        stamp = sidecar.fingerprint([path], _VERSION, options)
+        index = build(path)
+        content = index.dumps(stamp)
+        sidecar.keep(_beside(path, variant), lambda file: file.write(content))
+        return path, index
+
+
+def _beside(path: str, variant: str) -> pathlib.Path:
+    return pathlib.Path(f"{path}.{variant}.index" if variant else f"{path}.index")
+
+
+_completed_in_processes = functools.partial(completed, mend="start again, which goes on here, with fewer cores")
+
+
+def _completed_in_threads(function: Callable[[Job], Result], jobs: Iterable[Job], num_threads: int) -> Iterator[Result]:
+    """`completed` in threads of this process: they wait for the disk together, and start at once."""
+    pool = ThreadPoolExecutor(min(8, num_threads))
+    try:
+        yield from pool.map(function, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
