@@ -5,9 +5,7 @@ import pathlib
 
 import numpy as np
 
-from jaxvla.config import local_path
 from jaxvla.data import opening
-from jaxvla.data.files import check_folder
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
@@ -123,8 +121,7 @@ def open_dataset(
         DataError: nothing found, a damaged file, or no transition that can be used.
         ConfigError: settings that do not fit the data.
     """
-    root = local_path(source_config.data_path, "data_path")
-    check_folder(root)
+    root = opening.find_root(source_config)
     image_size = _image_size(source_config, config)
     source, groups, report = opening.open_source(source_config, image_size, root, split)
     convention = _convention(source_config, config)

@@ -1,36 +1,100 @@
 """From a source's configuration to its trajectories: files found and indexed, what cannot be used left out."""
 
 import contextlib
+import dataclasses
 import pathlib
 
 import numpy as np
 
+from jaxvla.config import local_path
 from jaxvla.data import skipping
-from jaxvla.data.files import reading
+from jaxvla.data.files import check_folder, reading
 from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
 from jaxvla.data.formats.index import Index, open_indices
+from jaxvla.data.formats.rlds_files import Part
+from jaxvla.data.formats.rlds_versions import check_version, find_version
+from jaxvla.data.formats.split_slices import SplitSlice
+from jaxvla.data.formats.standard import Standardize
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.data.transforms import selection
 from jaxvla.errors import ConfigError, DataError
 
+_VALIDATION = ("val", "validation")
 
-def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[list[str]], tuple[str, ...]]:
+
+def find_root(config: SourceConfig) -> pathlib.Path:
+    """The folder of the data: `data_path`, or the version folder of `name` below it.
+
+    Raises:
+        ConfigError: no local path, or no name of a dataset.
+        DataError: a folder that cannot be read, or no such dataset or version.
+    """
+    root = local_path(config.data_path, "data_path")
+    check_folder(root)
+    with reading(root):
+        return find_version(root, config.name) if config.name else root
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """The files that hold a split: whole ones in groups, or parts of one group's; `notes` say what is to be known."""
+
+    groups: list[list[str]]
+    parts: tuple[Part, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
     """The files of each group that are stored as a split, and lines that say what was not found."""
     if config.format == "rlds":
-        rlds_files.check_version(root)
-        return [rlds_files.find_files(root, split)], ()
+        check_version(root)
+        which = _slice_of(config, root, split)
+        parts = rlds_files.find_parts(root, which)
+        return _Files([[part.path for part in parts]], tuple(parts), _describe_part(config, root, split, which, parts))
     found = [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
     lost = sorted({link for _, links in found for link in links})
     notes = (f"warning: {len(lost)} links lead nowhere and are left out, such as {lost[0]}",) if lost else ()
-    return [files for files, _ in found], notes
+    return _Files([files for files, _ in found], notes=notes)
+
+
+def _slice_of(config: SourceConfig, root: pathlib.Path, split: str) -> SplitSlice:
+    """What of an RLDS dataset is a split."""
+    if split == "train":
+        return SplitSlice.parse(config.train_split, "bridgedata_config.train_split")
+    if config.val_split:
+        return SplitSlice.parse(config.val_split, "bridgedata_config.val_split")
+    there = rlds_files.splits(root) if split in _VALIDATION else ()
+    return SplitSlice(next((name for name in _VALIDATION if name in there), split))
+
+
+def _describe_part(
+    config: SourceConfig, root: pathlib.Path, split: str, which: SplitSlice, parts: list[Part]
+) -> tuple[str, ...]:
+    """Lines that say which data it is, where that is not plain, and whether one trains on what is held out."""
+    lines = (f"dataset      {root}",) if config.name else ()
+    if str(which) != split:
+        lines += (f"split        {split} is {which}",)
+    if split == "train":
+        return lines
+    trained = _slice_of(config, root, "train")
+    if trained.split == which.split:
+        of = {part.path: part for part in rlds_files.find_parts(root, trained)}
+        shared = [
+            min(part.stop, of[part.path].stop) - max(part.start, of[part.path].start)
+            for part in parts
+            if part.path in of
+        ]
+        if any(count > 0 for count in shared):
+            lines += (f"warning: {which} and {trained} share episodes: policies are validated on what they learned",)
+    return lines
 
 
 def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
     """Whether any group has files of a split."""
     if config.format == "rlds":
-        rlds_files.check_version(root)
-        return split in rlds_files.splits(root)
+        check_version(root)
+        return _slice_of(config, root, split).split in rlds_files.splits(root)
     for patterns in config.include:
         with contextlib.suppress(DataError):
             return bool(bridge_tfrecord.find_files(root, patterns, config.exclude, split)[0])
@@ -40,16 +104,16 @@ def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
 def stored_splits(config: SourceConfig, root: pathlib.Path) -> tuple[str, ...]:
     """The names of the splits that have files of their own; a share that is held out has none."""
     if config.format == "rlds":
-        rlds_files.check_version(root)
+        check_version(root)
         return rlds_files.splits(root)
     return tuple(split for split in ("train", "val") if _has_split(config, root, split))
 
 
-def stored_cameras(config: SourceConfig, root: pathlib.Path) -> dict[str, str]:
+def stored_cameras(config: SourceConfig, root: pathlib.Path, standardize: Standardize | None = None) -> dict[str, str]:
     """The cameras that a configuration names, by their names in batches: what they are called in the files."""
     if config.format != "rlds":
         return config.cameras
-    reader = rlds.RLDSFormat.of(root, config.step_keys)
+    reader = rlds.RLDSFormat.of(root, config.step_keys, standardize)
     return {name: reader.camera(stored, name, str(root)) for name, stored in config.cameras.items()}
 
 
@@ -60,13 +124,21 @@ def index_split(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[l
         DataError: there are none, or one is damaged.
     """
     with reading(root):
-        groups, notes = _find_groups(config, root, split)
-    paths = [*dict.fromkeys(path for group in groups for path in group)]
-    indices, missing = _read_indices(config, root, split, paths)
-    return paths, indices, (*notes, *missing)
+        files = _stored_files(config, root, split)
+    paths = [*dict.fromkeys(path for group in files.groups for path in group)]
+    indices, missing = _read_indices(config, root, paths, files.parts, None)
+    return paths, indices, (*files.notes, *missing)
 
 
-def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[list[str]], tuple[str, ...]]:
+def _stored_files(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
+    """All of the files of a split, whatever the configuration takes of it."""
+    if config.format != "rlds":
+        return _find_groups(config, root, split)
+    parts = rlds_files.find_parts(root, SplitSlice(split))
+    return _Files([[part.path for part in parts]], tuple(parts))
+
+
+def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
     """`_find_groups` of the files that hold a split, held out or not."""
     if not config.validation_share:
         return _find_groups(config, root, split)
@@ -78,34 +150,60 @@ def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[
 
 
 def open_source(
-    config: SourceConfig, image_size: tuple[int, ...], root: pathlib.Path, split: str
+    config: SourceConfig,
+    image_size: tuple[int, ...],
+    root: pathlib.Path,
+    split: str,
+    standardize: Standardize | None = None,
 ) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
-    """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`."""
+    """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`.
+
+    Args:
+        config: which files.
+        image_size: (height, width) of the frames that are given out; () for the stored size.
+        root: see `find_root`.
+        split: "train" or "val"; of an RLDS dataset also another that it has.
+        standardize: makes actions, states and texts of an RLDS dataset's features; None to take them by `config`.
+    """
     with reading(root):
-        files, notes = _find_stored(config, root, split)
+        files = _find_stored(config, root, split)
     stored = "train" if config.validation_share else split
-    paths, groups = [path for group in files for path in group], np.repeat(np.arange(len(files)), [*map(len, files)])
-    cameras = stored_cameras(config, root)
-    indices, missing = _read_indices(config, root, stored, paths)
+    paths = [path for group in files.groups for path in group]
+    groups = np.repeat(np.arange(len(files.groups)), [*map(len, files.groups)])
+    cameras = stored_cameras(config, root, standardize)
+    indices, missing = _read_indices(config, root, paths, files.parts, standardize)
     kept, skipped = selection.usable(paths, indices, cameras)
     total = sum(index.total for index in indices)
     skipping.check(skipped, total, stored, config.max_skipped, str(root))
+    notes = (*files.notes, *skipping.describe(skipped, total, stored), *missing)
     if config.validation_share:
+        count = sum(len(index.lengths) for index in kept)
         kept = selection.hold_out(kept, config.validation_share, split)
+        own = sum(len(index.lengths) for index in kept)
+        held_out = own if split == "val" else count - own
+        notes += (
+            f"held out     {held_out} of {count} trajectories for val, which has no files of its own (validation_share="
+            f"{config.validation_share:g})",
+        )
     filled = np.flatnonzero([len(index.lengths) for index in kept])
     chosen = [kept[i] for i in filled]
     source = TrajectorySource(tuple(paths[i] for i in filled), chosen, tuple(cameras.items()), image_size)
-    return source, groups[filled], (*notes, *skipping.describe(skipped, total, stored), *missing)
+    return source, groups[filled], notes
 
 
 def _read_indices(
-    config: SourceConfig, root: pathlib.Path, split: str, paths: list[str]
+    config: SourceConfig,
+    root: pathlib.Path,
+    paths: list[str],
+    parts: tuple[Part, ...],
+    standardize: Standardize | None,
 ) -> tuple[list[Index], tuple[str, ...]]:
     """The indices of files, and lines that say what the dataset has not."""
     if config.format != "rlds":
         return open_indices(paths, bridge_tfrecord.build_index), ()
-    reader = rlds.RLDSFormat.of(root, config.step_keys)
-    indices = open_indices(paths, reader.build_index, repr(reader))
-    rlds_files.check_counts(root, split, paths, [index.total for index in indices])
+    reader = rlds.RLDSFormat.of(root, config.step_keys, standardize)
+    indices = open_indices(paths, reader.build_index, repr(reader), reader.variant)
+    rlds_files.check_counts(parts, [index.total for index in indices])
     missing = reader.unlabelled()
-    return indices, (f"language     {missing}",) if missing else ()
+    chosen = [index.between(part.start, part.stop) for index, part in zip(indices, parts)]
+    return chosen, (f"language     {missing}",) if missing else ()

@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterable
 
 from jaxvla.data.formats import rlds
+from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.data.schema import PROPRIO
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 
 FORMATS = ("bridge_tfrecord", "rlds")
 _STEP_KEYS = {"action_key": "action", "proprio_key": "proprio", "language_key": "language"}
+_OF_RLDS = ("name", "train_split", "val_split", *_STEP_KEYS)
 
 
 def check_image_size(where: str, size: tuple[int, ...]) -> None:
@@ -25,6 +27,22 @@ def _check_cameras(where: str, cameras: Iterable[str]) -> None:
         raise ConfigError(f"{where} is empty: name at least one, such as images0")
     if taken := {"", PROPRIO}.intersection(cameras):
         raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
+
+
+def _check_of_rlds(where: str, config: "SourceConfig") -> None:
+    """Raises ConfigError for keys of RLDS datasets that say nothing, or contradict each other."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for option in _OF_RLDS:
+        if config.format != "rlds" and getattr(config, option) != defaults[option]:
+            raise ConfigError(f"{where}.{option} has no effect with format {config.format!r}; leave it as it was")
+    SplitSlice.parse(config.train_split, f"{where}.train_split")
+    if config.val_split:
+        SplitSlice.parse(config.val_split, f"{where}.val_split")
+    if config.val_split and config.validation_share:
+        raise ConfigError(
+            f"{where}.val_split={config.val_split!r} and validation_share={config.validation_share} both say what is "
+            "held out: leave one as it was"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +66,9 @@ class SourceConfig:
     action_key: str = rlds.StepKeys.action
     proprio_key: str = rlds.StepKeys.proprio
     language_key: str = rlds.StepKeys.language
+    name: str = ""
+    train_split: str = "train"
+    val_split: str = ""
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"
@@ -73,9 +94,7 @@ class SourceConfig:
                 raise ConfigError(f"{where}.{name} must lie in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"{where}.validation_share must lie in [0, 1), not {self.validation_share}")
-        for option, name in _STEP_KEYS.items():
-            if self.format != "rlds" and getattr(self, option) != getattr(rlds.StepKeys, name):
-                raise ConfigError(f"{where}.{option} has no effect with format {self.format!r}; leave it as it was")
+        _check_of_rlds(where, self)
 
     @property
     def step_keys(self) -> rlds.StepKeys:

@@ -1,0 +1,95 @@
+"""Finding the folder of an RLDS dataset: by itself, or below a root by the name and the version.
+
+Folders are <root>/<dataset>/<version>, or <root>/<dataset>/<configuration>/<version>, as TFDS makes them.
+"""
+
+import difflib
+import os
+import pathlib
+import re
+
+from jaxvla.errors import ConfigError, DataError
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_NAME = re.compile(r"(?P<name>[\w.+-]+(?:/[\w.+-]+)*?)(?:[:/](?P<version>\d+\.\d+\.\d+))?/?")
+_FEATURES = "features.json"
+_SHOWN = 8
+
+
+def check_version(folder: pathlib.Path) -> None:
+    """Refuses what is no version folder.
+
+    Raises:
+        DataError: it is missing, or has no features.json; names the version folders that lie below it.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"no data folder {folder}: set the data path to an RLDS version folder, as bridge_dataset/1.0.0"
+        )
+    if (folder / _FEATURES).exists():
+        return
+    below = sorted(path.parent for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(f"{pattern}/{_FEATURES}"))
+    if below:
+        shown = ", ".join([str(path.relative_to(folder)) for path in below[:5]] + ["..."] * (len(below) > 5))
+        raise DataError(
+            f"{folder} is no RLDS version folder, below it lie {shown}: set the data path to one of these, "
+            f"such as {below[-1]}, or bridgedata_config.name"
+        )
+    raise DataError(
+        f"{folder}/{_FEATURES}: cannot be read: No such file or directory: the data path of an RLDS dataset is its "
+        "version folder, such as bridge_dataset/1.0.0"
+    )
+
+
+def find_version(root: pathlib.Path, name: str) -> pathlib.Path:
+    """The version folder of a dataset below `root`.
+
+    Args:
+        root: a folder of datasets.
+        name: `bridge_orig` for the newest version of it, `bridge_orig/1.0.0` or `bridge_orig:1.0.0` for a given one; of
+            a dataset with several configurations `aloha/two_arms`, and likewise.
+
+    Raises:
+        ConfigError: the name is none.
+        DataError: there is no such dataset, or not this version; names those that there are.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ConfigError(f"bridgedata_config.name={name!r} is no dataset: write bridge_orig, or bridge_orig:1.0.0")
+    dataset, version = found["name"], found["version"]
+    if not root.is_dir():
+        raise DataError(f"no data folder {root}: set the data path to the folder that holds {dataset}")
+    if (root / _FEATURES).exists():
+        raise DataError(
+            f"{root} is a version folder itself: set bridgedata_config.name to '', or the data path to the folder that "
+            f"holds {dataset}"
+        )
+    versions = _versions(root / dataset)
+    if not versions:
+        raise DataError(f"{root}: no dataset {dataset!r}, {_others(root, dataset)}")
+    if version and version not in versions:
+        raise DataError(f"{root / dataset}: no version {version}, there are {', '.join(versions)}")
+    return root / dataset / (version or versions[-1])
+
+
+def _versions(folder: pathlib.Path) -> list[str]:
+    """The versions that lie in a folder, the newest last."""
+    if not folder.is_dir():
+        return []
+    names = [entry.name for entry in os.scandir(folder) if _VERSION.fullmatch(entry.name)]
+    whole = [name for name in names if (folder / name / _FEATURES).exists()]
+    return sorted(whole, key=lambda name: tuple(map(int, name.split("."))))
+
+
+def _others(root: pathlib.Path, dataset: str) -> str:
+    """What there is in place of a dataset that is not there."""
+    folders = sorted(path for pattern in ("*", "*/*") for path in root.glob(pattern) if _versions(path))
+    names = [str(path.relative_to(root)) for path in folders]
+    below = [name for name in names if name.startswith(f"{dataset}/")]
+    if below:
+        return f"but its configurations {', '.join(below[:_SHOWN])}: set bridgedata_config.name to one of these"
+    near = difflib.get_close_matches(dataset, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}? There are {len(names)} datasets: correct bridgedata_config.name"
+    shown = ", ".join([*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]) or "no folders <dataset>/<version>"
+    return f"it holds {shown}: correct bridgedata_config.name or the data path"
