@@ -52,7 +52,8 @@ setup(
             "jax[tpu]>=0.10.2,<0.11; python_version < '3.12'",
             "jax[tpu]>=0.11.1,<0.12; python_version >= '3.12'",
         ],
-        "tf": ["tensorflow-cpu>=2.20,<2.22"],  # the format tests and the loader benchmark's comparison
+        # convert_dataset.py --from tfds:..., the format tests and the loader benchmark's comparison
+        "tf": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9"],
         "wandb": ["wandb>=0.18"],
         "dev": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12,<0.18"],
     },

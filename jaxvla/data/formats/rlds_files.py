@@ -137,6 +137,24 @@ def splits(folder: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(_shards_by_split(folder, _read_info(folder))))
 
 
+def dataset_name(folder: pathlib.Path) -> str:
+    """What dataset_info.json calls the dataset; "" where it does not say.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return _read_info(folder).name
+
+
+def shard_lengths(folder: pathlib.Path) -> dict[str, list[int]]:
+    """How many episodes the shards of each split have by dataset_info.json; empty where that is not there.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return dict(_read_info(folder).lengths)
+
+
 def _count(path: str) -> int:
     with reading(path):
         return open_records(path).count()
