@@ -36,6 +36,9 @@ def test_one_dataset_is_named_by_its_folder(path, name):
     one = {"format": "bridge_tfrecord", "include": (("**",),), "data_path": path}
     assert list(read_mixture(one).sources) == [name_of(path)] == [name]
     assert list(read_mixture(one | {"name": "mine"}).sources) == ["mine"]
+    for named in ("kitchen:1.2.0", "kitchen/1.2.0", "kitchen"):
+        below = {"format": "rlds", "data_path": path, "rlds_name": named}
+        assert list(read_mixture(below).sources) == ["kitchen"]
 
 
 ONE = {"format": "bridge_tfrecord", "include": (("**",),)}

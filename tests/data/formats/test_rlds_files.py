@@ -208,7 +208,7 @@ def test_folders_that_are_no_version_say_where_the_versions_are(tmp_path):
     message = one_line(
         tmp_path / "my_set", r"is no RLDS version folder, below it lie 1\.0\.0, 1\.1\.0: set the data path"
     )
-    assert message.endswith(f"such as {tmp_path / 'my_set' / '1.1.0'}, or bridgedata_config.name")
+    assert message.endswith(f"such as {tmp_path / 'my_set' / '1.1.0'}, or bridgedata_config.rlds_name")
     one_line(tmp_path, r"below it lie my_set/1\.0\.0, my_set/1\.1\.0")
     (tmp_path / "my_set" / "1.0.0" / "features.json").write_text('{"featuresDict": []}')
     one_line(tmp_path / "my_set" / "1.0.0", "does not describe an RLDS dataset with steps")
