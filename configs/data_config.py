@@ -14,7 +14,7 @@ Trajectories that cannot be used are left out and counted; more than the share `
 that has one.
 
 An RLDS dataset is a folder of TFRecords or array_record files: `data_path` is its version folder, or, with an
-`rlds_name`, the folder above all datasets. `bridge_orig` is the newest version of it there, `bridge_orig:1.0.0` a given
+`tfds_name`, the folder above all datasets. `bridge_orig` is the newest version of it there, `bridge_orig:1.0.0` a given
 one. `train_split` and `val_split` are splits or slices of one as TFDS writes them: `train[:95%]`, `train[95%:]`,
 `train[:500]`; an empty `val_split` is `val`, or else `validation`. `action_key`, `proprio_key` and `language_key` name
 features of the steps.
@@ -68,7 +68,7 @@ def _base() -> dict:
         "action_key": "action",
         "proprio_key": "observation/state",
         "language_key": "language_instruction",
-        "rlds_name": "",
+        "tfds_name": "",
         "train_split": "train",
         "val_split": "",
     }

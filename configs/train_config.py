@@ -2,9 +2,8 @@
 
     python experiments/train.py --config train_config.py:gc_bc --bridgedata_config data_config.py:bdv2_local
 
-Names, after BridgeData V2's presets (ResNet-34, batch 256, 2 M steps): gc_bc, lc_bc, gc_ddpm_bc, gc_iql,
-contrastive_rl_td; and ecot (a Qwen3-VL that reasons, needs --config.backbone.path), ecot_lara (with the values of
-LaRA-VLA). Each but the last has a small one, such as gc_bc_tiny and ecot_tiny, that trains on two CPU cores in minutes.
+Names: gc_bc, lc_bc, gc_ddpm_bc, gc_iql, contrastive_rl_td, with BridgeData V2's values; ecot (a Qwen3-VL that reasons,
+needs --config.backbone.path), and ecot_lara with LaRA-VLA's. NAME_tiny of all but the last trains on two CPU cores.
 
 `data.image_size` (height, width) is what the policy sees, empty for the stored size; convert at no less than it.
 """

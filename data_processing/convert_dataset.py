@@ -9,7 +9,7 @@ prepares or downloads what is not there, in --data_dir. A bucket may be given th
 of which training decompresses a whole episode for each frame; it needs no TensorFlow.
 
 The dataset comes to lie in --output_path/NAME/VERSION, for --bridgedata_config data_config.py:rlds with
---config.data_path OUTPUT_PATH --bridgedata_config.rlds_name NAME. Records are copied as they are. Files that are done
+--config.data_path OUTPUT_PATH --bridgedata_config.tfds_name NAME. Records are copied as they are. Files that are done
 are skipped, so an interrupted run is finished by running it again.
 """
 

@@ -240,15 +240,9 @@ class ECoT:
         observations: Mapping[str, Any],
         present_bd: Bool[Array, "b d"] | None = None,
     ) -> Float[Array, "b a d"]:
-        """The likeliest normalized actions for what `look` gives, or for what has been made of it.
-
-        `present_bd` is the batch key action_dim_mask, where there is one.
-        """
-        shape = (len(context_btc), self.spec.action_horizon, self.spec.action_dim)
-        noise_bad = jnp.zeros(shape, jnp.float32)
-        return self._head(params).sample(
-            context_btc, visible_bt, noise_bad, self._state(observations), present_bd=present_bd
-        )
+        """The likeliest normalized actions for what `look` gives, or was made of it; `present_bd` is action_dim_mask."""
+        given = (context_btc, visible_bt, self._no_noise(context_btc), self._state(observations))
+        return self._head(params).sample(*given, present_bd=present_bd)
 
     def looks_at(
         self,
@@ -258,8 +252,11 @@ class ECoT:
         observations: Mapping[str, Any],
     ) -> Float[Array, "l b t"]:
         """How much of its attention the head has at each column of what `look` gives, by its pairs of layers."""
-        noise_bad = jnp.zeros((len(context_btc), self.spec.action_horizon, self.spec.action_dim))
+        noise_bad = self._no_noise(context_btc)
         return self._head(params).looks_at(context_btc, visible_bt, noise_bad, self._state(observations))
+
+    def _no_noise(self, context_btc: Array) -> Array:
+        return jnp.zeros((len(context_btc), self.spec.action_horizon, self.spec.action_dim), jnp.float32)
 
     def act(
         self,

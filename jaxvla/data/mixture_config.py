@@ -79,7 +79,7 @@ def read_mixture(settings: Mapping[str, Any]) -> MixtureConfig:
     outer = {key: value for key, value in settings.items() if key not in own}
     if not choice.datasets:
         source = from_mapping(SourceConfig, outer, _WHERE)
-        name = choice.name or name_of(os.path.join(source.data_path, source.rlds_name.replace(":", "/")))
+        name = choice.name or name_of(os.path.join(source.data_path, source.tfds_name.replace(":", "/")))
         _check_name(f"{_WHERE}.name", choice.name or "unnamed")
         return MixtureConfig({name: source}, {name: 1.0}, choice.balance)
     if choice.name:

@@ -24,7 +24,7 @@ _VALIDATION = ("val", "validation")
 
 
 def find_root(config: SourceConfig) -> pathlib.Path:
-    """The folder of the data: `data_path`, or the version folder of `rlds_name` below it.
+    """The folder of the data: `data_path`, or the version folder of `tfds_name` below it.
 
     Raises:
         ConfigError: no local path, or no name of a dataset.
@@ -33,7 +33,7 @@ def find_root(config: SourceConfig) -> pathlib.Path:
     root = local_path(config.data_path, "data_path")
     check_folder(root)
     with reading(root):
-        return find_version(root, config.rlds_name) if config.rlds_name else root
+        return find_version(root, config.tfds_name) if config.tfds_name else root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _describe_part(
     config: SourceConfig, root: pathlib.Path, split: str, which: SplitSlice, parts: list[Part]
 ) -> tuple[str, ...]:
     """Lines that say which data it is, where that is not plain, and whether one trains on what is held out."""
-    lines = (f"dataset      {root}",) if config.rlds_name else ()
+    lines = (f"dataset      {root}",) if config.tfds_name else ()
     if str(which) != split:
         lines += (f"split        {split} is {which}",)
     if split == "train":

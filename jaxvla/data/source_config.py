@@ -12,7 +12,7 @@ from jaxvla.errors import ConfigError
 
 FORMATS = ("bridge_tfrecord", "rlds")
 _STEP_KEYS = {"action_key": "action", "proprio_key": "proprio", "language_key": "language"}
-_OF_RLDS = ("rlds_name", "train_split", "val_split", *_STEP_KEYS)
+_OF_RLDS = ("tfds_name", "train_split", "val_split", *_STEP_KEYS)
 
 
 def check_image_size(where: str, size: tuple[int, ...]) -> None:
@@ -66,7 +66,7 @@ class SourceConfig:
     action_key: str = rlds.StepKeys.action
     proprio_key: str = rlds.StepKeys.proprio
     language_key: str = rlds.StepKeys.language
-    rlds_name: str = ""
+    tfds_name: str = ""
     train_split: str = "train"
     val_split: str = ""
 

@@ -37,7 +37,7 @@ def test_one_dataset_is_named_by_its_folder(path, name):
     assert list(read_mixture(one).sources) == [name_of(path)] == [name]
     assert list(read_mixture(one | {"name": "mine"}).sources) == ["mine"]
     for named in ("kitchen:1.2.0", "kitchen/1.2.0", "kitchen"):
-        below = {"format": "rlds", "data_path": path, "rlds_name": named}
+        below = {"format": "rlds", "data_path": path, "tfds_name": named}
         assert list(read_mixture(below).sources) == ["kitchen"]
 
 

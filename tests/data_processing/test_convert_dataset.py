@@ -45,7 +45,7 @@ def test_array_records_become_tfrecords_with_the_same_episodes(folder, tmp_path)
     same = write_dataset(tmp_path / "same", {"train": [FOUR[:3], FOUR[3:]], "val": [[episode(9)]]})
     for name in names[2:]:
         assert (copy / name).read_bytes() == (same / name).read_bytes()
-    source = opened(tmp_path / "out", rlds_name="my-set").source
+    source = opened(tmp_path / "out", tfds_name="my-set").source
     assert source.keys == tuple(f"/raw/{i}#{i}" for i in range(4))
     assert source.frames(3, [5], "images0")[0, 0, 0].tolist() == [3, 5, 7]
     assert opened(copy, "val").source.keys == ("/raw/9#9",)

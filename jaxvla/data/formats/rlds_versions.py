@@ -33,7 +33,7 @@ def check_version(folder: pathlib.Path) -> None:
         shown = ", ".join([str(path.relative_to(folder)) for path in below[:5]] + ["..."] * (len(below) > 5))
         raise DataError(
             f"{folder} is no RLDS version folder, below it lie {shown}: set the data path to one of these, "
-            f"such as {below[-1]}, or bridgedata_config.rlds_name"
+            f"such as {below[-1]}, or bridgedata_config.tfds_name"
         )
     raise DataError(
         f"{folder}/{_FEATURES}: cannot be read: No such file or directory: the data path of an RLDS dataset is its "
@@ -56,14 +56,14 @@ def find_version(root: pathlib.Path, name: str) -> pathlib.Path:
     found = _NAME.fullmatch(name)
     if found is None:
         raise ConfigError(
-            f"bridgedata_config.rlds_name={name!r} is no dataset: write bridge_orig, or bridge_orig:1.0.0"
+            f"bridgedata_config.tfds_name={name!r} is no dataset: write bridge_orig, or bridge_orig:1.0.0"
         )
     dataset, version = found["name"], found["version"]
     if not root.is_dir():
         raise DataError(f"no data folder {root}: set the data path to the folder that holds {dataset}")
     if (root / _FEATURES).exists():
         raise DataError(
-            f"{root} is a version folder itself: set bridgedata_config.rlds_name to '', or the data path to the folder "
+            f"{root} is a version folder itself: set bridgedata_config.tfds_name to '', or the data path to the folder "
             f"that holds {dataset}"
         )
     versions = _versions(root / dataset)
@@ -89,9 +89,9 @@ def _others(root: pathlib.Path, dataset: str) -> str:
     names = [str(path.relative_to(root)) for path in folders]
     below = [name for name in names if name.startswith(f"{dataset}/")]
     if below:
-        return f"but its configurations {', '.join(below[:_SHOWN])}: set bridgedata_config.rlds_name to one of these"
+        return f"but its configurations {', '.join(below[:_SHOWN])}: set bridgedata_config.tfds_name to one of these"
     near = difflib.get_close_matches(dataset, names, n=3, cutoff=0.5)
     if near:
-        return f"did you mean {' or '.join(near)}? There are {len(names)} datasets: correct bridgedata_config.rlds_name"
+        return f"did you mean {' or '.join(near)}? There are {len(names)} datasets: correct bridgedata_config.tfds_name"
     shown = ", ".join([*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]) or "no folders <dataset>/<version>"
-    return f"it holds {shown}: correct bridgedata_config.rlds_name or the data path"
+    return f"it holds {shown}: correct bridgedata_config.tfds_name or the data path"

@@ -9,6 +9,7 @@ from data.rlds_episodes import FOUR, TEMPLATE, episode, one_line, opened, write,
 
 from jaxvla.data.dataset import SourceConfig
 from jaxvla.data.loader import training_batches
+from jaxvla.data.mixture import Mixture
 from jaxvla.errors import ConfigError
 
 
@@ -109,7 +110,7 @@ def test_both_formats_and_names_of_any_kind_are_read(tmp_path, file_format, temp
             frames = dataset.source.frames(number, range(6), "images0")
             assert frames[:, 0, 0].tolist() == [[number, step, 7] for step in range(6)]
             np.testing.assert_array_equal(dataset.source.table(number).actions, FOUR[number]["steps/action"][:-1])
-    batch = next(stream := training_batches(dataset, 16, 0, ("observations", "next_observations")))
+    batch = next(stream := training_batches(Mixture.of(dataset), 16, 0, ("observations", "next_observations")))
     stream.close()
     now, later = (batch[key]["images0"][:, 0, 0, 0] for key in ("observations", "next_observations"))
     assert (later - now == [0, 1, 0]).all()
@@ -208,7 +209,7 @@ def test_folders_that_are_no_version_say_where_the_versions_are(tmp_path):
     message = one_line(
         tmp_path / "my_set", r"is no RLDS version folder, below it lie 1\.0\.0, 1\.1\.0: set the data path"
     )
-    assert message.endswith(f"such as {tmp_path / 'my_set' / '1.1.0'}, or bridgedata_config.rlds_name")
+    assert message.endswith(f"such as {tmp_path / 'my_set' / '1.1.0'}, or bridgedata_config.tfds_name")
     one_line(tmp_path, r"below it lie my_set/1\.0\.0, my_set/1\.1\.0")
     (tmp_path / "my_set" / "1.0.0" / "features.json").write_text('{"featuresDict": []}')
     one_line(tmp_path / "my_set" / "1.0.0", "does not describe an RLDS dataset with steps")

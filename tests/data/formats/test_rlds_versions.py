@@ -57,19 +57,19 @@ def test_what_is_not_there_is_told_with_what_is(root, name, error, match):
 
 
 def test_roots_that_are_none(root):
-    one_line(root / "nowhere", "no data folder .*set the data path to the folder that holds bridge", rlds_name="bridge")
+    one_line(root / "nowhere", "no data folder .*set the data path to the folder that holds bridge", tfds_name="bridge")
     version = root / "bridge_orig" / "1.9.0"
     one_line(
-        version, r"1\.9\.0 is a version folder itself: set bridgedata_config\.rlds_name to ''", rlds_name="bridge_orig"
+        version, r"1\.9\.0 is a version folder itself: set bridgedata_config\.tfds_name to ''", tfds_name="bridge_orig"
     )
 
 
 def test_a_dataset_is_opened_by_its_name(tmp_path):
     write_dataset(tmp_path / "b" / "1.0.0", {"train": [FOUR[:2]]})
     write_dataset(tmp_path / "b" / "1.0.1", {"train": [FOUR]}, info={"train": [4]})
-    dataset = opened(tmp_path, rlds_name="b")
+    dataset = opened(tmp_path, tfds_name="b")
     assert len(dataset.source) == 4
     assert dataset.report[0] == f"dataset      {tmp_path}/b/1.0.1"
-    assert len(opened(tmp_path, rlds_name="b:1.0.0").source) == 2
+    assert len(opened(tmp_path, tfds_name="b:1.0.0").source) == 2
     assert list((tmp_path / "b" / "1.0.1").glob("dataset_statistics-*")), "what is derived lies with the version"
     assert opened(tmp_path / "b" / "1.0.1").report == dataset.report[1:]

@@ -12,6 +12,7 @@ from training.file_limit import file_limit
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.formats import index, sidecar
 from jaxvla.data.schema import InstructionSpec
+from jaxvla.data.mixture import Mixture
 from jaxvla.data.text.instructions import open_table
 from jaxvla.errors import DataError
 from jaxvla.reasoning.lengths import Longest, TextLengths
@@ -57,7 +58,9 @@ def make_read_only(root):
 
 def open_all(root, split="train"):
     dataset = open_dataset(SourceConfig("bridge_tfrecord", str(root), (("**",),)), DataConfig(), split)
-    return dataset, open_table(dataset, SPEC, lambda texts: np.array([[len(text), 1.0] for text in texts]), "lengths")
+    return dataset, open_table(
+        Mixture.of(dataset), SPEC, lambda texts: np.array([[len(text), 1.0] for text in texts]), "lengths"
+    )
 
 
 def assert_same(found, expected):
