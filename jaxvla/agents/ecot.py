@@ -240,7 +240,7 @@ class ECoT:
         observations: Mapping[str, Any],
         present_bd: Bool[Array, "b d"] | None = None,
     ) -> Float[Array, "b a d"]:
-        """The likeliest normalized actions for what `look` gives, or was made of it; `present_bd` is action_dim_mask."""
+        """The likeliest normalized actions for what `look` gives, or became of it; `present_bd` is action_dim_mask."""
         given = (context_btc, visible_bt, self._no_noise(context_btc), self._state(observations))
         return self._head(params).sample(*given, present_bd=present_bd)
 

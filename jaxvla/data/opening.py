@@ -12,7 +12,7 @@ from jaxvla.data.files import check_folder, reading
 from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
 from jaxvla.data.formats.index import Index, open_indices
 from jaxvla.data.formats.rlds_files import Part
-from jaxvla.data.formats.rlds_versions import check_version, find_version
+from jaxvla.data.formats.rlds_versions import find_version
 from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.data.formats.standard import Standardize
 from jaxvla.data.source import TrajectorySource
@@ -48,7 +48,7 @@ class _Files:
 def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
     """The files of each group that are stored as a split, and lines that say what was not found."""
     if config.format == "rlds":
-        check_version(root)
+        rlds_files.check_version(root)
         which = _slice_of(config, root, split)
         parts = rlds_files.find_parts(root, which)
         return _Files([[part.path for part in parts]], tuple(parts), _describe_part(config, root, split, which, parts))
@@ -93,7 +93,7 @@ def _describe_part(
 def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
     """Whether any group has files of a split."""
     if config.format == "rlds":
-        check_version(root)
+        rlds_files.check_version(root)
         return _slice_of(config, root, split).split in rlds_files.splits(root)
     for patterns in config.include:
         with contextlib.suppress(DataError):
@@ -104,7 +104,7 @@ def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
 def stored_splits(config: SourceConfig, root: pathlib.Path) -> tuple[str, ...]:
     """The names of the splits that have files of their own; a share that is held out has none."""
     if config.format == "rlds":
-        check_version(root)
+        rlds_files.check_version(root)
         return rlds_files.splits(root)
     return tuple(split for split in ("train", "val") if _has_split(config, root, split))
 

@@ -17,7 +17,6 @@ from jaxvla.data.files import reading
 from jaxvla.data.formats import rlds_files, tfrecord
 from jaxvla.data.formats.records import open_records
 from jaxvla.data.formats.rlds_features import read_features
-from jaxvla.data.formats.rlds_versions import check_version
 from jaxvla.errors import DataError
 
 Shard = Callable[[], Iterable[bytes]]  # gives the records, each a tf.train.Example
@@ -48,7 +47,7 @@ def of_folder(folder: pathlib.Path) -> RLDSSource:
     Raises:
         DataError: it is none, or lacks files.
     """
-    check_version(folder)
+    rlds_files.check_version(folder)
     with reading(folder):
         features = (folder / "features.json").read_text()
     name = rlds_files.dataset_name(folder) or folder.absolute().parent.name

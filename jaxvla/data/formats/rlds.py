@@ -99,10 +99,11 @@ class RLDSFormat:
         names = (name, f"observation/{name}")
         found = next((camera for camera in names if camera in self.cameras), None)
         if found is None:
-            depth = any(known in self._names(DEPTH) for known in names)
-            what = f"{name!r} holds {DEPTH}, which is no camera" if depth else f"no camera {name!r}"
             there = ", ".join(self.cameras) or "no pictures at all"
-            raise DataError(f"{where}: {what}, the steps have {there}: set bridgedata_config.cameras.{option}")
+            there = f"the steps have {there}: set bridgedata_config.cameras.{option}"
+            if any(known in self._names(DEPTH) for known in names):
+                raise DataError(f"{where}: {name!r} holds {DEPTH}, which is no camera, {there}")
+            raise DataError(f"{where}: no camera {name!r}, {there}")
         return found
 
     def unlabelled(self) -> str:

@@ -17,6 +17,7 @@ from jaxvla.data.formats.records import open_records
 from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.errors import DataError
 
+FEATURES = "features.json"
 FORMATS = ("tfrecord", "array_record")
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _SHARD = re.compile(r"(?P<name>.+)\.(?P<format>[a-z_]+)-(?P<number>\d+)-of-(?P<count>\d+)")
@@ -58,6 +59,31 @@ class _Shard:
     format: str
     number: int
     count: int
+
+
+def check_version(folder: pathlib.Path) -> None:
+    """Refuses what is no version folder.
+
+    Raises:
+        DataError: it is missing, or has no features.json; names the version folders that lie below it.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"no data folder {folder}: set the data path to an RLDS version folder, as bridge_dataset/1.0.0"
+        )
+    if (folder / FEATURES).exists():
+        return
+    below = sorted(path.parent for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(f"{pattern}/{FEATURES}"))
+    if below:
+        shown = ", ".join([str(path.relative_to(folder)) for path in below[:5]] + ["..."] * (len(below) > 5))
+        raise DataError(
+            f"{folder} is no RLDS version folder, below it lie {shown}: set the data path to one of these, "
+            f"such as {below[-1]}, or bridgedata_config.tfds_name"
+        )
+    raise DataError(
+        f"{folder}/features.json: cannot be read: No such file or directory: the data path of an RLDS dataset is its "
+        "version folder, such as bridge_dataset/1.0.0"
+    )
 
 
 def find_parts(folder: pathlib.Path, which: SplitSlice) -> list[Part]:

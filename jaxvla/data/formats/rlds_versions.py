@@ -8,37 +8,12 @@ import os
 import pathlib
 import re
 
+from jaxvla.data.formats.rlds_files import FEATURES
 from jaxvla.errors import ConfigError, DataError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAME = re.compile(r"(?P<name>[\w.+-]+(?:/[\w.+-]+)*?)(?:[:/](?P<version>\d+\.\d+\.\d+))?/?")
-_FEATURES = "features.json"
 _SHOWN = 8
-
-
-def check_version(folder: pathlib.Path) -> None:
-    """Refuses what is no version folder.
-
-    Raises:
-        DataError: it is missing, or has no features.json; names the version folders that lie below it.
-    """
-    if not folder.is_dir():
-        raise DataError(
-            f"no data folder {folder}: set the data path to an RLDS version folder, as bridge_dataset/1.0.0"
-        )
-    if (folder / _FEATURES).exists():
-        return
-    below = sorted(path.parent for pattern in ("*", "*/*", "*/*/*") for path in folder.glob(f"{pattern}/{_FEATURES}"))
-    if below:
-        shown = ", ".join([str(path.relative_to(folder)) for path in below[:5]] + ["..."] * (len(below) > 5))
-        raise DataError(
-            f"{folder} is no RLDS version folder, below it lie {shown}: set the data path to one of these, "
-            f"such as {below[-1]}, or bridgedata_config.tfds_name"
-        )
-    raise DataError(
-        f"{folder}/{_FEATURES}: cannot be read: No such file or directory: the data path of an RLDS dataset is its "
-        "version folder, such as bridge_dataset/1.0.0"
-    )
 
 
 def find_version(root: pathlib.Path, name: str) -> pathlib.Path:
@@ -61,7 +36,7 @@ def find_version(root: pathlib.Path, name: str) -> pathlib.Path:
     dataset, version = found["name"], found["version"]
     if not root.is_dir():
         raise DataError(f"no data folder {root}: set the data path to the folder that holds {dataset}")
-    if (root / _FEATURES).exists():
+    if (root / FEATURES).exists():
         raise DataError(
             f"{root} is a version folder itself: set bridgedata_config.tfds_name to '', or the data path to the folder "
             f"that holds {dataset}"
@@ -79,7 +54,7 @@ def _versions(folder: pathlib.Path) -> list[str]:
     if not folder.is_dir():
         return []
     names = [entry.name for entry in os.scandir(folder) if _VERSION.fullmatch(entry.name)]
-    whole = [name for name in names if (folder / name / _FEATURES).exists()]
+    whole = [name for name in names if (folder / name / FEATURES).exists()]
     return sorted(whole, key=lambda name: tuple(map(int, name.split("."))))
 
 

@@ -107,7 +107,7 @@ def find_config(root: pathlib.Path) -> SourceConfig:
     if opening.stored_splits(config, root):
         return config
     if any(root.glob("*/features.json")) or any(root.glob("*/*/features.json")):
-        rlds_versions.check_version(root)  # which names those below
+        rlds_files.check_version(root)  # which names those below
     there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise DataError(
         f"{root} holds no dataset that is read: neither features.json (an RLDS version folder) nor "

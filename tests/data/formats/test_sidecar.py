@@ -11,8 +11,8 @@ from training.file_limit import file_limit
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.formats import index, sidecar
-from jaxvla.data.schema import InstructionSpec
 from jaxvla.data.mixture import Mixture
+from jaxvla.data.schema import InstructionSpec
 from jaxvla.data.text.instructions import open_table
 from jaxvla.errors import DataError
 from jaxvla.reasoning.lengths import Longest, TextLengths
