@@ -164,7 +164,7 @@ def test_a_table_without_room_is_refused_before_texts_are_encoded(root, no_cache
         return np.ones((len(texts), 2))
 
     with file_limit(10):
-        table = open_table(dataset, SPEC, encode, "other")
+        table = open_table(Mixture.of(dataset), SPEC, encode, "other")
     assert len(calls) == 1
     assert table.take(np.array([0, -1])).tolist() == [[1, 1], [0, 0]]
 
