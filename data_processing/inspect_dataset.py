@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxvla import cli
-from jaxvla.config import from_mapping, local_path
+from jaxvla.config import local_path
 from jaxvla.data.formats.sidecar import writing
 from jaxvla.data.inspection import film as drawing
 from jaxvla.data.inspection.findings import find, remarks
@@ -25,6 +25,7 @@ from jaxvla.data.inspection.page import render
 from jaxvla.data.inspection.pictures import look
 from jaxvla.data.inspection.recordings import Recordings, find_config, open_recordings
 from jaxvla.data.inspection.summary import summarize
+from jaxvla.data.mixture_config import read_mixture
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.envs import film
 from jaxvla.errors import ConfigError, DataError
@@ -37,6 +38,7 @@ config_flags.DEFINE_config_file(
     "bridgedata_config", None, "The dataset: FILE:PRESET; a path before the flags replaces its own."
 )
 flags.DEFINE_string("output_path", None, f"Folder to write {PAGE} into.", required=True)
+flags.DEFINE_string("dataset", "", "Which one of a config that has several.")
 flags.DEFINE_integer("max_episodes", 0, "Episodes to look at, drawn by the seed; 0 for all.", lower_bound=0)
 flags.DEFINE_integer("max_frames", 3000, "Frames to look at, of all cameras.", lower_bound=1)
 flags.DEFINE_integer("video", None, "Also write a film of the episode of this number, with its actions.", lower_bound=0)
@@ -75,8 +77,11 @@ def configured(words: Sequence[str]) -> tuple[SourceConfig, bool]:
         if not words:
             raise ConfigError("give the folder of a dataset, or --bridgedata_config data_config.py:NAME")
         return find_config(local_path(words[0])), False
-    settings = given.to_dict() | ({"data_path": words[0]} if words else {})
-    return from_mapping(SourceConfig, settings, "bridgedata_config"), True
+    sources = read_mixture(given.to_dict() | ({"data_path": words[0]} if words else {})).sources
+    name = FLAGS.dataset or next(iter(sources))
+    if name not in sources or (len(sources) > 1 and not FLAGS.dataset):
+        raise ConfigError(f"--dataset must be one of those of the config, {', '.join(sources)}, not {FLAGS.dataset!r}")
+    return sources[name], True
 
 
 def save_film(recordings: Recordings, number: int, folder: pathlib.Path) -> pathlib.Path:

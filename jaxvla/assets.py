@@ -97,7 +97,7 @@ class Assets:
         if self.datasets:
             return tuple(self.datasets)
         given = (*self.data_config.get("datasets", ()), self.data_config.get("name"))[0]
-        return (given or name_of(self.data_config["data_path"]),)
+        return (given or name_of(self.data_config["data_path"], self.data_config.get("tfds_name", "")),)
 
     def of(self, dataset: str | None = None) -> "Assets":
         """The assets of one dataset.

@@ -79,7 +79,7 @@ def read_mixture(settings: Mapping[str, Any]) -> MixtureConfig:
     outer = {key: value for key, value in settings.items() if key not in own}
     if not choice.datasets:
         source = from_mapping(SourceConfig, outer, _WHERE)
-        name = choice.name or name_of(os.path.join(source.data_path, source.tfds_name.replace(":", "/")))
+        name = choice.name or name_of(source.data_path, source.tfds_name)
         _check_name(f"{_WHERE}.name", choice.name or "unnamed")
         return MixtureConfig({name: source}, {name: 1.0}, choice.balance)
     if choice.name:
@@ -94,13 +94,17 @@ def read_mixture(settings: Mapping[str, Any]) -> MixtureConfig:
     return MixtureConfig(sources, {name: _weight(name, choice.datasets[name]) for name in names}, choice.balance)
 
 
-def name_of(data_path: str | os.PathLike) -> str:
+def name_of(data_path: str | os.PathLike, tfds_name: str = "") -> str:
     """What a dataset is called that has no name: the last folder of its path that is no version number.
+
+    Args:
+        data_path, tfds_name: as of its configuration.
 
     Raises:
         ConfigError: the path has no such folder.
     """
-    parts = local_path(data_path, "data_path").absolute().parts[1:]
+    path = local_path(data_path, "data_path").absolute() / tfds_name.replace(":", "/")
+    parts = path.parts[1:]
     names = [part for part in parts if not _VERSION.fullmatch(part)]
     if not names:
         raise ConfigError(f"{data_path} gives the dataset no name: set {_WHERE}.name")

@@ -53,6 +53,10 @@ def test_a_dataset_is_looked_at_as_its_config_says(data, tmp_path):
     ("words", "line"),
     [
         ([], "error: give the folder of a dataset, or --bridgedata_config data_config.py:NAME\n"),
+        (
+            ["--bridgedata_config=data_config.py:mixture_example"],
+            "error: --dataset must be one of those of the config, bridge, tabletop, not ''\n",
+        ),
         (["none"], "error: no data folder none: give a folder of TFRecords or an RLDS version folder\n"),
         (["{data}", "more"], "error: unexpected argument 'more': "),
         (["{data}", "--video=7"], "error: there is no episode 7: {data} has 0 to 6\n"),

@@ -20,7 +20,6 @@ TOY = (
     *("tiny_random", "--config.data.action_horizon=2", "--config.execution.execute_steps=1"),
     "--config.curriculum.component_order=('SUBTASK','MOVE')",
     "--config.curriculum.schedule=((0,0),(10,2))",
-    "--config.optimizer.decay_steps=20",
     "--config.curriculum.tag2think_count.MOVE=2",
     *("--config.agent_kwargs.action_head.output_dim=16", "--config.agent_kwargs.action_head.hidden_size=16"),
     *("--num_steps=2", "--level=one", "--seeds=1", "--episodes=2", "--max_steps=2", "--parallel=1"),
@@ -98,7 +97,7 @@ def test_what_was_stopped_goes_on_and_what_is_there_is_not_done_again(compare, w
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if "training/loss" in row] == [1, 2]
     settings = json.loads((run / "config.json").read_text())["config"]
-    assert (settings["curriculum"]["schedule"], settings["optimizer"]["decay_steps"]) == ([[0, 0]], 2)
+    assert (settings["curriculum"]["schedule"], settings["optimizer"]["decay_steps"]) == ([[0, 0]], 120)
     row = json.loads((output / "comparison.json").read_text())["none"]
     assert (row["episodes"], row["tokens"], row["slots"]) == (2, 0, 0)
     assert row["ms_per_decision"] > 0

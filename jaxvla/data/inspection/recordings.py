@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxvla.config import local_path
 from jaxvla.data import opening
 from jaxvla.data.formats import bridge_tfrecord, rlds_files
 from jaxvla.data.formats.index import Index
@@ -128,7 +127,7 @@ def open_recordings(config: SourceConfig, said: bool, max_episodes: int, seed: i
         DataError: there is no split, a file is damaged, or no episode can be used.
         ConfigError: what is said of the actions does not fit their dimensions.
     """
-    root = local_path(config.data_path)
+    root = opening.find_root(config)
     splits = opening.stored_splits(config, root)
     if not splits and config.format != "rlds":
         bridge_tfrecord.find_files(root, config.include[0], config.exclude, "train")  # which says why

@@ -47,7 +47,7 @@ def test_the_newest_version_or_a_given_one(root, name, folder):
             r"no dataset 'zebra', it holds aloha/one_arm, aloha/two, bridge_orig, bridge_oxe: correct",
         ),
         ("aloha", DataError, r"no dataset 'aloha', but its configurations aloha/one_arm, aloha/two: set"),
-        ("a b", ConfigError, r"name='a b' is no dataset: write bridge_orig, or bridge_orig:1\.0\.0"),
+        ("a b", ConfigError, r"tfds_name='a b' is no dataset: write bridge_orig, or bridge_orig:1\.0\.0"),
         ("/etc", ConfigError, r"is no dataset"),
     ],
 )
