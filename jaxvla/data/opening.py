@@ -36,6 +36,11 @@ def find_root(config: SourceConfig) -> pathlib.Path:
         return find_version(root, config.tfds_name) if config.tfds_name else root
 
 
+def store_path(config: SourceConfig) -> str:
+    """Where the annotations of the data lie: `reasoning_path`, below `find_root` unless it is absolute; "" for none."""
+    return str(find_root(config) / local_path(config.reasoning_path)) if config.reasoning_path else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Files:
     """The files that hold a split: whole ones in groups, or parts of one group's; `notes` say what is to be known."""

@@ -11,12 +11,13 @@ from jaxvla.agents import Agent, make_agent
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
 from jaxvla.assets import Assets, DatasetAssets
-from jaxvla.config import from_mapping, local_path
+from jaxvla.config import from_mapping
 from jaxvla.data.dataset import DataConfig, Dataset
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.mixture import Mixture, open_mixture
 from jaxvla.data.mixture_config import MixtureConfig, read_mixture
+from jaxvla.data.opening import store_path
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.data.text.chat import num_image_tokens
 from jaxvla.data.text.instructions import InstructionTable
@@ -242,8 +243,7 @@ def _open_texts(
 ) -> Texts:
     choices = []
     for source in config.sources.values():
-        path = local_path(source.data_path) / local_path(source.reasoning_path) if source.reasoning_path else ""
-        choices.append(StoreChoice(str(path), source.max_mismatched))
+        choices.append(StoreChoice(store_path(source), source.max_mismatched))
     return open_texts(
         backbone.tokenizer,
         from_mapping(PromptConfig, settings["prompt"], "config.prompt"),

@@ -1,9 +1,13 @@
 """RLDS datasets by their names and versions below a root."""
 
+import dataclasses
+
 import pytest
 from data.rlds_episodes import FOUR, one_line, opened, write_dataset
 
 from jaxvla.data.formats.rlds_versions import find_version
+from jaxvla.data.opening import find_root, store_path
+from jaxvla.data.source_config import SourceConfig
 from jaxvla.errors import ConfigError, DataError
 
 
@@ -73,3 +77,10 @@ def test_a_dataset_is_opened_by_its_name(tmp_path):
     assert len(opened(tmp_path, tfds_name="b:1.0.0").source) == 2
     assert list((tmp_path / "b" / "1.0.1").glob("dataset_statistics-*")), "what is derived lies with the version"
     assert opened(tmp_path / "b" / "1.0.1").report == dataset.report[1:]
+
+
+def test_annotations_lie_in_the_version_folder(root):
+    config = SourceConfig("rlds", str(root), tfds_name="bridge_orig")
+    assert store_path(config) == str(find_root(config) / "reasoning.sqlite")
+    assert store_path(dataclasses.replace(config, reasoning_path="/a/b.sqlite")) == "/a/b.sqlite"
+    assert store_path(dataclasses.replace(config, reasoning_path="")) == ""
