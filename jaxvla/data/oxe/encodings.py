@@ -20,7 +20,19 @@ _JOINTS = tuple(f"joint {i}" for i in range(1, 8))
 _ARMS = tuple(f"{side} {part}" for side in ("left", "right") for part in (*_JOINTS[:6], _GRIPPER))
 
 
-class StateEncoding(enum.Enum):
+class _Encoding(enum.Enum):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the dimensions."""
+        return self.value
+
+    @property
+    def width(self) -> int:
+        """How many dimensions there are."""
+        return len(self.value)
+
+
+class StateEncoding(_Encoding):
     """What a state is; the value names its dimensions, `pad` those that are always 0.
 
     Lengths are in meters and angles in radians where the dataset does not say otherwise, which few do. Of a quaternion
@@ -34,18 +46,8 @@ class StateEncoding(enum.Enum):
     JOINT_BIMANUAL = _ARMS
     POS_NAV = ("x", "y", "yaw")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the dimensions."""
-        return self.value
 
-    @property
-    def width(self) -> int:
-        """How many dimensions there are."""
-        return len(self.value)
-
-
-class ActionEncoding(enum.Enum):
+class ActionEncoding(_Encoding):
     """What an action is; the value names its dimensions. Grippers are absolute, 1 open and 0 closed.
 
     EEF_POS              movement of the end effector, or its velocity, and rotation about x, y, z
@@ -62,16 +64,6 @@ class ActionEncoding(enum.Enum):
     JOINT_POS_BIMANUAL = _ARMS
     NAV_2D = ("x", "y")
     JOINT_POS_BIMANUAL_NAV = (*_ARMS, "base velocity", "base turn")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the dimensions."""
-        return self.value
-
-    @property
-    def width(self) -> int:
-        """How many dimensions there are."""
-        return len(self.value)
 
     @property
     def grippers(self) -> tuple[int, ...]:
