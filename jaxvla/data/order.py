@@ -83,7 +83,9 @@ class Order:
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The (group, transition of the group) at `positions` int64 [n] of the stream; each int64 [n].
 
-        Every group is gone through completely, in a new random order each time, before it starts again.
+        One group alone is gone through completely, in a new random order each time, before it starts again. Of several
+        groups that holds of every block of 65,536 positions as a whole: within it, the next round of a group that is
+        gone through more than once may begin before the last one ends.
         """
         block, slot = np.divmod(positions, _PATTERN)
         pattern = np.full(len(slot), _PATTERN)
