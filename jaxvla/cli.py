@@ -36,7 +36,7 @@ def run(
         main: takes what is left of argv.
         config_flags: names of ml_collections config-file flags. Their files are looked for in `config_dir` when the
             path that was given does not exist, so that `train_config.py:gc_bc` works from any folder.
-        config_dir: the folder of the config files.
+        config_dir: the folder of the config files, which may import what lies beside them.
         words: how many words beside the flags `main` takes at most.
     """
 
@@ -113,6 +113,8 @@ def _one_line_errors() -> Iterator[None]:
 def _parse(argv: list[str], config_flags: Sequence[str], config_dir: str | None, words: int) -> list[str]:
     if config_dir is not None:
         argv = resolve_config_paths(argv, config_flags, pathlib.Path(config_dir))
+        if config_dir not in sys.path:
+            sys.path.append(config_dir)
     argv, added = _split_overrides(argv, config_flags)
     sys.argv[:] = argv  # where ml_collections looks for overrides
     try:

@@ -70,7 +70,7 @@ def test_bans(path):
         assert "torch" not in packages, "torch belongs in tests/parity"
     assert "configs" not in packages, "configs are loaded by config_flags alone"
     if room[0] == "configs":
-        assert packages <= {"ml_collections"}
+        assert packages <= {"ml_collections", *(beside.stem for beside in path.parent.glob("train_*.py"))}
     if room[0] == "jaxvla":
         assert not packages & {"tensorflow", "tensorflow_datasets"}, "the data formats are read without TensorFlow"
         assert not packages & {"experiments", "data_processing", "benchmarks", "ml_collections"}

@@ -23,7 +23,7 @@ def test_the_method_of_the_docs_learns(monkeypatch):
     module = types.ModuleType("state_mse")
     monkeypatch.setitem(sys.modules, "state_mse", module)  # dataclasses look their module up
     exec(code, module.__dict__)
-    values = {"_base": dict}
+    values = {"base": dict}
     exec(preset, values)
     agent = module.make_state_mse(values["_state_mse"]()["agent_kwargs"], SPEC)
     assert isinstance(agent, Agent)

@@ -1,0 +1,86 @@
+"""What every method is trained with unless its preset says otherwise, and what makes a preset small. Values only."""
+
+from ml_collections.config_dict import placeholder
+
+AUGMENT = {
+    "order": ("random_resized_crop", "brightness", "contrast", "saturation", "hue"),
+    "crop_scale": (0.8, 1.0),
+    "crop_ratio": (0.9, 1.1),
+    "brightness": 0.2,
+    "contrast": (0.8, 1.2),
+    "saturation": (0.8, 1.2),
+    "hue": 0.1,
+    "shift": 0.05,
+    "goals_differ": False,
+}
+
+
+def base() -> dict:
+    """The values of all methods."""
+    return {
+        "batch_size": 256,
+        "num_steps": 2_000_000,
+        "log_interval": 100,
+        "eval_interval": 5000,
+        "eval_batches": 0,
+        "save_interval": 5000,
+        "accumulate_steps": 1,
+        "ema_decay": 0.0,
+        "seed": 42,
+        "data_path": "",
+        "save_dir": "runs",
+        "resume_path": "",
+        "data": {
+            "relabel_actions": placeholder(bool),  # as the dataset says
+            "goal_relabeling": {"strategy": "uniform", "reached_proportion": 0.0, "discount": 0.98, "delta": (0, 24)},
+            "obs_horizon": 1,
+            "action_horizon": 1,
+            "normalization": "normal",
+            "image_size": (),
+            "skip_unlabeled": False,
+            "num_threads": 2,
+            "prefetch": 4,
+        },
+        "augment": AUGMENT,
+        "optimizer": {
+            "learning_rate": 3e-4,
+            "warmup_steps": 2000,
+            "decay_steps": 2_000_000,
+            "final_learning_rate": 0.0,
+            "learning_rates": {},
+            "undecayed": (),
+            "b2": 0.999,
+            "weight_decay": 0.0,
+            "clip_norm": 0.0,
+        },
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "execution": {"execute_steps": 0, "ensemble": placeholder(float)},
+        "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
+        "rollout": {
+            "world": "",  # none
+            "level": "full",
+            "tasks": (),
+            "episodes": 20,
+            "last_episodes": 50,
+            "interval": 5000,
+            "parallel": 10,
+            "camera_size": 0,  # as the data is stored
+            "dataset": "",  # the only one
+        },
+        "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
+    }
+
+
+def small(config: dict, num_steps: int, batch_size: int) -> dict:
+    """A preset made small enough for two CPU cores and some minutes; docs/methods.md has what it reaches.
+
+    It sees small pictures as they are, without crops that would move things, and plays half of every chunk it plans.
+    """
+    quarter = num_steps // 4
+    config |= {"batch_size": batch_size, "num_steps": num_steps, "eval_interval": quarter, "save_interval": quarter}
+    config["data"] |= {"image_size": (64, 64), "action_horizon": 8}
+    config["augment"] = AUGMENT | {"order": ()}
+    config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 100, "decay_steps": num_steps}
+    config["execution"]["execute_steps"] = 4
+    config["rollout"]["interval"] = quarter
+    return config
