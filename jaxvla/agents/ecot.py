@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jaxvla.agents.agent import ExampleMetrics, PartialMetric
 from jaxvla.agents.executed import action_mse, mask_keys
 from jaxvla.config import from_mapping
-from jaxvla.data.schema import TURN_TOKENS, Batch, BatchSpec
+from jaxvla.data.schema import CAMERA_MASK, TURN_TOKENS, Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.head import ActionHead
@@ -26,7 +26,7 @@ from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_par
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.qwen3_vl.generate import Sampling, cast_matrices, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
-from jaxvla.models.qwen3_vl.positions import Grids
+from jaxvla.models.qwen3_vl.positions import Grids, of_tokens
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.ops.losses import IGNORE, masked_mean
 from jaxvla.ops.patches import patchify
@@ -290,11 +290,10 @@ class ECoT:
         config, text = self.config, task["text"]
         cast = cast_matrices(params["backbone"], compute_dtype(config.backbone.dtype))
         model = self._model({"backbone": cast})
-        patches_bpf, tokens_bm = self._patches(observations), None
-        options = {"latent_hidden": config.latent_hidden}
+        seen, tokens_bm = self._seen(observations), None
         if config.inference == "explicit":
             sampling = Sampling(config.max_new_tokens, stop_tokens=(config.stop_token,), pad_token=config.pad_token)
-            thought, cache = prefill(model, text, patches_bpf, self.grids, room=config.max_new_tokens, **options)
+            thought, cache = prefill(model, text, room=config.max_new_tokens, **seen)
             words = continue_text(model, cache, thought.last_b1d, jax.random.key(0), sampling=sampling)
             tokens_bm = words.tokens_bm
             is_word_bm = jnp.arange(config.max_new_tokens) < words.length_b[:, None]
@@ -303,7 +302,7 @@ class ECoT:
                 valid_bt=jnp.concatenate([thought.valid_bt, is_word_bm], axis=1),
             )
         else:
-            thought = think(model, text, patches_bpf, self.grids, **options)
+            thought = think(model, text, **seen)
         without_words = config.inference != "explicit" and config.hide_words > 0
         batch_size = len(thought.valid_bt)
         context = self._context(model, thought, text, jnp.full(batch_size, without_words))
@@ -322,15 +321,17 @@ class ECoT:
         return bind(self.action_head, params["action_head"])
 
     def _think(self, model: Qwen3VL, batch: Batch) -> Thought:
-        patches_bpf = self._patches(batch["observations"])
-        return think(model, batch["text"], patches_bpf, self.grids, latent_hidden=self.config.latent_hidden)
+        return think(model, batch["text"], **self._seen(batch["observations"]))
 
-    def _patches(self, observations: Mapping[str, Any]) -> Float[Array, "b p f"]:
-        """The patches of the newest images of all cameras, one after the other."""
+    def _seen(self, observations: Mapping[str, Any]) -> dict[str, Any]:
+        """What `think` is told of the newest images of all cameras, one after the other; and how it thinks."""
         vision = self.config.backbone.vision
         sizes = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
         images = [patchify(observations[camera][:, -1], *sizes) for camera in self.spec.cameras]
-        return jnp.concatenate(images, axis=1)
+        seen = {"patches_bpf": jnp.concatenate(images, axis=1), "grids": self.grids}
+        if CAMERA_MASK in observations:
+            seen["shown_bi"] = of_tokens(observations[CAMERA_MASK][:, -1], self.grids, vision)
+        return {**seen, "latent_hidden": self.config.latent_hidden}
 
     def _state(self, observations: Mapping[str, Any]) -> Float[Array, "b p"] | None:
         return observations["proprio"][:, -1] if self.config.action_head.use_state else None

@@ -18,7 +18,7 @@ from absl import flags
 from jaxvla.data.mixture import Mixture
 from jaxvla.data.order import Order, uniforms
 from jaxvla.data.rows import Rows, scatter
-from jaxvla.data.schema import BATCH_KEYS, PROPRIO, Batch, BatchSpec
+from jaxvla.data.schema import BATCH_KEYS, CAMERA_MASK, PROPRIO, Batch, BatchSpec
 from jaxvla.data.text.instructions import InstructionTable
 from jaxvla.errors import ConfigError
 
@@ -130,6 +130,12 @@ def _join(key: str, parts: Sequence[tuple[np.ndarray, Rows]], spec: BatchSpec) -
         return scatter([(rows, part.make(key, spec)) for rows, part in parts], width)
     made = [(rows, part.views(key)) for rows, part in parts]
     joined = {PROPRIO: scatter([(rows, views[PROPRIO]) for rows, views in made], spec.proprio_dim)}
+    if spec.several_camera_sets:
+        masks = [(rows, np.array([camera in views for camera in spec.cameras])) for rows, views in made]
+        lead = made[0][1][PROPRIO].shape[1:-1]
+        joined[CAMERA_MASK] = scatter(
+            [(rows, np.broadcast_to(mask, (len(rows), *lead, len(mask)))) for rows, mask in masks]
+        )
     black = np.zeros((1, *spec.image_size, 3), np.uint8)
     for camera in spec.cameras:
         pixels = [

@@ -139,15 +139,16 @@ class Mixture:
         The limits of a dimension are the widest of the datasets that have it.
         """
         specs = [dataset.spec for dataset in self.datasets]
-        action_dim = max(spec.action_dim for spec in specs)
+        action_dim, cameras = max(spec.action_dim for spec in specs), [spec.cameras for spec in specs]
         limits = [[s.action_limits[i] for s in specs if i < s.action_dim] for i in range(action_dim)]
         return dataclasses.replace(
             specs[0],
-            cameras=tuple(dict.fromkeys(camera for spec in specs for camera in spec.cameras)),
+            cameras=tuple(dict.fromkeys(camera for own in cameras for camera in own)),
             proprio_dim=max(spec.proprio_dim for spec in specs),
             action_dim=action_dim,
             action_limits=tuple((min(low for low, _ in own), max(high for _, high in own)) for own in limits),
             several_action_dims=len({spec.action_dim for spec in specs}) > 1,
+            several_camera_sets=len(set(map(frozenset, cameras))) > 1,
         )
 
     @property

@@ -66,9 +66,6 @@ class Rows:
                 return np.arange(horizon) < source.taught_ahead[start + self.step][:, None]
             case "action_dim_mask":
                 return self._repeat(np.arange(spec.action_dim) < self.dataset.actions.shape[1])
-            case "camera_mask":
-                own = [name for name, _ in source.cameras]
-                return self._repeat(np.array([camera in own for camera in spec.cameras]))
             case "rewards":
                 return np.where(self.goal - self.step <= 1, 0, -1).astype(np.float32)
             case "masks":

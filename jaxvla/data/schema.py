@@ -17,12 +17,13 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         observations       {images0: uint8 [b, o, h, w, 3], ..., proprio: float32 [b, o, p]}
         next_observations  the same, one step later
         goals              {images0: uint8 [b, h, w, 3], ..., proprio: float32 [b, p]}
+                           with `BatchSpec.several_camera_sets` each of these three has, beside the images,
+                           camera_mask: bool [b, o, c] or [b, c], True for the cameras that the row's dataset has, in
+                           the order of `BatchSpec.cameras`; the others are black
         actions            float32 [b, a, d]   normalized; 0 in dimensions that the row's dataset lacks
         action_pad_mask    bool [b, a]         True where the slot is to be learned: inside the trajectory, and
                                                before a transition that is not taught
         action_dim_mask    bool [b, d]         True in the dimensions of actions that the row's dataset has
-        camera_mask        bool [b, cameras]   True for the cameras that it has, in the order of `BatchSpec.cameras`;
-                                               the others are black
         dataset            int32 [b]           its number in the mixture
         rewards            float32 [b]         0 where the goal is the next frame, else -1
         masks              float32 [b]         1 where the return may bootstrap, 0 at terminal transitions
@@ -63,7 +64,6 @@ BATCH_KEYS = (
     "actions",
     "action_pad_mask",
     "action_dim_mask",
-    "camera_mask",
     "dataset",
     "rewards",
     "masks",
@@ -73,8 +73,9 @@ BATCH_KEYS = (
     "text",
 )
 
-# What stands beside the images of the cameras in observations and goals.
+# What stands beside the images of the cameras in observations and goals; the second where datasets differ in cameras.
 PROPRIO = "proprio"
+CAMERA_MASK = "camera_mask"
 
 # Tokens of the end of a turn, which every suffix ends with.
 TURN_TOKENS = 2
@@ -136,7 +137,7 @@ class BatchSpec:
     `action_limits` are, per action dimension, the lowest and the highest normalized value that reaches the robot:
     (-1, 1) where a normalization has bounds, (0, 0) where the data is constant, else (-inf, inf). Empty for no limits.
     With `several_action_dims` the datasets have different numbers of action dimensions, of which `action_dim` is the
-    largest: batches need `action_dim_mask`.
+    largest: batches need `action_dim_mask`. With `several_camera_sets` not all of them have all `cameras`.
     """
 
     cameras: tuple[str, ...]
@@ -149,6 +150,7 @@ class BatchSpec:
     instruction: InstructionSpec | None = None
     action_limits: tuple[tuple[float, float], ...] = ()
     several_action_dims: bool = False
+    several_camera_sets: bool = False
 
     def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
         """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""
@@ -157,7 +159,8 @@ class BatchSpec:
             images = {
                 camera: rng.integers(0, 256, (*lead, *self.image_size, 3), dtype=np.uint8) for camera in self.cameras
             }
-            return {**images, PROPRIO: rng.standard_normal((*lead, self.proprio_dim), dtype=np.float32)}
+            mask = {CAMERA_MASK: np.ones((*lead, len(self.cameras)), bool)} if self.several_camera_sets else {}
+            return {**images, PROPRIO: rng.standard_normal((*lead, self.proprio_dim), dtype=np.float32), **mask}
 
         chunk = (batch_size, self.action_horizon)
         makers = {
@@ -167,7 +170,6 @@ class BatchSpec:
             "actions": lambda: rng.standard_normal((*chunk, self.action_dim), dtype=np.float32),
             "action_pad_mask": lambda: np.ones(chunk, bool),
             "action_dim_mask": lambda: np.ones((batch_size, self.action_dim), bool),
-            "camera_mask": lambda: np.ones((batch_size, len(self.cameras)), bool),
             "dataset": lambda: np.zeros(batch_size, np.int32),
             "rewards": lambda: -np.ones(batch_size, np.float32),
             "masks": lambda: np.ones(batch_size, np.float32),

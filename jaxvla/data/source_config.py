@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from jaxvla.data.formats import rlds
 from jaxvla.data.formats.split_slices import SplitSlice
-from jaxvla.data.schema import PROPRIO
+from jaxvla.data.schema import CAMERA_MASK, PROPRIO
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 
@@ -25,7 +25,7 @@ def _check_cameras(where: str, cameras: Iterable[str]) -> None:
     """Raises ConfigError unless `cameras` are names by which batches can hold images."""
     if not cameras:
         raise ConfigError(f"{where} is empty: name at least one, such as images0")
-    if taken := {"", PROPRIO}.intersection(cameras):
+    if taken := {"", PROPRIO, CAMERA_MASK}.intersection(cameras):
         raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
 
 

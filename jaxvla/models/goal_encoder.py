@@ -2,6 +2,7 @@
 
 Axis letters: b batch, o observation horizon, h height, w width, c channels, p proprio dimension, f features,
 k condition. A history is folded into the batch of the image encoder; its features come out oldest frame first.
+Where views hold a `camera_mask`, bool [b, o, cameras] or of goals [b, cameras], features of the others are 0.
 """
 
 import dataclasses
@@ -62,12 +63,13 @@ class CameraEncoder(nnx.Module):
 
     def __call__(self, views: Views, cond_bk: Float[Array, "b k"] | None = None) -> Float[Array, "b o f"]:
         """Images uint8 [b, o, h, w, c] of every camera; features of every frame, [b, o, out_dim]."""
-        features = []
-        for camera in self.cameras:
+        features, mask_boc = [], views.get("camera_mask")
+        for i, camera in enumerate(self.cameras):
             x_bohwc = views[camera]
             b, o = x_bohwc.shape[:2]
             cond = None if cond_bk is None else jnp.repeat(cond_bk, o, axis=0)
-            features.append(self.resnets[camera](x_bohwc.reshape(b * o, *x_bohwc.shape[2:]), cond).reshape(b, o, -1))
+            x_bof = self.resnets[camera](x_bohwc.reshape(b * o, *x_bohwc.shape[2:]), cond).reshape(b, o, -1)
+            features.append(x_bof if mask_boc is None else jnp.where(mask_boc[..., i : i + 1], x_bof, 0))
         return jnp.concatenate(features, axis=-1)
 
 
@@ -81,10 +83,12 @@ class EarlyFusion(nnx.Module):
 
     def __call__(self, observations: Views, goals: Views) -> Float[Array, "b f"]:
         """Images uint8 [b, o, h, w, 3] and [b, h, w, 3], proprio [b, o, p]; features [b, out_dim]."""
-        pairs = {}
-        for camera in self.shape.cameras:
-            frames = observations[camera]
-            goal = jnp.broadcast_to(goals[camera][:, None], frames.shape)
+        pairs = _mask_of(observations)
+        for i, camera in enumerate(self.shape.cameras):
+            frames, goal_bhwc = observations[camera], goals[camera]
+            for mask_bc in _mask_of(goals).values():
+                goal_bhwc = jnp.where(mask_bc[:, i, None, None, None], goal_bhwc, 0)
+            goal = jnp.broadcast_to(goal_bhwc[:, None], frames.shape)
             pairs[camera] = jnp.concatenate([frames, goal], axis=-1)
         return _flatten(self.encoder(pairs), observations, self.shape)
 
@@ -112,7 +116,7 @@ class LateFusion(nnx.Module):
     def encode_goals(self, goals: Views) -> Float[Array, "b f"]:
         """The part that knows the goal alone, [b, goal_dim]."""
         encoder = self.encoder if self.goal_encoder is None else self.goal_encoder
-        return encoder({camera: goals[camera][:, None] for camera in self.shape.cameras})[:, 0]
+        return encoder({name: goals[name][:, None] for name in (*self.shape.cameras, *_mask_of(goals))})[:, 0]
 
 
 class ConditionedFrames(nnx.Module):
@@ -128,6 +132,11 @@ class ConditionedFrames(nnx.Module):
     def __call__(self, observations: Views, cond_bk: Float[Array, "b k"]) -> Float[Array, "b f"]:
         """Images uint8 [b, o, h, w, 3], proprio [b, o, p]; features [b, out_dim]."""
         return _flatten(self.encoder(observations, cond_bk), observations, self.shape)
+
+
+def _mask_of(views: Views) -> dict[str, Any]:
+    """The entry that says which cameras there are, where there is one."""
+    return {"camera_mask": views["camera_mask"]} if "camera_mask" in views else {}
 
 
 def _flatten(features_bof: Array, observations: Views, shape: ViewShape) -> Array:

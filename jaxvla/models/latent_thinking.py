@@ -41,7 +41,7 @@ class Thought(NamedTuple):
     Attributes:
         hidden_btd: prefix, slots and suffix, t = p + k + s, before the final norm. Entries that are not valid are
             finite and otherwise unspecified.
-        valid_bt: False at padding and at slots that a sample does not use.
+        valid_bt: False at padding, at slots that a sample does not use, and at image tokens that count as absent.
         predictors_bsd: the hidden state that predicts each suffix token, after the final norm, for
             `Qwen3VL.token_losses`: that of the entry before it.
         last_b1d: of `hidden_btd`, the last valid entry of each sample, which predicts the token after the suffix.
@@ -74,6 +74,7 @@ def think(
     grids: Grids = (),
     *,
     latent_hidden: str = "pre_norm",
+    shown_bi: Bool[Array, "b i"] | None = None,
 ) -> Thought:
     """Hidden states of prefix, slots and suffix, for training and wherever all words are given.
 
@@ -83,11 +84,12 @@ def think(
             `suffix_stop` int32 [b], see `jaxvla.data.schema`; other keys are not read. k and s may be 0.
         patches_bpf, grids: images, as in `Qwen3VL.forward`.
         latent_hidden: one of `LATENT_HIDDEN`.
+        shown_bi: False at image tokens that count as absent, such as those of a camera that a robot has not.
 
     Raises:
         ConfigError: an unknown `latent_hidden`, or images and grids that do not fit.
     """
-    return _think(model, text, patches_bpf, grids, latent_hidden)[0]
+    return _think(model, text, patches_bpf, grids, latent_hidden, shown_bi)[0]
 
 
 def prefill(
@@ -98,6 +100,7 @@ def prefill(
     *,
     room: int,
     latent_hidden: str = "pre_norm",
+    shown_bi: Bool[Array, "b i"] | None = None,
 ) -> tuple[Thought, Cache]:
     """`think`, and a cache of all that it read, behind which words can be generated.
 
@@ -107,10 +110,10 @@ def prefill(
         generated = continue_text(model, cache, thought.last_b1d, rng, sampling=sampling)
 
     Args:
-        model, text, patches_bpf, grids, latent_hidden: as in `think`.
+        model, text, patches_bpf, grids, latent_hidden, shown_bi: as in `think`.
         room: how many tokens the cache can take besides.
     """
-    thought, prefix, later = _think(model, text, patches_bpf, grids, latent_hidden)
+    thought, prefix, later = _think(model, text, patches_bpf, grids, latent_hidden, shown_bi)
     keys, next_position_b = start_cache(*prefix, capacity=thought.hidden_btd.shape[1] + room)
     for run in later:
         keys, next_position_b = append(keys, run, run.stop_b), next_position_b + run.stop_b
@@ -123,19 +126,21 @@ def _think(
     patches_bpf: Array | None,
     grids: Grids,
     latent_hidden: str,
+    shown_bi: Array | None,
 ) -> tuple[Thought, tuple[DecoderOutput, TokenLayout], tuple[KeyValues, ...]]:
     """The thought, the pass over the prefix, and the keys and values of slots and suffix, as many as are valid."""
     check_latent_hidden(latent_hidden)
     used_bk, stop_b = text["slots"], text["suffix_stop"]
     images = None if patches_bpf is None else model.encode_images(patches_bpf, grids)
     prefix, layout = model.decode_tokens(
-        text["prefix"], start_b=text["prefix_start"], images=images, grids=grids, keep_keys=True
+        text["prefix"], start_b=text["prefix_start"], images=images, grids=grids, shown_bi=shown_bi, keep_keys=True
     )
     slots = _run_slots(model, prefix, layout.next_position_b, used_bk, latent_hidden)
     suffix_bsd, suffix_keys = _read_suffix(model, (prefix.keys, slots.keys), layout.next_position_b, text)
     before_bsd = jnp.concatenate([slots.last_b1d, suffix_bsd], axis=1)
+    prefix_valid_bp = valid_range(text["prefix"].shape[1], text["prefix_start"], None)
     valid = (
-        valid_range(text["prefix"].shape[1], text["prefix_start"], None),
+        prefix_valid_bp if shown_bi is None else prefix_valid_bp & prefix.keys.shown_bs,
         used_bk,
         valid_range(suffix_bsd.shape[1], None, stop_b),
     )
@@ -176,10 +181,10 @@ class _Static(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Which columns of the prefix are valid (start and stop), which position follows it, which slots are used; and the
-    keys of the dropout of adapters, of which every slot makes its own."""
+    """Which columns of the prefix are valid (start, stop, shown), which position follows it, which slots are used; and
+    the keys of the dropout of adapters, of which every slot makes its own."""
 
-    prefix_range: tuple[Array | None, Array | None]
+    prefix_range: tuple[Array | None, ...]
     position_b: Array
     used_bk: Array
     dropout_keys: Keys

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
 from jaxvla.ops.masks import visible
@@ -26,12 +26,14 @@ class KeyValues(NamedTuple):
         k_bskh, v_bskh: [b, s, k, h]; keys are already rotated. In a cache of all layers [l, b, s, k, h].
         start_b: first valid entry of each sample; None for 0.
         stop_b: end of the valid entries; None for s.
+        shown_bs: False at further entries that nobody looks at; None for none.
     """
 
     k_bskh: Float[Array, "*l b s k h"]
     v_bskh: Float[Array, "*l b s k h"]
     start_b: Int[Array, " b"] | None = None
     stop_b: Int[Array, " b"] | None = None
+    shown_bs: Bool[Array, "b s"] | None = None
 
 
 def check_implementation(name: str) -> None:
@@ -63,7 +65,8 @@ def attend(
         query_block: queries per block of "chunked".
 
     Raises:
-        ConfigError: an unknown implementation, or "cudnn" with `past`, with float32 inputs or without a GPU.
+        ConfigError: an unknown implementation, or "cudnn" with `past` or `shown_bs`, with float32 inputs or without a
+            GPU.
     """
     check_implementation(implementation)
     if implementation == "cudnn":
@@ -88,6 +91,7 @@ def _joint_softmax(
             start_b=run.start_b,
             stop_b=run.stop_b,
             first_query=first_query,
+            shown_bs=run.shown_bs,
         )
         logits_bkgts = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, run.k_bskh, preferred_element_type=jnp.float32)
         logits_bkgts *= h**-0.5
@@ -122,11 +126,13 @@ def _chunked(q_btnh: Array, own: KeyValues, past: tuple[KeyValues, ...], causal:
 def _cudnn(q_btnh: Array, own: KeyValues, past: tuple[KeyValues, ...], causal: bool) -> Array:
     if past:
         raise ConfigError("attention 'cudnn' takes one run of keys; use 'xla' for passes over cached keys")
+    if own.shown_bs is not None:
+        raise ConfigError("attention 'cudnn' hides no single keys, such as those of missing cameras; use 'xla'")
     if q_btnh.dtype == jnp.float32:
         raise ConfigError("attention 'cudnn' needs dtype 'bfloat16'; set it, or attention to 'xla'")
     if jax.default_backend() != "gpu":
         raise ConfigError(f"attention 'cudnn' needs a GPU, not {jax.default_backend()}; set attention to 'xla'")
-    k, v, start_b, stop_b = own
+    k, v, start_b, stop_b, _ = own
     if start_b is not None:
         # The kernel knows only padding on the right: turn each sample until it begins with its first valid entry.
         stop_b = (k.shape[1] if stop_b is None else stop_b) - start_b

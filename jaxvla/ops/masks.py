@@ -33,6 +33,7 @@ def visible(
     start_b: Int[Array, " b"] | None = None,
     stop_b: Int[Array, " b"] | None = None,
     first_query: int | Int[Array, ""] = 0,
+    shown_bs: Bool[Array, "b s"] | None = None,
 ) -> Bool[Array, "#b t s"] | None:
     """True where a query may look at a key; None where every one may. XLA fuses it into the softmax.
 
@@ -43,8 +44,11 @@ def visible(
         start_b: first valid key of each sample, the number of its left pads; None for 0.
         stop_b: end of each sample's valid keys; None for s.
         first_query: the number of the first query, where the queries are a part of a sequence.
+        shown_bs: False at further keys that no query may look at; None for none.
     """
     valid_bs = valid_range(num_keys, start_b, stop_b)
+    if shown_bs is not None:
+        valid_bs = shown_bs if valid_bs is None else valid_bs & shown_bs
     visible_bts = None if valid_bs is None else valid_bs[:, None]
     if causal:
         earlier_ts = jnp.arange(num_keys) <= first_query + jnp.arange(num_queries)[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla.data.schema import PROPRIO, BatchSpec
+from jaxvla.data.schema import CAMERA_MASK, PROPRIO, BatchSpec
 from jaxvla.data.transforms.images import enlarges, resize, size_text
 from jaxvla.data.transforms.normalization import Normalizer
 from jaxvla.errors import PolicyError
@@ -35,7 +35,7 @@ class Views:
     _warned: set[str] = dataclasses.field(default_factory=set, init=False)
 
     def prepare(self, given: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
-        """{camera: uint8 [h, w, 3], ..., "proprio": float32 [p]} of the sizes of training.
+        """{camera: uint8 [h, w, 3], ..., "proprio": float32 [p]} of the sizes of training, and the mask of cameras.
 
         Args:
             given: {camera: uint8 [H, W, 3] of any size, "proprio": [p] in robot units}; other names are not looked at.
@@ -51,6 +51,8 @@ class Views:
             raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {expected}")
         prepared = {camera: np.zeros((*self.spec.image_size, 3), np.uint8) for camera in self.spec.cameras}
         prepared[PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
+        if self.spec.several_camera_sets:
+            prepared[CAMERA_MASK] = np.array([camera in self.robot.cameras for camera in self.spec.cameras])
         for name in [name for name in (*self.robot.cameras, PROPRIO) if name in given]:
             value = np.asarray(given[name])
             self._check(name, value, f"{what}[{name!r}]")

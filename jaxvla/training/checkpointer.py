@@ -62,7 +62,7 @@ _FREE_KEYS = (
 )
 _ABSENT = "absent"
 # What a checkpoint means that is older than the key.
-_EARLIER = {"data_config.name": "", "data_config.balance": "weights"}
+_EARLIER = {"data_config.name": "", "data_config.balance": "weights", "spec.several_camera_sets": False}
 
 
 class Checkpointer:

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agents.ecot_cases import BACKBONE, PAD, SPEC, STOP, agent, agent_kwargs, batch, params, quick_jit, text
+from agents.ecot_cases import BACKBONE, IMAGE, PAD, SPEC, STOP, agent, agent_kwargs, batch, params, quick_jit, text
 
 from jaxvla.agents import make_agent
 from jaxvla.data.schema import TURN_TOKENS, TextSpec
@@ -140,13 +140,45 @@ def test_explicit_inference_says_words_and_acts_on_them():
     np.testing.assert_array_equal(forced["token_accuracy"].value_b, 1)
 
 
+def test_cameras_that_a_robot_has_not_count_as_absent():
+    """Not as black pictures: what stands in their tokens reaches neither actions nor words, nor their losses."""
+    cameras, columns = ("images0", "wrist"), TextSpec(13, 2, 6)
+    spec = dataclasses.replace(SPEC, cameras=cameras, text=columns, several_camera_sets=True)
+    chatty = make_agent("ecot", agent_kwargs() | {"inference": "explicit", "max_new_tokens": 3}, spec)
+    rng, own = np.random.default_rng(0), quick_jit(chatty.init)(jax.random.key(1))
+    made = chatty.spec.fake_batch(3, ("observations", "actions", "action_pad_mask"), rng)
+    made["observations"]["camera_mask"][:, :, 1] = [[True], [False], [True]]
+    words = text(rng, (8, 6, 9), (2, 0, 1), (6, 4, 5), chatty.spec.text)
+    words["prefix"] = np.concatenate([np.full((3, 3), PAD, np.int32), words["prefix"][:, 3:]], 1)
+    for row, start in enumerate(words["prefix_start"]):
+        words["prefix"][row, start - 3 : start] = IMAGE
+    made["text"] = words | {"prefix_start": words["prefix_start"] - 3}
+    other = {**made["observations"], "wrist": 255 - made["observations"]["wrist"]}
+
+    def all_of(params, made):
+        acted = chatty.sample_actions(params, made["observations"], made, None)
+        return {**chatty.evaluate(params, made, KEY), "words": acted.tokens_bm, "actions": acted.actions_bad}
+
+    run = quick_jit(all_of)
+    found, changed = (
+        jax.tree.map(np.asarray, run(own, {**made, "observations": x})) for x in (made["observations"], other)
+    )
+    for name in ("mse", "mse_with_words", "actions"):
+        same = (found[name] == changed[name]).reshape(3, -1).all(1).tolist()
+        assert same == [False, True, False], name
+    assert (found["lm_loss"].value_b == changed["lm_loss"].value_b).tolist() == [False, True, False]
+    assert (found["words"][1] == changed["words"][1]).all()
+    shown = {**made["observations"], "wrist": made["observations"]["wrist"] * 0}
+    shown["camera_mask"] = np.ones_like(shown["camera_mask"])
+    assert (np.asarray(run(own, {**made, "observations": shown})["actions"])[1] != found["actions"][1]).any()
+
+
 def test_the_context_may_be_normalized():
     normed, made = agent(context_hidden="post_norm"), batch()
 
     def contexts(params, made):
         model = bind(normed.backbone, params["backbone"])
-        patches = normed._patches(made["observations"])
-        thought = think(model, made["text"], patches, normed.grids)
+        thought = think(model, made["text"], **normed._seen(made["observations"]))
         states, _ = normed._context(model, thought, made["text"], jnp.zeros(4, bool))
         return states, thought.valid_bt
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -225,3 +226,33 @@ def test_rounding_to_bfloat16_changes_little():
     exact, rounded = (method(agent, "evaluate")(params, batch, jax.random.key(0))["mse"] for agent in agents)
     assert rounded.dtype == jnp.float32
     assert 0 < np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_what_a_missing_camera_would_show_changes_nothing(early):
+    spec = dataclasses.replace(SPEC, cameras=("images0", "wrist"), several_camera_sets=True)
+    agent = make(spec, early_goal_concat=early)
+    params, batch = make_params(agent), make_batch(agent)
+    has = np.array([[True, True], [True, False], [True, True], [False, True]])
+    batch["observations"]["camera_mask"][:], batch["goals"]["camera_mask"][:] = has[:, None], has
+
+    @jax.jit
+    def both(params, batch):
+        actions = agent.act(params, batch["observations"], {"goals": batch["goals"]})
+        return actions, jax.grad(agent.loss, has_aux=True)(params, batch, jax.random.key(0))[0]
+
+    def seen(images):
+        views = {name: {**batch[name], **{k: x[name] for k, x in images.items()}} for name in ("observations", "goals")}
+        return jax.tree.map(np.asarray, both(params, {**batch, **views}))
+
+    def inverted(camera, rows):
+        changed = {name: batch[name][camera].copy() for name in ("observations", "goals")}
+        for pixels in changed.values():
+            pixels[rows] = 255 - pixels[rows]
+        return {camera: changed}
+
+    actions, gradients = seen({})
+    others, same = seen(inverted("wrist", [1]) | inverted("images0", [3]))
+    np.testing.assert_array_equal(others, actions)
+    jax.tree.map(np.testing.assert_array_equal, same, gradients)
+    assert (seen(inverted("wrist", [0]))[0] != actions).any((1, 2)).tolist() == [True, False, False, False]

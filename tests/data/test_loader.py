@@ -14,7 +14,7 @@ from jaxvla.data.text.instructions import InstructionTable
 from jaxvla.errors import ConfigError, DataError
 
 BATCH_KEYS = tuple(key for key in ALL_KEYS if key not in ("instruction", "text"))
-EARLIER_KEYS = tuple(key for key in BATCH_KEYS if key not in ("action_dim_mask", "camera_mask", "dataset"))
+EARLIER_KEYS = tuple(key for key in BATCH_KEYS if key not in ("action_dim_mask", "dataset"))
 LENGTHS = {"a": [5, 3, 7], "b": [4, 6]}
 
 

@@ -5,15 +5,17 @@ import pytest
 from data import bridge_files, rlds_episodes
 
 from jaxvla.data.dataset import DataConfig
-from jaxvla.data.loader import training_batches, validation_batches
+from jaxvla.data.loader import BatchSource, training_batches, validation_batches
 from jaxvla.data.mixture import Member, Mixture, open_mixture
 from jaxvla.data.mixture_config import read_mixture
 from jaxvla.data.order import Order
+from jaxvla.data.source import TrajectorySource
+from jaxvla.data.transforms import images
 from jaxvla.errors import ConfigError, DataError
 
 # Transitions of training, by dataset: an episode of n steps has n - 1.
 SIZES = {"bridge": 5 + 3 + 7, "narrow": 2 * 5, "wrist": 4 * 8}
-KEYS = ("dataset", "observations", "goals", "actions", "action_dim_mask", "camera_mask", "language", "text")
+KEYS = ("dataset", "observations", "goals", "actions", "action_dim_mask", "language", "text")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,10 @@ class Places:
 
     def __call__(self, batch_index, trajectory, step, instruction, uniforms):
         return {"place": np.stack([trajectory, step], 1), "instruction": instruction}
+
+
+def tree_shapes(tree):
+    return {key: tree_shapes(x) if isinstance(x, dict) else (x.shape, x.dtype) for key, x in tree.items()}
 
 
 def stream(mixture, rows=slice(None), keys=KEYS):
@@ -96,8 +102,7 @@ def test_what_a_dataset_lacks_is_black_or_zero_and_masked(settings):
     numbers, annotations = set(), mixture.annotations()
     for batch in itertools.islice(stream(mixture), 6):
         fake = spec.fake_batch(8, KEYS[:-1], np.random.default_rng(0))
-        shapes = {key: np.shape(batch[key]) for key in fake if not isinstance(fake[key], dict)}
-        assert shapes == {key: fake[key].shape for key in shapes}
+        assert tree_shapes({key: batch[key] for key in fake}) == tree_shapes(fake)
         for row, number in enumerate(batch["dataset"].tolist()):
             numbers.add(number)
             place, step = batch["text"]["place"][row].tolist()
@@ -113,7 +118,9 @@ def test_what_a_dataset_lacks_is_black_or_zero_and_masked(settings):
             assert not batch["goals"]["proprio"][row, states:].any()
             assert batch["action_dim_mask"][row].tolist() == [i < width for i in range(7)]
             camera = "hand" if number == 2 else "images0"
-            assert batch["camera_mask"][row].tolist() == [camera == "images0", camera == "hand"]
+            has = [camera == "images0", camera == "hand"]
+            assert views["camera_mask"][row].tolist() == [has, has]
+            assert batch["goals"]["camera_mask"][row].tolist() == has
             other = {"hand": "images0", "images0": "hand"}[camera]
             pixels = views[camera][row, 1]
             np.testing.assert_array_equal(pixels, dataset.source.frames(trajectory, [step], camera)[0])
@@ -124,9 +131,27 @@ def test_what_a_dataset_lacks_is_black_or_zero_and_masked(settings):
     assert numbers == {0, 1, 2}
 
 
+def test_only_the_frames_of_cameras_that_a_row_has_are_decoded(settings, monkeypatch):
+    """Two frames of each row: the observation and the goal, of the one camera that its dataset has."""
+    decoded, read = [], []
+    open_picture, read_frames = images.open_picture, TrajectorySource.read_frames
+    monkeypatch.setattr(images, "open_picture", lambda *given: decoded.append(1) or open_picture(*given))
+    monkeypatch.setattr(
+        TrajectorySource, "read_frames", lambda self, *given: read.append(len(given[0])) or read_frames(self, *given)
+    )
+    mixture = opened(settings)
+    decoded.clear()
+    batch = BatchSource(mixture, mixture.order(5), 32, ("observations", "goals", "dataset"), slice(None), 64)[0]
+    assert (sum(decoded), sum(read)) == (2 * (batch["dataset"] > 0).sum(), 2 * 32)
+
+
 def test_one_width_needs_no_mask_and_one_dataset_is_unchanged(settings):
     two = {**settings, "datasets": {name: settings["datasets"][name] for name in ("bridge", "wrist")}}
-    assert not opened(two).spec.several_action_dims
+    spec = opened(two).spec
+    assert (spec.several_action_dims, spec.several_camera_sets) == (False, True)
+    same = {**settings, "datasets": {name: settings["datasets"][name] for name in ("bridge", "narrow")}}
+    assert not opened(same).spec.several_camera_sets
+    assert "camera_mask" not in next(stream(opened(same)))["observations"]
     alone = opened({**settings, "datasets": {"bridge": settings["datasets"]["bridge"]}})
     assert alone.spec == alone.datasets[0].spec
     assert (alone.describe(), alone.report) == ((), alone.datasets[0].report)

@@ -48,6 +48,36 @@ def make_views(shape, batch_size=2):
     return batch["observations"], batch["goals"]
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_features_of_a_missing_camera_are_zero(fusion):
+    shape = ViewShape(CAMERAS[2], SIZE, 2, PROPRIO)
+    observations, goals = make_views(shape)
+    masks = np.array([[True, False], [True, True]])
+    views = {**observations, "camera_mask": np.repeat(masks[:, None], 2, 1)}, {**goals, "camera_mask": masks}
+    encode = jax.jit(make_encoder(fusion, shape))
+    features, plain = np.asarray(encode(*views)), np.asarray(encode(observations, goals))
+    # Of each frame those of wrist and images0, then the proprio of both, then the goal's.
+    absent = [slice(FEATURES, 2 * FEATURES), slice(3 * FEATURES, 4 * FEATURES), slice(-FEATURES, None)]
+    hidden = np.zeros(features.shape[1], bool)
+    for part in absent[: 2 if fusion == "early" else 3]:
+        hidden[part] = True
+    np.testing.assert_array_equal(features, np.where(hidden & ~masks[:, 1:], 0, plain))
+    other = [
+        {**x, "images0": np.where(masks[:, 1:].reshape(2, *[1] * (x["images0"].ndim - 1)), x["images0"], 7)}
+        for x in views
+    ]
+    np.testing.assert_array_equal(encode(*other), features)
+
+
+def test_the_goal_of_a_camera_that_only_the_goal_lacks_is_black():
+    shape = ViewShape(CAMERAS[1], SIZE, 1, 0)
+    observations, goals = make_views(shape)
+    encode = jax.jit(make_encoder("early", shape))
+    there, absent = np.ones((2, 1, 1), bool), np.zeros((2, 1), bool)
+    found = encode({**observations, "camera_mask": there}, {**goals, "camera_mask": absent})
+    np.testing.assert_array_equal(found, encode(observations, {"images0": goals["images0"] * 0}))
+
+
 @pytest.mark.parametrize(
     ("fusion", "horizon", "proprio", "cameras"),
     list(itertools.product(FUSIONS, (1, 2), (0, PROPRIO), (1, 2))),

@@ -38,6 +38,7 @@ def between(num_queries, num_keys, start=0, stop=None):
 
 CAUSAL = np.tril(np.ones((T, T), bool))
 START, STOP = np.array([0, 3]), np.array([7, 5])
+SHOWN = np.random.default_rng(0).random((2, T)) < 0.6
 PAST_START, PAST_STOP = np.array([2, 0]), np.array([5, 4])
 # Own mask, options of the own keys, lengths of earlier runs, their masks and ranges, causal.
 VARIANTS = {
@@ -46,6 +47,22 @@ VARIANTS = {
     "left padding": (between(T, T, START) & CAUSAL, {"start_b": START}, (), (), (), True),
     "right padding": (between(T, T, 0, STOP), {"stop_b": STOP}, (), (), (), False),
     "both": (between(T, T, START, STOP) & CAUSAL, {"start_b": START, "stop_b": STOP}, (), (), (), True),
+    "single keys hidden": (
+        between(T, T, START) & SHOWN[:, None],
+        {"start_b": START, "shown_bs": SHOWN},
+        (),
+        (),
+        (),
+        False,
+    ),
+    "hidden in an earlier run": (
+        between(T, T) & CAUSAL,
+        {},
+        (5,),
+        (between(T, 5) & SHOWN[:, None, :5],),
+        ({"shown_bs": SHOWN[:, :5]},),
+        True,
+    ),
     "behind two runs": (
         between(T, T, 0, STOP) & CAUSAL,
         {"stop_b": STOP},

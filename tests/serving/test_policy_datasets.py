@@ -51,6 +51,27 @@ def test_it_acts_in_the_units_of_the_dataset(run):
         base.act({"proprio": np.zeros(4), "wrist": gray(51)}, {})
 
 
+@dataclasses.dataclass(frozen=True)
+class ShowsMask(Echo):
+    """Says which cameras it is told there are, in both actions: first the last frame's, then the goal's."""
+
+    def act(self, params, observations, task, rng=None, temperature=1.0):
+        masks = observations["camera_mask"][:, -1], task["goals"]["camera_mask"]
+        return jnp.stack(masks, axis=1) * params["scale"]
+
+
+def test_cameras_that_its_dataset_lacks_are_masked(tmp_path, monkeypatch):
+    monkeypatch.setitem(agents.agents, "shows_mask", lambda kwargs, spec: ShowsMask(spec))
+    both = assets()
+    spec = dataclasses.replace(both.spec, several_camera_sets=True, several_action_dims=False)
+    own = {"statistics": None, "datasets": {"arm": both.datasets["arm"]}, "data_config": both.data_config}
+    save(tmp_path, "shows_mask", {}, spec, values=(1, 1), **own)
+    arm = load_policy(tmp_path, dataset="arm")
+    assert (arm.needed, arm.warm_up() > 0) == ({"observation": (), "goals": ()}, True)
+    acted = arm.act({}, {"goals": {}})
+    np.testing.assert_allclose(acted, [[1 + 2 * 1, 2 + 2 * 0]] * 2, rtol=1e-6)
+
+
 def test_the_dataset_must_be_known(run):
     with pytest.raises(ConfigError, match=r"of 2 datasets .*; there are: arm, base$"):
         load_policy(run)

@@ -38,7 +38,10 @@ def start_cache(output: DecoderOutput, layout: TokenLayout, capacity: int) -> Ca
     room = ((0, 0), (0, 0), (0, capacity - t), (0, 0), (0, 0))
     k, v = (jnp.pad(x, room) for x in output.keys[:2])
     stop_b = jnp.full(b, t) if output.keys.stop_b is None else output.keys.stop_b
-    return Cache(KeyValues(k, v, output.keys.start_b, stop_b), layout.next_position_b)
+    shown_bs = output.keys.shown_bs
+    if shown_bs is not None:
+        shown_bs = jnp.pad(shown_bs, room[1:3], constant_values=True)
+    return Cache(KeyValues(k, v, output.keys.start_b, stop_b, shown_bs), layout.next_position_b)
 
 
 def append(keys: KeyValues, own: KeyValues, count_b: Int[Array, " b"]) -> KeyValues:
@@ -53,7 +56,7 @@ def append(keys: KeyValues, own: KeyValues, count_b: Int[Array, " b"]) -> KeyVal
         return buffer.at[:, rows_b1, steps_bt].set(new, mode="drop", unique_indices=True)
 
     k, v = write(keys.k_bskh, own.k_bskh), write(keys.v_bskh, own.v_bskh)
-    return KeyValues(k, v, keys.start_b, keys.stop_b + count_b)
+    return keys._replace(k_bskh=k, v_bskh=v, stop_b=keys.stop_b + count_b)
 
 
 def extend(

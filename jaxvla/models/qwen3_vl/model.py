@@ -8,11 +8,11 @@ losses_bt, hits_bt = model.token_losses(hidden_btd, labels_bt)
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.positions import Grids, TokenLayout, token_layout
+from jaxvla.models.qwen3_vl.positions import Grids, TokenLayout, spread, token_layout
 from jaxvla.models.qwen3_vl.text import DecoderOutput, DeepStack, TextDecoder, place
 from jaxvla.models.qwen3_vl.vision import ImageFeatures, VisionTower
 from jaxvla.ops.masks import valid_range
@@ -69,6 +69,7 @@ class Qwen3VL(nnx.Module):
         stop_b: Int[Array, " b"] | None = None,
         images: ImageFeatures | None = None,
         grids: Grids = (),
+        shown_bi: Bool[Array, "b i"] | None = None,
         keep_keys: bool = False,
         keep_layers: bool = False,
     ) -> tuple[DecoderOutput, TokenLayout]:
@@ -80,6 +81,7 @@ class Qwen3VL(nnx.Module):
             stop_b: where padding on the right begins.
             images: from `encode_images`.
             grids: rows and columns of patches of each image of a sample; static.
+            shown_bi: False at image tokens that no token may look at; None where all may.
             keep_keys: return keys and values.
             keep_layers: return every layer's output.
 
@@ -98,6 +100,7 @@ class Qwen3VL(nnx.Module):
             start_b=start_b,
             stop_b=stop_b,
             deepstack=deepstack,
+            shown_bt=None if shown_bi is None else spread(shown_bi, layout.image_index_bt),
             keep_keys=keep_keys,
             keep_layers=keep_layers,
         )

@@ -121,6 +121,17 @@ def token_layout(
     return TokenLayout(positions_3bt, image_index_bt, end_bt[:, -1])
 
 
+def spread(shown_bi: Bool[Array, "b i"], image_index_bt: Int[Array, "b t"]) -> Bool[Array, "b t"]:
+    """What is said of the image tokens, at their places among all tokens; True at all others."""
+    return jnp.take_along_axis(shown_bi, image_index_bt, axis=1, mode="fill", fill_value=True)
+
+
+def of_tokens(mask_bc: Bool[Array, "b c"], grids: Grids, config: VisionConfig) -> Bool[Array, "b i"]:
+    """What is said of the images, one of each grid, said of each of their tokens."""
+    counts = np.array([num_image_tokens((grid,), config) for grid in grids])
+    return jnp.repeat(mask_bc, counts, axis=1, total_repeat_length=int(counts.sum()))
+
+
 def interpolation(size: int, side: int) -> np.ndarray:
     """Bilinear weights float32 [size, side] that spread `size` points over a table of `side` entries, ends included."""
     points = np.arange(size, dtype=np.float32) * np.float32(side - 1) / np.float32(max(size - 1, 1))

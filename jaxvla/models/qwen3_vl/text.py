@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.models.adapter import matrix
 from jaxvla.models.module import compute_dtype
@@ -46,11 +46,12 @@ class DecoderOutput(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What all layers of a pass share: the rotation of the tokens, and the range of those that are no padding."""
+    """What all layers of a pass share: the rotation of the tokens, and which of them may be looked at."""
 
     rotation: Rotation
     start_b: Array | None
     stop_b: Array | None
+    shown_bt: Array | None
 
 
 class TextAttention(nnx.Module):
@@ -79,7 +80,7 @@ class TextAttention(nnx.Module):
 
         q_btnh = rotate(self.q_norm(heads(self.q_proj(x_btd))), around.rotation)
         k_btkh = rotate(self.k_norm(heads(self.k_proj(x_btd))), around.rotation)
-        own = KeyValues(k_btkh, heads(self.v_proj(x_btd)), around.start_b, around.stop_b)
+        own = KeyValues(k_btkh, heads(self.v_proj(x_btd)), *around[1:])
         implementation = "xla" if past and self.implementation == "cudnn" else self.implementation
         out_btnh = attend(q_btnh, own, past, causal=True, implementation=implementation)
         return self.o_proj(out_btnh.reshape(*x_btd.shape[:2], -1)), own
@@ -139,6 +140,7 @@ class TextDecoder(nnx.Module):
         stop_b: Int[Array, " b"] | None = None,
         past: tuple[KeyValues, ...] = (),
         deepstack: DeepStack | None = None,
+        shown_bt: Bool[Array, "b t"] | None = None,
         keep_keys: bool = False,
         keep_layers: bool = False,
     ) -> DecoderOutput:
@@ -152,11 +154,12 @@ class TextDecoder(nnx.Module):
             past: runs of keys and values of all layers [l, b, s, k, h] that every token sees besides those up to
                 itself: a cache, a prefix, a buffer that is filled up to its `stop_b`. They are only read.
             deepstack: image features for the first layers.
+            shown_bt: False at tokens that none may look at, besides the padding; None for no others.
             keep_keys: return the tokens' own keys and values.
             keep_layers: return every layer's output.
         """
         rotation = multimodal_rotation(positions_3bt, self.config.text.mrope_section, self.config.text.rope_theta)
-        around = Surroundings(rotation, start_b, stop_b)
+        around = Surroundings(rotation, start_b, stop_b, shown_bt)
         if deepstack is not None:
             # All other layers add a last entry of zeros: a second scan for them would copy their parameters.
             stack_nbid = jnp.pad(deepstack.features_nbid, ((0, 1), (0, 0), (0, 0), (0, 0))).astype(x_btd.dtype)
@@ -176,7 +179,7 @@ class TextDecoder(nnx.Module):
         hidden_btd, (own, layers_lbtd) = scan_blocks(
             self.layers, step, x_btd, xs, remat=config.remat, unroll=not config.scan_layers
         )
-        return DecoderOutput(hidden_btd, KeyValues(*own, start_b, stop_b) if keep_keys else None, layers_lbtd)
+        return DecoderOutput(hidden_btd, KeyValues(*own, *around[1:]) if keep_keys else None, layers_lbtd)
 
     def logits(self, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """float32 logits of hidden states that have passed the final norm."""
