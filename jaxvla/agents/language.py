@@ -297,6 +297,11 @@ def _vectors_of_data(splits: Sequence[Mixture]) -> StoredLanguage:
                 f"{dataset.source.paths[0]} has no language vectors: set config.language.path to an .npz file of texts "
                 "and vectors, or choose another config.language.encoder"
             )
+        if dataset.source.paraphrases:
+            raise ConfigError(
+                f"{dataset.source.paths[0]} has no language vectors of paraphrases: set config.language.path to an "
+                ".npz file of all texts, or config.data.tasks.rephrase to 0"
+            )
         for text, vector_l in zip(dataset.annotations(), dataset.source.vectors):
             found.setdefault(text, vector_l)
         if len(widths := {len(vector_l) for vector_l in found.values()}) > 1:

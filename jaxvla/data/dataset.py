@@ -2,19 +2,24 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 
-from jaxvla.data import opening
+from jaxvla.data import opening, skipping
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig, check_image_size
 from jaxvla.data.statistics import kept_statistics
+from jaxvla.data.text.paraphrases import Paraphrases
+from jaxvla.data.transforms import filters, selection
 from jaxvla.data.transforms.action_checks import check_actions, describe_actions
 from jaxvla.data.transforms.actions import ActionConvention
+from jaxvla.data.transforms.filters import FilterConfig
 from jaxvla.data.transforms.goals import GoalConfig
 from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
+from jaxvla.data.transforms.tasks import TaskConfig
 from jaxvla.errors import ConfigError, DataError
 
 
@@ -29,6 +34,9 @@ class DataConfig:
     normalization: str = "normal"
     image_size: tuple[int, ...] = ()
     skip_unlabeled: bool = False
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    tasks: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    learn_padding: bool = False
     num_threads: int = 2
     prefetch: int = 4
 
@@ -94,8 +102,20 @@ class Dataset:
         They lie behind a trajectory's end, or from a transition on that is not taught.
         """
         horizon = self.config.action_horizon
-        padded = np.maximum(horizon - self.source.taught_ahead[self.drawable], 0).sum()
+        padded = np.maximum(horizon - self.learned_ahead(self.drawable), 0).sum()
         return float(padded / (self.num_transitions * horizon))
+
+    def learned_ahead(self, transitions: np.ndarray) -> np.ndarray:
+        """How many slots of the chunks that begin at transitions int [n], rows of `actions`, are learned: int64 [n].
+
+        What follows a transition that is not taught answers to what happened in it, which nobody can foresee. Slots
+        behind the end repeat the last action; with `learn_padding` they are learned, where all before them are.
+        """
+        ahead = self.source.taught_ahead[transitions]
+        if not self.config.learn_padding:
+            return ahead
+        trajectory, step = self.source.locate(transitions)
+        return np.where(ahead == self.source.lengths[trajectory] - step, self.config.action_horizon, ahead)
 
     def describe_actions(self) -> tuple[str, str]:
         """What the actions are, and the range of each dimension, as they are learned; one line each."""
@@ -123,8 +143,10 @@ def open_dataset(
     """
     root = opening.find_root(source_config)
     image_size = _image_size(source_config, config)
-    source, groups, report = opening.open_source(source_config, image_size, root, split)
     convention = _convention(source_config, config)
+    own = config.tasks.paraphrases if split == "train" else ""
+    paraphrases = Paraphrases.read(own) if own else None
+    source, groups, report = opening.open_source(source_config, image_size, root, split, None, convention, paraphrases)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
     report += _describe_untaught(source, split)
@@ -139,7 +161,9 @@ def open_dataset(
     )
     proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
     _check_dimensions(root, split, table, source.proprio, statistics)
-    drawable = _drawable(source, config)
+    actions, proprio = action_normalizer.forward(table), proprio_normalizer.forward(source.proprio)
+    drawable, left_out = _choose_drawn(source, config, root, split, (actions, proprio))
+    report += left_out
     group_sizes = _group_sizes(source_config, groups, source, drawable)
     _check_groups(source_config, config, root, split, source, group_sizes)
     return Dataset(
@@ -148,8 +172,8 @@ def open_dataset(
         statistics,
         action_normalizer,
         proprio_normalizer,
-        action_normalizer.forward(table),
-        proprio_normalizer.forward(source.proprio),
+        actions,
+        proprio,
         drawable,
         group_sizes,
         source_config.sample_weights or (1.0,) * len(group_sizes),
@@ -207,10 +231,53 @@ def _check_dimensions(
             )
 
 
-def _drawable(source: TrajectorySource, config: DataConfig) -> np.ndarray:
+def _outliers(
+    source: TrajectorySource, config: FilterConfig, actions: np.ndarray, proprio: np.ndarray
+) -> dict[int, skipping.Skipped]:
+    """By its number, each trajectory that is left out for a value, and why."""
+    found: dict[int, skipping.Skipped] = {}
+    tables = (("action", actions, source.lengths), ("proprio", proprio, source.lengths + 1))
+    for name, values, lengths in tables:
+        if largest := getattr(config, f"max_{name}"):
+            reason = f"{'an action' if name == 'action' else 'a state'} beyond config.data.filters.max_{name}"
+            for i, (step, dimension, value) in filters.beyond(values, lengths, largest).items():
+                where = f"trajectory {source.keys[i]!r}: step {step}, dimension {dimension}: {value:g} normalized"
+                found.setdefault(i, (reason, where))
+    return found
+
+
+def _choose_drawn(
+    source: TrajectorySource,
+    config: DataConfig,
+    root: pathlib.Path,
+    split: str,
+    tables: tuple[np.ndarray, np.ndarray],
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`Dataset.drawable`, of normalized tables, and lines that say what `config.filters` leave out."""
+    chosen = config.filters
+    outliers = _outliers(source, chosen, *tables)
+    report = skipping.describe([*outliers.values()], len(source), split)
+    if len(outliers) == len(source):
+        raise DataError(
+            f"{root}: config.data.filters leave all {len(source)} {split} trajectories out: raise max_action="
+            f"{chosen.max_action:g} or max_proprio={chosen.max_proprio:g}"
+        )
+    drawable = _drawable(source, config, outliers)
+    if not chosen.max_steps or split != "train":
+        return drawable, report
+    trajectory, _ = source.locate(drawable)
+    seeds = selection.seeds(source.keys, np.split(source.actions, source.action_starts[1:]))
+    kept = drawable[filters.some_of_each(trajectory, chosen.max_steps, seeds)]
+    most = f"at most {chosen.max_steps} of a trajectory"
+    return kept, (*report, f"subsampled   {len(kept)} of {len(drawable)} train transitions, {most}")
+
+
+def _drawable(source: TrajectorySource, config: DataConfig, outliers: Collection[int]) -> np.ndarray:
     """See `Dataset`."""
     trajectory, step = source.locate(np.arange(len(source.actions)))
     can = config.goal_relabeling.has_goal(step, source.lengths[trajectory]) & source.taught
+    if outliers:
+        can &= ~np.isin(trajectory, [*outliers])
     if config.skip_unlabeled:
         can &= source.texts != NO_TEXT
     return np.flatnonzero(can)

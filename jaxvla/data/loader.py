@@ -20,6 +20,7 @@ from jaxvla.data.order import Order, uniforms
 from jaxvla.data.rows import Rows, scatter
 from jaxvla.data.schema import BATCH_KEYS, CAMERA_MASK, PROPRIO, Batch, BatchSpec
 from jaxvla.data.text.instructions import InstructionTable
+from jaxvla.data.transforms.tasks import TASK_UNIFORMS, TaskConfig
 from jaxvla.errors import ConfigError
 
 _VALIDATION_SEED = 0
@@ -45,7 +46,7 @@ class TextSource(Protocol):
         Args:
             batch_index: of the stream.
             trajectory: int64 [b], numbers through all datasets, end to end.
-            step: int64 [b], transitions of these trajectories.
+            step: int64 [b], transitions of these trajectories as they are stored, those that a run drops counted.
             instruction: int32 [b], entries of the mixture's `annotations()`; -1 where unlabelled.
             uniforms: float64 [b, n], random numbers of these samples.
         """
@@ -64,6 +65,10 @@ class BatchSource:
         length: how many transitions the stream has; the last batch may be short.
         text: makes the batch key `text`; None where it is not asked for.
         instructions: has the batch key `instruction` of every annotation; None where it is not asked for.
+        tasks: what becomes of the tasks; nothing in validation.
+
+    Raises:
+        ConfigError: keys that there are not, or that something is missing for, or tasks that do not fit them.
     """
 
     mixture: Mixture
@@ -74,6 +79,7 @@ class BatchSource:
     length: int
     text: TextSource | None = None
     instructions: InstructionTable | None = None
+    tasks: TaskConfig = dataclasses.field(default_factory=TaskConfig)
 
     def __post_init__(self) -> None:
         if "text" in self.keys and self.text is None:
@@ -83,6 +89,7 @@ class BatchSource:
         unknown = set(self.keys) - set(BATCH_KEYS)
         if unknown:
             raise ConfigError(f"no batch keys {sorted(unknown)}; there are {', '.join(BATCH_KEYS)}")
+        self.tasks.check(self.keys)
         sizes = np.array(self.order.sizes)
         object.__setattr__(self, "_group_starts", np.cumsum(sizes) - sizes)
         object.__setattr__(self, "_spec", self.mixture.spec)
@@ -94,23 +101,29 @@ class BatchSource:
         """This process's rows of batch `i`; keys, shapes and dtypes as in schema.py."""
         start = i * self.batch_size
         positions = np.arange(start, min(start + self.batch_size, self.length))[self.rows]
-        random = uniforms(self.order.seed, i, (self.batch_size, 3))[self.rows][: len(positions)]
+        random = self._uniforms(i, 3, len(positions), stream=0)
         group, index = self.order.at(positions)
         number, transition = self.mixture.locate(self._group_starts[group] + index)
         parts = [(rows, self._of(n, transition[rows], random[rows])) for n, rows in _members(number)]
+        if self.tasks.active:
+            own = self._uniforms(i, TASK_UNIFORMS, len(positions), stream=2)
+            parts = [(rows, part.augmented(self.tasks, own[rows])) for rows, part in parts]
         batch = {}
         for key in self.keys:
             if key == "text":
-                shape = (self.batch_size, TEXT_UNIFORMS)
-                own = uniforms(self.order.seed, i, shape, stream=1)[self.rows][: len(positions)]
+                own = self._uniforms(i, TEXT_UNIFORMS, len(positions), stream=1)
                 trajectory = scatter([(rows, part.trajectories()) for rows, part in parts])
-                step = scatter([(rows, part.step) for rows, part in parts])
+                step = scatter([(rows, part.stored_steps()) for rows, part in parts])
                 batch[key] = self.text(i, trajectory, step, _join("language", parts, self._spec), own)
             elif key == "instruction":
                 batch[key] = self.instructions.take(_join("language", parts, self._spec))
             else:
                 batch[key] = _join(key, parts, self._spec)
         return batch
+
+    def _uniforms(self, i: int, columns: int, count: int, stream: int) -> np.ndarray:
+        """The random numbers of this process's `count` rows of batch `i`: [count, columns]."""
+        return uniforms(self.order.seed, i, (self.batch_size, columns), stream)[self.rows][:count]
 
     def _of(self, number: int, transition: np.ndarray, random: np.ndarray) -> Rows:
         """The rows of one dataset, by what was drawn of it."""
@@ -161,7 +174,8 @@ def training_batches(
     `config.num_threads` threads, at most `config.prefetch` batches.
     """
     order = mixture.order(seed)
-    source = BatchSource(mixture, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text, instructions)
+    tasks = mixture.config.tasks
+    source = BatchSource(mixture, order, batch_size, tuple(keys), rows, _END_OF_STREAM, text, instructions, tasks)
     return _iterate(source, mixture.config.num_threads, mixture.config.prefetch)
 
 

@@ -10,14 +10,16 @@ from jaxvla.config import local_path
 from jaxvla.data import skipping
 from jaxvla.data.files import check_folder, reading
 from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
-from jaxvla.data.formats.index import Index, open_indices
+from jaxvla.data.formats.index import MIN_TRANSITIONS, Index, open_indices
 from jaxvla.data.formats.rlds_files import Part
 from jaxvla.data.formats.rlds_versions import find_version
 from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.data.formats.standard import Standardize
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
-from jaxvla.data.transforms import selection
+from jaxvla.data.text.paraphrases import Paraphrases
+from jaxvla.data.transforms import filters, selection
+from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError, DataError
 
 _VALIDATION = ("val", "validation")
@@ -160,6 +162,8 @@ def open_source(
     root: pathlib.Path,
     split: str,
     standardize: Standardize | None = None,
+    convention: ActionConvention | None = None,
+    paraphrases: Paraphrases | None = None,
 ) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
     """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`.
 
@@ -169,6 +173,8 @@ def open_source(
         root: see `find_root`.
         split: "train" or "val"; of an RLDS dataset also another that it has.
         standardize: makes actions, states and texts of an RLDS dataset's features; None to take them by `config`.
+        convention: of the actions, by which no-ops are known; None for that of `config`.
+        paraphrases: other words for the annotations; None for none.
     """
     with reading(root):
         files = _find_stored(config, root, split)
@@ -190,10 +196,46 @@ def open_source(
             f"held out     {held_out} of {count} trajectories for val, which has no files of its own (validation_share="
             f"{config.validation_share:g})",
         )
+    kept, left_out = _choose(config, root, kept, split, convention or config.actions)
     filled = np.flatnonzero([len(index.lengths) for index in kept])
     chosen = [kept[i] for i in filled]
-    source = TrajectorySource(tuple(paths[i] for i in filled), chosen, tuple(cameras.items()), image_size)
+    notes += left_out
+    if paraphrases is not None:
+        notes += paraphrases.describe({text for index in chosen for texts in index.language for text in texts})
+    others = {} if paraphrases is None else paraphrases.of
+    where = tuple(paths[i] for i in filled), chosen, tuple(cameras.items())
+    source = TrajectorySource(*where, image_size, others)
     return source, groups[filled], notes
+
+
+def _choose(
+    config: SourceConfig, root: pathlib.Path, indices: list[Index], split: str, convention: ActionConvention
+) -> tuple[list[Index], tuple[str, ...]]:
+    """The trajectories and transitions that a configuration takes of a split, and lines that say what it leaves out."""
+    notes: tuple[str, ...] = ()
+    count = sum(len(index.lengths) for index in indices)
+    if split == "train" and (config.max_trajectories or config.trajectory_share < 1):
+        indices = selection.subset(indices, config.max_trajectories, config.trajectory_share, config.subset_seed)
+        left = sum(len(index.lengths) for index in indices)
+        notes += (f"subset       {left} of {count} train trajectories (subset_seed={config.subset_seed})",)
+    if not config.drop_first and not config.no_op_below:
+        return indices, notes
+    options = convention, config.drop_first, config.no_op_below
+    found = [filters.idle_steps(index, *options) for index in indices]
+    total = sum(len(index.actions) for index in indices)
+    counts = {reason: sum(int(own[reason].sum()) for own in found) for reason in found[0]}
+    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items() if number) or "none"
+    notes += (f"dropped      {sum(counts.values())} of {total} {split} transitions: {reasons}",)
+    kept, short = zip(*(selection.drop(index, np.any([*own.values()], 0)) for index, own in zip(indices, found)))
+    lost = [key for keys in short for key in keys]
+    if not any(len(index.lengths) for index in kept):
+        raise DataError(
+            f"{root}: of no {split} trajectory {MIN_TRANSITIONS} transitions are left: lower bridgedata_config."
+            f"no_op_below={config.no_op_below:g} or drop_first={config.drop_first}"
+        )
+    if lost:
+        notes += (f"             fewer than {MIN_TRANSITIONS} are left of {len(lost)} trajectories, such as {lost[0]}",)
+    return list(kept), notes
 
 
 def _read_indices(

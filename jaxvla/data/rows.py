@@ -11,6 +11,7 @@ import numpy as np
 from jaxvla.data.dataset import Dataset
 from jaxvla.data.schema import PROPRIO, BatchSpec
 from jaxvla.data.transforms.actions import chunk_steps, history_steps
+from jaxvla.data.transforms.tasks import TaskConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class Rows:
         trajectory, step, length: int64 [n], which transitions, and of how long trajectories.
         goal: int64 [n], the frame that is the goal.
         annotation: int32 [n], of the dataset's annotations; -1 for none.
+        without_goal: bool [n], which of them show no goal; None for none of them.
     """
 
     dataset: Dataset
@@ -34,6 +36,7 @@ class Rows:
     length: np.ndarray
     goal: np.ndarray
     annotation: np.ndarray
+    without_goal: np.ndarray | None = None
 
     @classmethod
     def draw(
@@ -46,9 +49,21 @@ class Rows:
         annotation = dataset.source.draw_annotations(trajectory, step, uniforms[:, 2])
         return cls(dataset, number, starts, trajectory, step, length, goal, annotation)
 
+    def augmented(self, tasks: TaskConfig, uniforms: np.ndarray) -> "Rows":
+        """These rows with other tasks; uniforms [n, TASK_UNIFORMS] choose which."""
+        told = self.dataset.source.rephrasings.draw(self.annotation, tasks.rephrase, uniforms[:, 1:])
+        told = np.where(tasks.drops_language(uniforms), np.int32(-1), told)
+        without_goal = tasks.drops_goal(uniforms) if tasks.drop_goal else None
+        return dataclasses.replace(self, annotation=told, without_goal=without_goal)
+
     def trajectories(self) -> np.ndarray:
         """int64 [n], numbers among the trajectories of the mixture."""
         return self.trajectory + self.starts[0]
+
+    def stored_steps(self) -> np.ndarray:
+        """int64 [n], the numbers of the transitions among those that are stored of their trajectories."""
+        source = self.dataset.source
+        return source.stored_steps[source.action_starts[self.trajectory] + self.step]
 
     def language(self) -> np.ndarray:
         """The batch key `language`: int32 [n], of the mixture's annotations; -1 for none."""
@@ -62,8 +77,7 @@ class Rows:
             case "actions":
                 return self.dataset.actions[start[:, None] + chunk_steps(self.step, self.length, horizon)]
             case "action_pad_mask":
-                # What follows a transition that is not taught answers to what happened in it, which nobody can foresee.
-                return np.arange(horizon) < source.taught_ahead[start + self.step][:, None]
+                return np.arange(horizon) < self.dataset.learned_ahead(start + self.step)[:, None]
             case "action_dim_mask":
                 return self._repeat(np.arange(spec.action_dim) < self.dataset.actions.shape[1])
             case "rewards":
@@ -82,11 +96,18 @@ class Rows:
     def views(self, key: str) -> dict[str, np.ndarray]:
         """The value of "observations", "next_observations" or "goals": the dataset's own cameras and proprio."""
         if key == "goals":
-            return self._views(self.trajectory, self.goal)
+            return self._views(self.trajectory, self.goal, self.without_goal)
         frame = self.step if key == "observations" else self.step + 1
         return self._views(self.trajectory[:, None], history_steps(frame, self.dataset.config.obs_horizon))
 
-    def _views(self, trajectory: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
+    def _views(
+        self, trajectory: np.ndarray, steps: np.ndarray, hidden: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """The views of frames; those that are hidden are black and 0, and are not read."""
+        if hidden is not None:
+            shown = np.flatnonzero(~hidden)
+            views = self._views(trajectory[shown], steps[shown])
+            return {name: _filled(x, shown, len(steps)) for name, x in views.items()}
         source = self.dataset.source
         trajectory = np.broadcast_to(trajectory, steps.shape)
         views = {PROPRIO: self.dataset.proprio[source.frame_starts[trajectory] + steps]}
@@ -98,6 +119,13 @@ class Rows:
 
     def _repeat(self, row: np.ndarray) -> np.ndarray:
         return np.tile(row, (len(self.step), 1))
+
+
+def _filled(values: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """Values [n, ...] at n of `count` rows, 0 at the others."""
+    filled = np.zeros((count, *values.shape[1:]), values.dtype)
+    filled[rows] = values
+    return filled
 
 
 def scatter(parts: Sequence[tuple[np.ndarray, np.ndarray]], width: int | None = None) -> np.ndarray:

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxvla.data.formats.protobuf import byte_values
 from jaxvla.data.formats.records import RecordFile, open_records
 from jaxvla.data.schema import Trajectory
 from jaxvla.data.transforms import images
+from jaxvla.data.transforms.tasks import add_paraphrases
 from jaxvla.errors import DataError
 
 _OPEN_FILES = 256
@@ -54,9 +55,14 @@ class TrajectorySource:
         indices: their indices, of trajectories that fit each other and have frames of all cameras (`selection.usable`).
         cameras: (name in batches, name in the files) of each camera that is used.
         image_size: (height, width) of the frames that are given out; () for the stored size.
+        paraphrases: by annotation, other words for it, which stand in `language` behind a trajectory's annotations.
 
     Attributes:
         lengths, actions, proprio, taught, language, texts, vectors, keys: of all trajectories, as in `Index`.
+        rephrasings: which of all annotations are paraphrases of which; nothing is drawn of them otherwise.
+        stored_steps: int64 [sum T], which of the stored transitions of its trajectory each is, some of which a run may
+            do without; the numbers by which annotations know them.
+        stored_lengths: int64 [n], how many transitions of each trajectory are stored.
         taught_ahead: int64 [sum T], how many transitions from here on, within the trajectory, are taught without a gap.
         stored_sizes: (height, width) at which the frames of a camera are stored; cameras with several sizes are left
             out. Of encoded images, each file's first frame of a camera says it for the file.
@@ -69,6 +75,7 @@ class TrajectorySource:
     indices: dataclasses.InitVar[Sequence[Index]]
     cameras: tuple[tuple[str, str], ...]
     image_size: tuple[int, ...] = ()
+    paraphrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self, indices: Sequence[Index]) -> None:
         counts = [len(index.lengths) for index in indices]
@@ -89,7 +96,15 @@ class TrajectorySource:
         fields["action_starts"] = np.cumsum(fields["lengths"]) - fields["lengths"]
         fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
         fields["_text_counts"] = np.array([len(texts) for texts in fields["language"]], np.int64)
-        fields["_text_starts"] = np.cumsum(fields["_text_counts"]) - fields["_text_counts"]
+        fields["language"], fields["rephrasings"] = add_paraphrases(fields["language"], self.paraphrases)
+        totals = np.array([len(texts) for texts in fields["language"]], np.int64)
+        fields["_text_starts"] = np.cumsum(totals) - totals
+        own_steps = np.arange(len(fields["actions"])) - np.repeat(fields["action_starts"], fields["lengths"])
+        starts = np.cumsum([len(index.actions) for index in indices])[:-1]
+        pairs = zip(indices, np.split(own_steps, starts))
+        fields["stored_steps"] = np.concatenate([own if i.steps is None else i.steps for i, own in pairs])
+        stored = [index.lengths if index.stored is None else index.stored for index in indices]
+        fields["stored_lengths"] = np.concatenate(stored)
         fields["taught_ahead"] = _run_lengths(fields["taught"], fields["lengths"])
         for name, value in fields.items():
             object.__setattr__(self, name, value)

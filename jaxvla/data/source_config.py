@@ -29,6 +29,15 @@ def _check_cameras(where: str, cameras: Iterable[str]) -> None:
         raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
 
 
+def _check_parts(where: str, config: "SourceConfig") -> None:
+    """Raises ConfigError for numbers that name no part of the trajectories or of their steps."""
+    if not 0 < config.trajectory_share <= 1:
+        raise ConfigError(f"{where}.trajectory_share must lie in (0, 1], not {config.trajectory_share}")
+    for name in ("max_trajectories", "subset_seed", "drop_first", "no_op_below"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ConfigError(f"{where}.{name} must be 0 or more, not {getattr(config, name)}")
+
+
 def _check_of_rlds(where: str, config: "SourceConfig") -> None:
     """Raises ConfigError for keys of RLDS datasets that say nothing, or contradict each other."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
@@ -63,6 +72,11 @@ class SourceConfig:
     max_mismatched: float = 0.1
     max_skipped: float = 0.1
     validation_share: float = 0.0
+    max_trajectories: int = 0
+    trajectory_share: float = 1.0
+    subset_seed: int = 0
+    drop_first: int = 0
+    no_op_below: float = 0.0
     action_key: str = rlds.StepKeys.action
     proprio_key: str = rlds.StepKeys.proprio
     language_key: str = rlds.StepKeys.language
@@ -94,6 +108,7 @@ class SourceConfig:
                 raise ConfigError(f"{where}.{name} must lie in [0, 1], not {getattr(self, name)}")
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"{where}.validation_share must lie in [0, 1), not {self.validation_share}")
+        _check_parts(where, self)
         _check_of_rlds(where, self)
 
     @property

@@ -62,7 +62,24 @@ _FREE_KEYS = (
 )
 _ABSENT = "absent"
 # What a checkpoint means that is older than the key.
-_EARLIER = {"data_config.name": "", "data_config.balance": "weights", "spec.several_camera_sets": False}
+_EARLIER = {
+    "data_config.name": "",
+    "data_config.balance": "weights",
+    "data_config.max_trajectories": 0,
+    "data_config.trajectory_share": 1.0,
+    "data_config.subset_seed": 0,
+    "data_config.drop_first": 0,
+    "data_config.no_op_below": 0.0,
+    "spec.several_camera_sets": False,
+    "train_config.data.filters.max_action": 0.0,
+    "train_config.data.filters.max_proprio": 0.0,
+    "train_config.data.filters.max_steps": 0,
+    "train_config.data.tasks.drop_language": 0.0,
+    "train_config.data.tasks.drop_goal": 0.0,
+    "train_config.data.tasks.rephrase": 0.0,
+    "train_config.data.tasks.paraphrases": "",
+    "train_config.data.learn_padding": False,
+}
 
 
 class Checkpointer:

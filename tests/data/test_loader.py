@@ -97,6 +97,21 @@ def test_every_row_fits_together(root):
     assert batch["observations"]["images0"].dtype == np.uint8
 
 
+def test_padding_is_learned_where_a_run_says_so(tmp_path):
+    """Repeats of the last action are, but not what follows a step that is not taught."""
+    records = [trajectory(0, 4) | {"taught": np.array([1, 0, 1, 1], bool)}]
+    write(tmp_path / "a" / "train" / "out.tfrecord", records)
+    dataset = open_split(tmp_path, action_horizon=3, learn_padding=True)
+    assert dataset.drawable.tolist() == [0, 2, 3]
+    assert dataset.padded_share == pytest.approx(2 / 9)
+    batch = next(training_batches(dataset, 32, 0, ("observations", "actions", "action_pad_mask")))
+    steps = batch["observations"]["images0"][:, 0, 0, 0, 1]
+    masks = {step: mask for step, mask in zip(steps.tolist(), batch["action_pad_mask"].tolist())}
+    assert masks == {0: [True, False, False], 2: [True] * 3, 3: [True] * 3}
+    row = steps.tolist().index(2)
+    np.testing.assert_array_equal(batch["actions"][row], dataset.actions[[2, 3, 3]])
+
+
 def test_what_is_not_taught_is_seen_but_neither_drawn_nor_learned(tmp_path):
     taught = np.array([1, 1, 0, 1, 1, 1], bool)
     records = [trajectory(0, 6) | {"taught": taught}, trajectory(1, 4)]

@@ -70,6 +70,8 @@ class Index:
     faults    (trajectory, stored camera name, what is wrong) where a trajectory cannot be used with that camera
     skipped   why, and which, for each trajectory that is left out
     numbers   int64 [n], which of all trajectories of the file each is, ascending; None for 0 to n - 1
+    steps     int64 [sum T], which of the stored transitions of its trajectory each is, and
+    stored    int64 [n], how many transitions of each are stored; both None where none was dropped
     """
 
     lengths: np.ndarray
@@ -84,6 +86,8 @@ class Index:
     faults: tuple[tuple[int, str, str], ...] = ()
     skipped: tuple[Skipped, ...] = ()
     numbers: np.ndarray | None = None
+    steps: np.ndarray | None = None
+    stored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.numbers is None:
@@ -119,6 +123,8 @@ class Index:
             frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in self.frames.items()},
             faults=(),
             numbers=self.numbers[keep],
+            steps=None if self.steps is None else self.steps[steps],
+            stored=None if self.stored is None else self.stored[keep],
         )
 
     def between(self, start: int, stop: int) -> "Index":

@@ -1,13 +1,16 @@
-"""Which trajectories of the indexed files a split uses: those that fit the cameras and each other, held out or not."""
+"""Which trajectories of the indexed files a split uses, and which of their transitions."""
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from jaxvla.data.formats.index import OTHER_KIND, Index, compare_kinds, most_common
+from jaxvla.data.formats.index import MIN_TRANSITIONS, OTHER_KIND, Frames, Index, compare_kinds, most_common
 from jaxvla.data.skipping import Skipped
 from jaxvla.errors import ConfigError, DataError
+
+_HASHES = 1 << 48
 
 
 def usable(
@@ -78,6 +81,53 @@ def hold_out(indices: Sequence[Index], share: float, split: str) -> list[Index]:
     return kept
 
 
+def subset(indices: Sequence[Index], most: int, share: float, seed: int) -> list[Index]:
+    """About `share` of the trajectories, and of these at most `most` (0 for all): one at least, where there is any.
+
+    Which is decided by a hash, as in `hold_out`, of another seed each time: a smaller subset is part of a larger one.
+    """
+    salt = f"subset {seed} "
+    shares = [np.array([_hash(salt + key, part) for key, part in zip(i.keys, _parts(i))]) for i in indices]
+    ranked = np.sort(np.concatenate(shares))
+    count = max(int((ranked < share).sum()), 1)
+    count = min(count, most) if most else count
+    limit = ranked[:count].max(initial=0.0)
+    return [index.select(own <= limit) for index, own in zip(indices, shares)]
+
+
+def drop(index: Index, steps: np.ndarray) -> tuple[Index, tuple[str, ...]]:
+    """An index without the transitions where bool [sum T] is True, and the frames before them; and the keys of
+    trajectories that are left out, since fewer than `MIN_TRANSITIONS` would be left of them.
+
+    What led to a dropped transition leads to the one after it.
+    """
+    starts = np.cumsum(index.lengths) - index.lengths
+    left = np.add.reduceat(~steps, starts, dtype=np.int64) if len(starts) else starts
+    enough = left >= MIN_TRANSITIONS
+    lost = tuple(index.keys[i] for i in np.flatnonzero(~enough).tolist())
+    kept, keep = index.select(enough), ~steps[np.repeat(enough, index.lengths)]
+    ends = np.cumsum(kept.lengths)
+    frames = np.insert(keep, ends, True)  # the last frame of a trajectory has no transition
+    step = np.arange(len(keep)) - np.repeat(ends - kept.lengths, kept.lengths)
+    dropped = dataclasses.replace(
+        kept,
+        lengths=left[enough],
+        actions=kept.actions[keep],
+        proprio=kept.proprio[frames],
+        taught=kept.taught[keep],
+        texts=kept.texts[keep],
+        frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in kept.frames.items()},
+        steps=step[keep],
+        stored=kept.lengths,
+    )
+    return dropped, lost
+
+
+def seeds(keys: Sequence[str], actions: Sequence[np.ndarray]) -> np.ndarray:
+    """A number for each trajectory that follows from its key and its actions alone: uint64 [n]."""
+    return np.array([_hash(f"seed {key}", own) * _HASHES for key, own in zip(keys, actions)], np.uint64)
+
+
 def _parts(index: Index) -> list[np.ndarray]:
     return np.split(index.actions, np.cumsum(index.lengths)[:-1]) if len(index.lengths) else []
 
@@ -85,4 +135,4 @@ def _parts(index: Index) -> list[np.ndarray]:
 def _hash(key: str, actions: np.ndarray) -> float:
     """A number in [0, 1) that follows from these alone."""
     digest = hashlib.sha256(key.encode() + b"\0" + np.ascontiguousarray(actions).tobytes()).digest()
-    return int.from_bytes(digest[:6], "big") / (1 << 48)
+    return int.from_bytes(digest[:6], "big") / _HASHES
