@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxvla
 from jaxvla.config import from_mapping
-from jaxvla.contract import CameraContract, Contract, Execution
+from jaxvla.contract import PIXELS, CameraContract, Contract, Execution
 from jaxvla.data.mixture_config import name_of
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms.actions import ActionConvention
@@ -138,6 +138,11 @@ class Assets:
             action_limits=self.spec.action_limits[:action_dim],
         )
 
+    @property
+    def resize(self) -> str:
+        """How frames get from the stored size to that of the batches, one of `images.FILTERS`."""
+        return self.train_config.get("data", {}).get("resize", "lanczos")
+
     def mean_action(self) -> np.ndarray:
         """The normalized mean action of the training data: [d], or of several datasets [n, d] by number, 0 behind."""
         if not self.datasets:
@@ -174,6 +179,7 @@ class Assets:
             proprio_dim=spec.proprio_dim,
             action_dim=spec.action_dim,
             actions=self.actions,
+            pixels=PIXELS if self.resize == "lanczos" else f"{PIXELS} by {self.resize}",
         )
 
     def to_json(self) -> dict[str, Any]:

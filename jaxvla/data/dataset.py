@@ -18,6 +18,7 @@ from jaxvla.data.transforms.action_checks import check_actions, describe_actions
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.data.transforms.filters import FilterConfig
 from jaxvla.data.transforms.goals import GoalConfig
+from jaxvla.data.transforms.images import check_filter
 from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
 from jaxvla.data.transforms.tasks import TaskConfig
 from jaxvla.errors import ConfigError, DataError
@@ -33,6 +34,7 @@ class DataConfig:
     action_horizon: int = 1
     normalization: str = "normal"
     image_size: tuple[int, ...] = ()
+    resize: str = "lanczos"
     skip_unlabeled: bool = False
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     tasks: TaskConfig = dataclasses.field(default_factory=TaskConfig)
@@ -45,6 +47,7 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.data.{name} must be at least 1, not {getattr(self, name)}")
         check_image_size("config.data", self.image_size)
+        check_filter(self.resize, "config.data.resize")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,7 +149,9 @@ def open_dataset(
     convention = _convention(source_config, config)
     own = config.tasks.paraphrases if split == "train" else ""
     paraphrases = Paraphrases.read(own) if own else None
-    source, groups, report = opening.open_source(source_config, image_size, root, split, None, convention, paraphrases)
+    source, groups, report = opening.open_source(
+        source_config, image_size, root, split, None, convention, config.resize, paraphrases
+    )
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
     report += _describe_untaught(source, split)

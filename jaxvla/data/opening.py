@@ -163,6 +163,7 @@ def open_source(
     split: str,
     standardize: Standardize | None = None,
     convention: ActionConvention | None = None,
+    resize: str = "lanczos",
     paraphrases: Paraphrases | None = None,
 ) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
     """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`.
@@ -174,6 +175,7 @@ def open_source(
         split: "train" or "val"; of an RLDS dataset also another that it has.
         standardize: makes actions, states and texts of an RLDS dataset's features; None to take them by `config`.
         convention: of the actions, by which no-ops are known; None for that of `config`.
+        resize: how frames get to that size, one of `images.FILTERS`.
         paraphrases: other words for the annotations; None for none.
     """
     with reading(root):
@@ -204,7 +206,7 @@ def open_source(
         notes += paraphrases.describe({text for index in chosen for texts in index.language for text in texts})
     others = {} if paraphrases is None else paraphrases.of
     where = tuple(paths[i] for i in filled), chosen, tuple(cameras.items())
-    source = TrajectorySource(*where, image_size, others)
+    source = TrajectorySource(*where, image_size, resize, others)
     return source, groups[filled], notes
 
 

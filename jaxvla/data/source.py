@@ -55,6 +55,7 @@ class TrajectorySource:
         indices: their indices, of trajectories that fit each other and have frames of all cameras (`selection.usable`).
         cameras: (name in batches, name in the files) of each camera that is used.
         image_size: (height, width) of the frames that are given out; () for the stored size.
+        resize: how frames get there, one of `images.FILTERS`.
         paraphrases: by annotation, other words for it, which stand in `language` behind a trajectory's annotations.
 
     Attributes:
@@ -75,6 +76,7 @@ class TrajectorySource:
     indices: dataclasses.InitVar[Sequence[Index]]
     cameras: tuple[tuple[str, str], ...]
     image_size: tuple[int, ...] = ()
+    resize: str = "lanczos"
     paraphrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self, indices: Sequence[Index]) -> None:
@@ -176,7 +178,7 @@ class TrajectorySource:
                     if _open_files.get(self.paths[file]).read_into(offset, row) != size:
                         raise self._cut_off(file, offset)
                 else:
-                    row[:] = images.to_array(self._picture(camera, file, offset, size), self.image_size)
+                    row[:] = images.to_array(self._picture(camera, file, offset, size), self.image_size, self.resize)
         except OSError as error:
             raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 

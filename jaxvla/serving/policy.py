@@ -166,7 +166,7 @@ class Policy:
         read = _inputs_read(agent, params, self._blank(1))
         self.needed = {what: tuple(name for name in names if name in given) for what, names in read.items()}
         self._views = {
-            what: Views(self._batch_spec, self.spec, proprio, names, assets.stored_sizes)
+            what: Views(self._batch_spec, self.spec, proprio, names, assets.stored_sizes, assets.resize)
             for what, names in self.needed.items()
         }
         self._act = jax.jit(functools.partial(_act, agent, temperature))

@@ -24,7 +24,7 @@ class Views:
         robot: of what the robot gives, see `Assets.robot_spec`; what batches have beyond it is blank.
         normalizer: of the proprio.
         needed: the names that must be given.
-        stored_sizes: of `Assets`.
+        stored_sizes, resize: of `Assets`.
     """
 
     spec: BatchSpec
@@ -32,6 +32,7 @@ class Views:
     normalizer: Normalizer
     needed: tuple[str, ...]
     stored_sizes: Mapping[str, tuple[int, int]]
+    resize: str = "lanczos"
     _warned: set[str] = dataclasses.field(default_factory=set, init=False)
 
     def prepare(self, given: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
@@ -71,7 +72,8 @@ class Views:
                 "sees; set the camera to at least that size",
                 *(what, size_text(value.shape[:2]), size_text(stored)),
             )
-        return resize(resize(value[None], stored), self.spec.image_size)[0]
+        pixels = resize(value[None], stored) if camera in self.stored_sizes else value[None]
+        return resize(pixels, self.spec.image_size, self.resize)[0]
 
     def _check(self, name: str, value: np.ndarray, what: str) -> None:
         fits = self._is_proprio(value) if name == PROPRIO else _is_image(value)

@@ -71,6 +71,7 @@ _EARLIER = {
     "data_config.drop_first": 0,
     "data_config.no_op_below": 0.0,
     "spec.several_camera_sets": False,
+    "train_config.data.resize": "lanczos",
     "train_config.data.filters.max_action": 0.0,
     "train_config.data.filters.max_proprio": 0.0,
     "train_config.data.filters.max_steps": 0,

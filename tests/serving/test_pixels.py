@@ -1,5 +1,6 @@
 """One path for pixels: what a policy makes of a camera's frame is what training made of it, to the last bit."""
 
+import dataclasses
 import io
 import logging
 import pathlib
@@ -70,14 +71,15 @@ def convert(root, stored):
     return path
 
 
-def dataset_of(root, stored, size):
+def dataset_of(root, stored, size, **data):
     source = SourceConfig("bridge_tfrecord", str(convert(root, stored)), (("**",),))
-    return open_dataset(source, DataConfig(relabel_actions=False, image_size=size), "train")
+    return open_dataset(source, DataConfig(relabel_actions=False, image_size=size, **data), "train")
 
 
 def served(dataset, frames):
     """The images0 that a policy of this dataset makes of camera frames."""
-    views = Views(dataset.spec, dataset.spec, dataset.proprio_normalizer, ("images0",), dataset.source.stored_sizes)
+    way = dataset.source.stored_sizes, dataset.config.resize
+    views = Views(dataset.spec, dataset.spec, dataset.proprio_normalizer, ("images0",), *way)
     return np.stack([views.prepare({"images0": pixels}, "observation")["images0"] for pixels in frames])
 
 
@@ -110,6 +112,16 @@ def test_a_policy_sees_what_training_saw(world, preset):
         for key in batch:
             rows = batch[key]["images0"].reshape(8, *policy.shape[1:])
             assert all(any((row == view).all() for view in policy) for row in rows)
+
+
+def test_a_policy_resizes_by_the_filter_of_training(world):
+    dataset = dataset_of(world, 128, (64, 64), resize="area")
+    seen = dataset.source.frames(0, range(4), "images0")
+    np.testing.assert_array_equal(served(dataset, CAMERA), seen)
+    assert (seen != dataset_of(world, 128, (64, 64)).source.frames(0, range(4), "images0")).any()
+    assets = dataclasses.replace(make_assets(), train_config={"data": {"resize": "area"}})
+    assert (assets.resize, assets.contract().pixels.endswith("the policy's by area")) == ("area", True)
+    assert (make_assets().resize, make_assets().contract().pixels.endswith("the policy's")) == ("lanczos", True)
 
 
 def test_one_step_instead_of_two_would_be_another_picture(world):

@@ -2,7 +2,7 @@
 
 From a camera to a policy there is one path, whoever walks it: the camera's frame is resized to the size at which it is
 stored (by conversion, or by whoever encoded the data), and from there to the size that the policy sees. Each step is
-`resize`: Lanczos, uint8, the aspect ratio follows, as BridgeData does it.
+`resize`: uint8, the aspect ratio follows. The first is Lanczos, as BridgeData does it, the second what the run says.
 """
 
 import io
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from jaxvla.errors import DataError
+from jaxvla.errors import ConfigError, DataError
 
 # What Pillow raises for files that are cut off or garbled, or say that they are huge.
 _BROKEN = (
@@ -35,6 +35,14 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _MOST_PIXELS = 8192**2  # more than cameras have
 _PNG_BITS = 24  # the byte of a PNG that says how many bits a channel has
+
+# All look at as many pixels as shrink to one. Octo and OpenVLA resize with the first, Qwen3-VL with the second.
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "area": Image.Resampling.BOX,
+}
 
 # The grid of Qwen3-VL: square patches of so many pixels, merged so many by so many into one token.
 PATCH_SIZE, MERGE_SIZE = 16, 2
@@ -110,9 +118,15 @@ def decode_depth(data: bytes, name: str) -> np.ndarray:
         raise _not_whole(name, error) from error
 
 
-def to_array(picture: Image.Image, size: tuple[int, ...] = ()) -> np.ndarray:
+def check_filter(name: str, where: str) -> None:
+    """Raises ConfigError unless `name` is one of `FILTERS`; `where` is the key that says so."""
+    if name not in FILTERS:
+        raise ConfigError(f"{where} must be one of {', '.join(FILTERS)}, not {name!r}")
+
+
+def to_array(picture: Image.Image, size: tuple[int, ...] = (), method: str = "lanczos") -> np.ndarray:
     """uint8 [h, w, 3] of a picture, resized to `size` (height, width) as `resize` does it, or of its own size."""
-    return np.asarray(_resized(picture, size or picture.size[::-1], Image.Resampling.LANCZOS))
+    return np.asarray(_resized(picture, size or picture.size[::-1], FILTERS[method]))
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -120,9 +134,10 @@ def decode(data: bytes, name: str) -> np.ndarray:
     return to_array(open_picture(data, name))
 
 
-def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Lanczos resize of uint8 [n, h, w, 3] to `size` (height, width): one step of the path of the module docstring."""
-    return _resample(images, size, Image.Resampling.LANCZOS)
+def resize(images: np.ndarray, size: tuple[int, int], method: str = "lanczos") -> np.ndarray:
+    """uint8 [n, h, w, 3] resized to `size` (height, width) by one of `FILTERS`: one step of the path of the module
+    docstring."""
+    return _resample(images, size, FILTERS[method])
 
 
 def enlarges(size: Iterable[int], new: Iterable[int]) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from jaxvla.data.transforms import images
-from jaxvla.errors import DataError
+from jaxvla.errors import ConfigError, DataError
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -85,6 +85,19 @@ def test_lanczos_for_camera_frames():
     assert images.resize(frames, (30, 40)).shape == (1, 30, 40, 3)
     assert images.resize(frames, (60, 80)) is frames
     assert images.resize(frames[:0], (30, 40)).shape == (0, 30, 40, 3)
+
+
+def test_filters_weigh_pixels_otherwise():
+    """Of two columns one: their mean by area, of four by bilinear weights; Lanczos and bicubic take more."""
+    frames = np.zeros((1, 1, 8, 3), np.uint8)
+    frames[0, 0, 4:] = 80
+    resized = {name: images.resize(frames, (1, 4), name)[0, 0, :, 0].tolist() for name in images.FILTERS}
+    assert resized["area"] == [0, 0, 80, 80]
+    assert resized["bilinear"] == [0, 10, 70, 80]
+    assert resized["bicubic"] != resized["lanczos"]
+    images.check_filter("area", "key")
+    with pytest.raises(ConfigError, match="key must be one of lanczos, bicubic, bilinear, area, not 'nearest'"):
+        images.check_filter("nearest", "key")
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
