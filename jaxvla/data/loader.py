@@ -66,9 +66,6 @@ class BatchSource:
         text: makes the batch key `text`; None where it is not asked for.
         instructions: has the batch key `instruction` of every annotation; None where it is not asked for.
         tasks: what becomes of the tasks; nothing in validation.
-
-    Raises:
-        ConfigError: keys that there are not, or that something is missing for, or tasks that do not fit them.
     """
 
     mixture: Mixture
@@ -89,7 +86,6 @@ class BatchSource:
         unknown = set(self.keys) - set(BATCH_KEYS)
         if unknown:
             raise ConfigError(f"no batch keys {sorted(unknown)}; there are {', '.join(BATCH_KEYS)}")
-        self.tasks.check(self.keys)
         sizes = np.array(self.order.sizes)
         object.__setattr__(self, "_group_starts", np.cumsum(sizes) - sizes)
         object.__setattr__(self, "_spec", self.mixture.spec)

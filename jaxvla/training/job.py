@@ -196,6 +196,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         **_of_datasets(mixture_config, training),
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
+    data_config.tasks.check(agent.batch_keys)
     tables = None if language is None else (language.table(training), language.table(validation))
     return Job(config, agent, training, validation, texts, tables, assets, pretrained)
 

@@ -55,7 +55,7 @@ class TaskConfig:
     def check(self, keys: Sequence[str]) -> None:
         """Raises ConfigError for what would have no effect on an agent of these batch keys, or what it cannot take."""
         where = "config.data.tasks"
-        told = {"instruction", "language", "text"}.intersection(keys)
+        told = {"instruction", "text"}.intersection(keys)
         for name, wanted in (("drop_language", bool(told)), ("rephrase", bool(told)), ("drop_goal", "goals" in keys)):
             if getattr(self, name) and not wanted:
                 what = "goals" if name == "drop_goal" else "instructions"
