@@ -37,6 +37,7 @@ def base() -> dict:
             "action_horizon": 1,
             "normalization": "normal",
             "image_size": (),
+            "camera_sizes": {},
             "resize": "lanczos",
             "skip_unlabeled": False,
             "filters": {"max_action": 0.0, "max_proprio": 0.0, "max_steps": 0},

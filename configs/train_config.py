@@ -8,7 +8,8 @@ Names: gc_bc, lc_bc, gc_ddpm_bc, gc_iql, contrastive_rl_td, with BridgeData V2's
 needs --config.backbone.path), and ecot_lara with LaRA-VLA's. NAME_tiny of all but the last trains on two CPU cores.
 
 `data.image_size` (height, width) is what the policy sees, empty for the stored size; convert at no less than it.
-docs/formats.md has the other keys of `data`, in the order in which they act.
+Cameras that it sees otherwise are in `data.camera_sizes`, such as {"wrist": (128, 128)}. docs/formats.md has the other
+keys of `data`, in the order in which they act.
 """
 
 import train_bridge

@@ -63,7 +63,7 @@ class Assets:
         language: how instructions are encoded (`agents.language.Language.to_json`); None where the agent follows none.
         actions: what the numbers of an action are; None where the checkpoint is too old to say.
         stored_sizes: (height, width) at which the training frames of a camera were stored, by camera: a camera's frame
-            goes through it to `spec.image_size`. Cameras that it does not name, and those of older checkpoints, go
+            goes through it to its size in `spec`. Cameras that it does not name, and those of older checkpoints, go
             straight there.
         execution: what is played of the chunks of actions; all of them where the checkpoint is too old to say.
         control_frequency: of the actions, Hz; 0 where it is not known.
@@ -175,7 +175,7 @@ class Assets:
             action_horizon=spec.action_horizon,
             ensemble=self.execution.ensemble,
             obs_horizon=spec.obs_horizon,
-            cameras={name: CameraContract(self.stored_sizes.get(name), spec.image_size) for name in spec.cameras},
+            cameras={name: CameraContract(self.stored_sizes.get(name), spec.size_of(name)) for name in spec.cameras},
             proprio_dim=spec.proprio_dim,
             action_dim=spec.action_dim,
             actions=self.actions,

@@ -137,9 +137,8 @@ class ECoT:
     @property
     def grids(self) -> Grids:
         """Rows and columns of patches of the image of each camera."""
-        patch = self.config.backbone.vision.patch_size
-        height, width = self.spec.image_size
-        return ((height // patch, width // patch),) * len(self.spec.cameras)
+        patch, sizes = self.config.backbone.vision.patch_size, map(self.spec.size_of, self.spec.cameras)
+        return tuple((height // patch, width // patch) for height, width in sizes)
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters of both modules. Those that LoRA freezes are in the compute dtype."""
@@ -358,10 +357,10 @@ def make_ecot(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ECoT:
     """
     config = from_mapping(ECoTConfig, agent_kwargs, "config.agent_kwargs")
     unit = config.backbone.vision.patch_size * config.backbone.vision.spatial_merge_size
-    if any(side % unit for side in spec.image_size):
+    if wrong := [size for size in map(spec.size_of, spec.cameras) if size[0] % unit or size[1] % unit]:
         raise ConfigError(
-            f"ecot needs images whose sides are multiples of {unit} pixels, not {spec.image_size[0]} x "
-            f"{spec.image_size[1]}: set config.data.image_size, such as (224,224)"
+            f"ecot needs images whose sides are multiples of {unit} pixels, not {wrong[0][0]} x {wrong[0][1]}: set "
+            "config.data.image_size, such as (224,224), or camera_sizes"
         )
     if config.lora.rank:
         adapted_paths(param_shapes(config.backbone), config.lora)

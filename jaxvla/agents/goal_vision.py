@@ -40,7 +40,8 @@ def check_fusion(early_goal_concat: bool, shared_goal_encoder: bool) -> None:
 
 def view_shape(spec: BatchSpec, use_proprio: bool) -> ViewShape:
     """What of the observations of `spec` enters an encoder."""
-    return ViewShape(spec.cameras, spec.image_size, spec.obs_horizon, spec.proprio_dim if use_proprio else 0)
+    sizes = spec.image_size, spec.obs_horizon, spec.proprio_dim if use_proprio else 0
+    return ViewShape(spec.cameras, *sizes, spec.camera_sizes)
 
 
 def make_fusion(settings: FusionSettings, spec: BatchSpec, rngs: nnx.Rngs) -> EarlyFusion | LateFusion:

@@ -34,6 +34,7 @@ class DataConfig:
     action_horizon: int = 1
     normalization: str = "normal"
     image_size: tuple[int, ...] = ()
+    camera_sizes: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     resize: str = "lanczos"
     skip_unlabeled: bool = False
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
@@ -47,6 +48,14 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.data.{name} must be at least 1, not {getattr(self, name)}")
         check_image_size("config.data", self.image_size)
+        for camera, size in self.camera_sizes.items():
+            if min(size) < 1:
+                raise ConfigError(f"config.data.camera_sizes.{camera} must be (height, width), not {size}")
+        if self.camera_sizes and not self.image_size:
+            raise ConfigError(
+                f"config.data.camera_sizes are of {', '.join(self.camera_sizes)} alone: set config.data.image_size for "
+                "the others"
+            )
         check_filter(self.resize, "config.data.resize")
 
 
@@ -88,9 +97,11 @@ class Dataset:
     @property
     def spec(self) -> BatchSpec:
         """The sizes of this dataset's batches."""
+        cameras, sizes = tuple(name for name, _ in self.source.cameras), self.config.camera_sizes
         return BatchSpec(
-            cameras=tuple(name for name, _ in self.source.cameras),
+            cameras=cameras,
             image_size=tuple(self.source.image_size),
+            camera_sizes=tuple((camera, size) for camera, size in sizes.items() if camera in cameras),
             proprio_dim=self.proprio.shape[1],
             action_dim=self.actions.shape[1],
             obs_horizon=self.config.obs_horizon,
@@ -150,7 +161,7 @@ def open_dataset(
     own = config.tasks.paraphrases if split == "train" else ""
     paraphrases = Paraphrases.read(own) if own else None
     source, groups, report = opening.open_source(
-        source_config, image_size, root, split, None, convention, config.resize, paraphrases
+        source_config, image_size, root, split, None, convention, config.resize, paraphrases, config.camera_sizes
     )
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)

@@ -145,8 +145,8 @@ def _join(key: str, parts: Sequence[tuple[np.ndarray, Rows]], spec: BatchSpec) -
         joined[CAMERA_MASK] = scatter(
             [(rows, np.broadcast_to(mask, (len(rows), *lead, len(mask)))) for rows, mask in masks]
         )
-    black = np.zeros((1, *spec.image_size, 3), np.uint8)
     for camera in spec.cameras:
+        black = np.zeros((1, *spec.size_of(camera), 3), np.uint8)
         pixels = [
             (rows, views.get(camera, np.broadcast_to(black, (*views[PROPRIO].shape[:-1], *black.shape[1:]))))
             for rows, views in made

@@ -45,7 +45,8 @@ class Mixture:
         drawable_starts: int64 [members], where its transitions that can be drawn do.
 
     Raises:
-        ConfigError: two datasets of one name, a weight that is not positive, or images of several sizes.
+        ConfigError: two datasets of one name, a weight that is not positive, images of several sizes, or a size of no
+            camera.
     """
 
     members: tuple[Member, ...]
@@ -65,6 +66,11 @@ class Mixture:
             listed = ", ".join(f"{name} {height} x {width}" for name, (height, width) in sizes.items())
             raise ConfigError(
                 f"the datasets give images of several sizes ({listed}): set config.data.image_size=(height,width)"
+            )
+        cameras = {name for dataset in self.datasets for name, _ in dataset.source.cameras}
+        if strange := self.config.camera_sizes.keys() - cameras:
+            raise ConfigError(
+                f"config.data.camera_sizes.{min(strange)} is of no camera; there are: {', '.join(sorted(cameras))}"
             )
         counts = {
             "text_starts": [sum(map(len, dataset.source.language)) for dataset in self.datasets],
@@ -149,6 +155,7 @@ class Mixture:
             action_limits=tuple((min(low for low, _ in own), max(high for _, high in own)) for own in limits),
             several_action_dims=len({spec.action_dim for spec in specs}) > 1,
             several_camera_sets=len(set(map(frozenset, cameras))) > 1,
+            camera_sizes=tuple(dict.fromkeys(pair for spec in specs for pair in spec.camera_sizes)),
         )
 
     @property

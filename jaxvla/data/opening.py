@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -165,6 +166,7 @@ def open_source(
     convention: ActionConvention | None = None,
     resize: str = "lanczos",
     paraphrases: Paraphrases | None = None,
+    camera_sizes: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
     """The trajectories of a split that can be used, the group of each of their files, and `Dataset.report`.
 
@@ -177,6 +179,7 @@ def open_source(
         convention: of the actions, by which no-ops are known; None for that of `config`.
         resize: how frames get to that size, one of `images.FILTERS`.
         paraphrases: other words for the annotations; None for none.
+        camera_sizes: sizes of cameras that differ from `image_size`, by camera; None for none.
     """
     with reading(root):
         files = _find_stored(config, root, split)
@@ -206,7 +209,7 @@ def open_source(
         notes += paraphrases.describe({text for index in chosen for texts in index.language for text in texts})
     others = {} if paraphrases is None else paraphrases.of
     where = tuple(paths[i] for i in filled), chosen, tuple(cameras.items())
-    source = TrajectorySource(*where, image_size, resize, others)
+    source = TrajectorySource(*where, image_size, resize, others, camera_sizes or {})
     return source, groups[filled], notes
 
 

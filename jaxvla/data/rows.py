@@ -112,9 +112,10 @@ class Rows:
         trajectory = np.broadcast_to(trajectory, steps.shape)
         views = {PROPRIO: self.dataset.proprio[source.frame_starts[trajectory] + steps]}
         for camera, _ in source.cameras:
-            pixels = np.empty((steps.size, *source.image_size, 3), np.uint8)
+            size = source.size_of(camera)
+            pixels = np.empty((steps.size, *size, 3), np.uint8)
             source.read_frames(trajectory.ravel(), steps.ravel(), camera, pixels)
-            views[camera] = pixels.reshape(*steps.shape, *source.image_size, 3)
+            views[camera] = pixels.reshape(*steps.shape, *size, 3)
         return views
 
     def _repeat(self, row: np.ndarray) -> np.ndarray:

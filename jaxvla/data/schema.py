@@ -17,6 +17,7 @@ A trajectory of T transitions has T + 1 frames and T + 1 proprio states; transit
         observations       {images0: uint8 [b, o, h, w, 3], ..., proprio: float32 [b, o, p]}
         next_observations  the same, one step later
         goals              {images0: uint8 [b, h, w, 3], ..., proprio: float32 [b, p]}
+                           each camera has its own h and w (`BatchSpec.size_of`)
                            with `BatchSpec.several_camera_sets` each of these three has, beside the images,
                            camera_mask: bool [b, o, c] or [b, c], True for the cameras that the row's dataset has, in
                            the order of `BatchSpec.cameras`; the others are black
@@ -137,7 +138,8 @@ class BatchSpec:
     `action_limits` are, per action dimension, the lowest and the highest normalized value that reaches the robot:
     (-1, 1) where a normalization has bounds, (0, 0) where the data is constant, else (-inf, inf). Empty for no limits.
     With `several_action_dims` the datasets have different numbers of action dimensions, of which `action_dim` is the
-    largest: batches need `action_dim_mask`. With `several_camera_sets` not all of them have all `cameras`.
+    largest: batches need `action_dim_mask`. `camera_sizes` are (camera, size) of those whose images are of another size
+    than `image_size`. With `several_camera_sets` not all of them have all `cameras`.
     """
 
     cameras: tuple[str, ...]
@@ -151,13 +153,19 @@ class BatchSpec:
     action_limits: tuple[tuple[float, float], ...] = ()
     several_action_dims: bool = False
     several_camera_sets: bool = False
+    camera_sizes: tuple[tuple[str, tuple[int, int]], ...] = ()
+
+    def size_of(self, camera: str) -> tuple[int, int]:
+        """(height, width) of a camera's images."""
+        return dict(self.camera_sizes).get(camera, self.image_size)
 
     def fake_batch(self, batch_size: int, keys: tuple[str, ...], rng: np.random.Generator) -> dict[str, Any]:
         """A random host batch of the right keys, shapes and dtypes: for tests, warm-up and compile-ahead."""
 
         def views(lead: tuple[int, ...]) -> dict[str, np.ndarray]:
             images = {
-                camera: rng.integers(0, 256, (*lead, *self.image_size, 3), dtype=np.uint8) for camera in self.cameras
+                camera: rng.integers(0, 256, (*lead, *self.size_of(camera), 3), dtype=np.uint8)
+                for camera in self.cameras
             }
             mask = {CAMERA_MASK: np.ones((*lead, len(self.cameras)), bool)} if self.several_camera_sets else {}
             return {**images, PROPRIO: rng.standard_normal((*lead, self.proprio_dim), dtype=np.float32), **mask}

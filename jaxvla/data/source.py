@@ -57,6 +57,7 @@ class TrajectorySource:
         image_size: (height, width) of the frames that are given out; () for the stored size.
         resize: how frames get there, one of `images.FILTERS`.
         paraphrases: by annotation, other words for it, which stand in `language` behind a trajectory's annotations.
+        camera_sizes: by camera, the size of frames of another size than `image_size`.
 
     Attributes:
         lengths, actions, proprio, taught, language, texts, vectors, keys: of all trajectories, as in `Index`.
@@ -78,6 +79,7 @@ class TrajectorySource:
     image_size: tuple[int, ...] = ()
     resize: str = "lanczos"
     paraphrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    camera_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self, indices: Sequence[Index]) -> None:
         counts = [len(index.lengths) for index in indices]
@@ -119,6 +121,10 @@ class TrajectorySource:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def size_of(self, camera: str) -> tuple[int, int]:
+        """(height, width) of the frames of a camera that are given out."""
+        return self.camera_sizes.get(camera, self.image_size)
+
     def table(self, i: int) -> Trajectory:
         """The low-dimensional part of trajectory `i`, in robot units."""
         length, action, frame = (int(x[i]) for x in (self.lengths, self.action_starts, self.frame_starts))
@@ -151,7 +157,7 @@ class TrajectorySource:
 
     def frames(self, i: int, steps: Sequence[int], camera: str) -> np.ndarray:
         """Frames `steps` (0..T) of trajectory `i`: uint8 [n, h, w, 3]."""
-        out = np.empty((len(steps), *self.image_size, 3), np.uint8)
+        out = np.empty((len(steps), *self.size_of(camera), 3), np.uint8)
         self.read_frames(np.full(len(steps), i), np.asarray(steps), camera, out)
         return out
 
@@ -165,12 +171,12 @@ class TrajectorySource:
             trajectories: int [n].
             steps: int [n], each in 0..T.
             camera: a camera's name in batches.
-            out: uint8 [n, h, w, 3], C-contiguous, of `image_size`.
+            out: uint8 [n, h, w, 3], C-contiguous, of the size of the camera.
 
         Raises:
             DataError: a file that ends too early or cannot be read, or an image that cannot be decoded.
         """
-        shapes = self._shapes[camera]
+        shapes, image_size = self._shapes[camera], self.size_of(camera)
         try:  # around all of them: `reading` would cost a tenth of the time of a frame
             for k, (file, offset, size) in enumerate(self._places(trajectories, steps, camera)):
                 row = out[k]
@@ -178,7 +184,7 @@ class TrajectorySource:
                     if _open_files.get(self.paths[file]).read_into(offset, row) != size:
                         raise self._cut_off(file, offset)
                 else:
-                    row[:] = images.to_array(self._picture(camera, file, offset, size), self.image_size, self.resize)
+                    row[:] = images.to_array(self._picture(camera, file, offset, size), image_size, self.resize)
         except OSError as error:
             raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
@@ -193,14 +199,16 @@ class TrajectorySource:
 
     def _path_of(self, camera: str) -> str:
         encoded = () in self._shapes[camera]
-        sizes, last = sorted(self._found_sizes[camera]), images.size_text(self.image_size)
+        sizes, own = sorted(self._found_sizes[camera]), self.size_of(camera)
+        last = images.size_text(own)
         way = f"camera -> {' or '.join(map(images.size_text, sizes))} {'encoded' if encoded else 'stored'} -> {last}"
         if len(sizes) > 1:
             way += f" (several sizes: a policy resizes its camera's frames straight to {last})"
-        small = [size for size in sizes if images.enlarges(size, self.image_size)]
+        small = [size for size in sizes if images.enlarges(size, own)]
         if small:
-            again = "" if encoded else f"convert again with --im_size {max(self.image_size)}, or "
-            way += f": enlarged, which adds no detail; {again}set config.data.image_size=({small[0][0]},{small[0][1]})"
+            again = "" if encoded else f"convert again with --im_size {max(own)}, or "
+            key = f"camera_sizes.{camera}" if camera in self.camera_sizes else "image_size"
+            way += f": enlarged, which adds no detail; {again}set config.data.{key}=({small[0][0]},{small[0][1]})"
         return way
 
     def _places(self, trajectories: np.ndarray, steps: np.ndarray, camera: str) -> Iterator[tuple[int, int, int]]:

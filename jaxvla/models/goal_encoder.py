@@ -22,12 +22,16 @@ Views = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class ViewShape:
-    """What of an observation enters a network, and its static sizes; `proprio_dim` is 0 where proprio is not used."""
+    """What of an observation enters a network, and its static sizes; `proprio_dim` is 0 where proprio is not used.
+
+    `camera_sizes` are (camera, size) of those whose images are of another size than `image_size`.
+    """
 
     cameras: tuple[str, ...]
     image_size: tuple[int, int]
     obs_horizon: int
     proprio_dim: int
+    camera_sizes: tuple[tuple[str, tuple[int, int]], ...] = ()
 
 
 class CameraEncoder(nnx.Module):
@@ -58,7 +62,8 @@ class CameraEncoder(nnx.Module):
             raise ConfigError("encoder.pooling 'none' gives a feature map, not a vector; choose another pooling")
         self.cameras = shape.cameras
         options = {"in_channels": in_channels, "cond_dim": cond_dim, "dtype": dtype, "rngs": rngs}
-        self.resnets = nnx.Dict({camera: ResNet(config, shape.image_size, **options) for camera in shape.cameras})
+        sizes = dict.fromkeys(shape.cameras, shape.image_size) | dict(shape.camera_sizes)
+        self.resnets = nnx.Dict({camera: ResNet(config, sizes[camera], **options) for camera in shape.cameras})
         self.out_dim = sum(self.resnets[camera].out_dim for camera in shape.cameras)
 
     def __call__(self, views: Views, cond_bk: Float[Array, "b k"] | None = None) -> Float[Array, "b o f"]:

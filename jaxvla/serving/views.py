@@ -50,7 +50,7 @@ class Views:
             held = ", ".join(map(repr, given)) or "nothing"
             expected = ", ".join(f"{name} {self._kind(name)}" for name in self.needed)
             raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {expected}")
-        prepared = {camera: np.zeros((*self.spec.image_size, 3), np.uint8) for camera in self.spec.cameras}
+        prepared = {camera: np.zeros((*self.spec.size_of(camera), 3), np.uint8) for camera in self.spec.cameras}
         prepared[PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
         if self.spec.several_camera_sets:
             prepared[CAMERA_MASK] = np.array([camera in self.robot.cameras for camera in self.spec.cameras])
@@ -64,7 +64,8 @@ class Views:
         return prepared
 
     def _resize(self, camera: str, value: np.ndarray, what: str) -> np.ndarray:
-        stored = self.stored_sizes.get(camera, self.spec.image_size)
+        size = self.spec.size_of(camera)
+        stored = self.stored_sizes.get(camera, size)
         if camera not in self._warned and enlarges(value.shape, stored):
             self._warned.add(camera)
             logging.getLogger(__name__).warning(
@@ -73,7 +74,7 @@ class Views:
                 *(what, size_text(value.shape[:2]), size_text(stored)),
             )
         pixels = resize(value[None], stored) if camera in self.stored_sizes else value[None]
-        return resize(pixels, self.spec.image_size, self.resize)[0]
+        return resize(pixels, size, self.resize)[0]
 
     def _check(self, name: str, value: np.ndarray, what: str) -> None:
         fits = self._is_proprio(value) if name == PROPRIO else _is_image(value)

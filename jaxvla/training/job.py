@@ -257,7 +257,7 @@ def _open_texts(
 
 
 def _image_tokens(spec: BatchSpec) -> tuple[int, ...]:
-    return (num_image_tokens(patch_grid(*spec.image_size)),) * len(spec.cameras)
+    return tuple(num_image_tokens(patch_grid(*spec.size_of(camera))) for camera in spec.cameras)
 
 
 def _pretrained(backbone: Backbone) -> Pretrained | None:

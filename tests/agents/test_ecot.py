@@ -141,18 +141,19 @@ def test_explicit_inference_says_words_and_acts_on_them():
 
 
 def test_cameras_that_a_robot_has_not_count_as_absent():
-    """Not as black pictures: what stands in their tokens reaches neither actions nor words, nor their losses."""
-    cameras, columns = ("images0", "wrist"), TextSpec(13, 2, 6)
-    spec = dataclasses.replace(SPEC, cameras=cameras, text=columns, several_camera_sets=True)
+    """Not as black pictures: what stands in their tokens, whatever their size, reaches neither actions nor words."""
+    sizes = {"cameras": ("images0", "wrist"), "camera_sizes": (("wrist", (32, 64)),), "text": TextSpec(14, 2, 6)}
+    spec = dataclasses.replace(SPEC, several_camera_sets=True, **sizes)
     chatty = make_agent("ecot", agent_kwargs() | {"inference": "explicit", "max_new_tokens": 3}, spec)
     rng, own = np.random.default_rng(0), quick_jit(chatty.init)(jax.random.key(1))
     made = chatty.spec.fake_batch(3, ("observations", "actions", "action_pad_mask"), rng)
     made["observations"]["camera_mask"][:, :, 1] = [[True], [False], [True]]
     words = text(rng, (8, 6, 9), (2, 0, 1), (6, 4, 5), chatty.spec.text)
-    words["prefix"] = np.concatenate([np.full((3, 3), PAD, np.int32), words["prefix"][:, 3:]], 1)
+    # A picture of one token comes first, then one of two; the text behind is of the second.
+    first, wide = IMAGE, (*IMAGE[:2], *IMAGE[1:])
     for row, start in enumerate(words["prefix_start"]):
-        words["prefix"][row, start - 3 : start] = IMAGE
-    made["text"] = words | {"prefix_start": words["prefix_start"] - 3}
+        words["prefix"][row, start - 4 : start + 3] = (*first, *wide)
+    made["text"] = words | {"prefix_start": words["prefix_start"] - 4}
     other = {**made["observations"], "wrist": 255 - made["observations"]["wrist"]}
 
     def all_of(params, made):

@@ -259,3 +259,25 @@ def test_bad_mixtures_are_one_line(settings):
     gone = datasets | {"wrist": datasets["wrist"] | {"data_path": "/nowhere/wrist"}}
     with pytest.raises(DataError, match=r"^dataset wrist: .*/nowhere/wrist"):
         opened({**settings, "datasets": gone})
+
+
+def test_cameras_may_be_of_different_sizes(settings):
+    mixture = opened(settings, image_size=(8, 8), camera_sizes={"hand": (4, 6)})
+    assert mixture.spec.camera_sizes == (("hand", (4, 6)),)
+    batch = next(stream(mixture))
+    fake = mixture.spec.fake_batch(8, ("observations", "goals"), np.random.default_rng(0))
+    assert tree_shapes({key: batch[key] for key in fake}) == tree_shapes(fake)
+    assert batch["observations"]["hand"].shape == (8, 1, 4, 6, 3)
+    for row in np.flatnonzero(batch["dataset"] == 2):
+        place, step = batch["text"]["place"][row].tolist()
+        member, trajectory = mixture.find(place)
+        small = member.dataset.source.stored_frames(trajectory, [step], "hand")
+        expected = images.resize(np.stack(small), (4, 6))[0]
+        np.testing.assert_array_equal(batch["observations"]["hand"][row, 0], expected)
+    assert any("-> 4 x 6" in line for line in mixture.report)
+    with pytest.raises(ConfigError, match=r"camera_sizes\.wrist is of no camera; there are: hand, images0"):
+        opened(settings, image_size=(8, 8), camera_sizes={"wrist": (4, 6)})
+    with pytest.raises(ConfigError, match=r"camera_sizes are of hand alone: set config\.data\.image_size"):
+        opened(settings, camera_sizes={"hand": (4, 6)})
+    with pytest.raises(ConfigError, match=r"camera_sizes\.hand must be \(height, width\), not \(0, 6\)"):
+        opened(settings, image_size=(8, 8), camera_sizes={"hand": (0, 6)})

@@ -48,6 +48,18 @@ def make_views(shape, batch_size=2):
     return batch["observations"], batch["goals"]
 
 
+@pytest.mark.parametrize("fusion", ["early", "late, shared"])
+def test_cameras_may_be_of_different_sizes(fusion):
+    shape = ViewShape(CAMERAS[2], SIZE, 1, 0, (("wrist", (12, 20)),))
+    spec = BatchSpec(shape.cameras, SIZE, PROPRIO, 7, camera_sizes=shape.camera_sizes)
+    batch = spec.fake_batch(2, ("observations", "goals"), np.random.default_rng(0))
+    assert [batch["goals"][camera].shape[1:3] for camera in CAMERAS[2]] == [(12, 20), SIZE]
+    encode = jax.jit(make_encoder(fusion, shape))
+    features = np.asarray(encode(batch["observations"], batch["goals"]))
+    other = {**batch["observations"], "wrist": 255 - batch["observations"]["wrist"]}
+    assert (np.asarray(encode(other, batch["goals"])) != features).any(1).all()
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_features_of_a_missing_camera_are_zero(fusion):
     shape = ViewShape(CAMERAS[2], SIZE, 2, PROPRIO)
