@@ -71,7 +71,7 @@ def main(_: list[str]) -> None:
 def view(source: "TrajectorySource", trajectory: int, step: int) -> dict[str, np.ndarray]:
     """A step, by its number as it is stored, as a robot would show it."""
     start, length = int(source.action_starts[trajectory]), int(source.lengths[trajectory])
-    own = int(np.searchsorted(source.stored_steps[start : start + length], step))
+    own = int(np.searchsorted(source.stored_steps(np.arange(start, start + length)), step))
     frames = {camera: source.stored_frames(trajectory, [own], camera)[0] for camera, _ in source.cameras}
     return frames | {"proprio": source.table(trajectory).proprio[own]}
 

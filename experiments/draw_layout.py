@@ -62,7 +62,7 @@ def _first_samples(job: Any) -> tuple[np.ndarray, ...]:
         trajectory, step = dataset.source.locate(row[number == i])
         instruction = dataset.source.draw_annotations(trajectory, step, np.zeros(len(step)))
         told = np.where(instruction < 0, -1, instruction + mixture.text_starts[i])
-        stored = dataset.source.stored_steps[row[number == i]]
+        stored = dataset.source.stored_steps(row[number == i])
         samples.append((trajectory + mixture.trajectory_starts[i], stored, told))
     uniforms = np.random.default_rng(job.config.seed).random((SAMPLES, 16))
     return *(np.concatenate(column) for column in zip(*samples)), uniforms

@@ -51,7 +51,9 @@ class Rows:
 
     def augmented(self, tasks: TaskConfig, uniforms: np.ndarray) -> "Rows":
         """These rows with other tasks; uniforms [n, TASK_UNIFORMS] choose which."""
-        told = self.dataset.source.rephrasings.draw(self.annotation, tasks.rephrase, uniforms[:, 1:])
+        told, rephrasings = self.annotation, self.dataset.source.rephrasings
+        if rephrasings is not None:
+            told = rephrasings.draw(told, tasks.rephrase, uniforms[:, 1:])
         told = np.where(tasks.drops_language(uniforms), np.int32(-1), told)
         without_goal = tasks.drops_goal(uniforms) if tasks.drop_goal else None
         return dataclasses.replace(self, annotation=told, without_goal=without_goal)
@@ -63,7 +65,7 @@ class Rows:
     def stored_steps(self) -> np.ndarray:
         """int64 [n], the numbers of the transitions among those that are stored of their trajectories."""
         source = self.dataset.source
-        return source.stored_steps[source.action_starts[self.trajectory] + self.step]
+        return source.stored_steps(source.action_starts[self.trajectory] + self.step)
 
     def language(self) -> np.ndarray:
         """The batch key `language`: int32 [n], of the mixture's annotations; -1 for none."""

@@ -61,9 +61,7 @@ class TrajectorySource:
 
     Attributes:
         lengths, actions, proprio, taught, language, texts, vectors, keys: of all trajectories, as in `Index`.
-        rephrasings: which of all annotations are paraphrases of which; nothing is drawn of them otherwise.
-        stored_steps: int64 [sum T], which of the stored transitions of its trajectory each is, some of which a run may
-            do without; the numbers by which annotations know them.
+        rephrasings: which of all annotations are paraphrases of which; None where there are none.
         stored_lengths: int64 [n], how many transitions of each trajectory are stored.
         taught_ahead: int64 [sum T], how many transitions from here on, within the trajectory, are taught without a gap.
         stored_sizes: (height, width) at which the frames of a camera are stored; cameras with several sizes are left
@@ -100,15 +98,15 @@ class TrajectorySource:
         fields["action_starts"] = np.cumsum(fields["lengths"]) - fields["lengths"]
         fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
         fields["_text_counts"] = np.array([len(texts) for texts in fields["language"]], np.int64)
-        fields["language"], fields["rephrasings"] = add_paraphrases(fields["language"], self.paraphrases)
+        fields["rephrasings"] = None
+        if self.paraphrases:
+            fields["language"], fields["rephrasings"] = add_paraphrases(fields["language"], self.paraphrases)
         totals = np.array([len(texts) for texts in fields["language"]], np.int64)
         fields["_text_starts"] = np.cumsum(totals) - totals
-        own_steps = np.arange(len(fields["actions"])) - np.repeat(fields["action_starts"], fields["lengths"])
-        starts = np.cumsum([len(index.actions) for index in indices])[:-1]
-        pairs = zip(indices, np.split(own_steps, starts))
-        fields["stored_steps"] = np.concatenate([own if i.steps is None else i.steps for i, own in pairs])
-        stored = [index.lengths if index.stored is None else index.stored for index in indices]
-        fields["stored_lengths"] = np.concatenate(stored)
+        fields["_steps"], fields["stored_lengths"] = None, fields["lengths"]
+        if all(index.steps is not None for index in indices):
+            fields["_steps"] = np.concatenate([index.steps for index in indices])
+            fields["stored_lengths"] = np.concatenate([index.stored for index in indices])
         fields["taught_ahead"] = _run_lengths(fields["taught"], fields["lengths"])
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -139,6 +137,13 @@ class TrajectorySource:
         """The trajectory and the step in it of transitions int [...], rows of `actions`; each int64 [...]."""
         trajectory = np.searchsorted(self.action_starts, transitions, side="right") - 1
         return trajectory, transitions - self.action_starts[trajectory]
+
+    def stored_steps(self, transitions: np.ndarray) -> np.ndarray:
+        """Which of the stored transitions of their trajectory transitions int [...] are: int64 [...].
+
+        The numbers by which annotations know them; a run may do without some of the stored ones.
+        """
+        return self.locate(transitions)[1] if self._steps is None else self._steps[transitions]
 
     def draw_annotations(self, trajectories: np.ndarray, steps: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """An annotation of each transition: its own, or one of those that hold for its whole trajectory.

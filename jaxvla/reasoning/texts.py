@@ -146,7 +146,7 @@ def open_texts(
 def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tuple[SplitText, Join | None]:
     source = dataset.source
     trajectory, _ = source.locate(dataset.drawable)
-    step = source.stored_steps[dataset.drawable]
+    step = source.stored_steps(dataset.drawable)
     unlabelled = np.unique(trajectory[source.texts[dataset.drawable] == NO_TEXT])
     if unlabelled.size:
         raise DataError(

@@ -90,7 +90,7 @@ def idle_steps(index: Index, convention: ActionConvention, first: int, below: fl
 
 
 def beyond(values: np.ndarray, lengths: np.ndarray, largest: float) -> dict[int, tuple[int, int, float]]:
-    """The trajectories with a value whose size is more than `largest`: of each the step, the dimension and the value.
+    """The trajectories with a value whose size is more than `largest`: of each the first step, dimension and value.
 
     Args:
         values: normalized, [sum of lengths, d].
@@ -99,11 +99,9 @@ def beyond(values: np.ndarray, lengths: np.ndarray, largest: float) -> dict[int,
     """
     rows, dimensions = np.nonzero(np.abs(values) > largest)
     ends = np.cumsum(lengths)
-    found: dict[int, tuple[int, int, float]] = {}
-    for row, dimension in zip(rows.tolist(), dimensions.tolist()):
-        i = int(np.searchsorted(ends, row, "right"))
-        found.setdefault(i, (row - int(ends[i] - lengths[i]), dimension, float(values[row, dimension])))
-    return found
+    numbers, first = np.unique(np.searchsorted(ends, rows, "right"), return_index=True)
+    places = zip(rows[first], rows[first] - (ends - lengths)[numbers], dimensions[first])
+    return {i: (int(step), int(d), float(values[row, d])) for i, (row, step, d) in zip(numbers.tolist(), places)}
 
 
 def some_of_each(owner: np.ndarray, most: int, seeds: np.ndarray) -> np.ndarray:

@@ -105,9 +105,6 @@ def add_paraphrases(
     language: Sequence[tuple[str, ...]], paraphrases: Mapping[str, tuple[str, ...]]
 ) -> tuple[tuple[tuple[str, ...], ...], Rephrasings]:
     """The texts of each trajectory with all paraphrases of each of them behind, and where these stand end to end."""
-    if not paraphrases:
-        none = np.zeros(sum(map(len, language)), np.int64)
-        return tuple(language), Rephrasings(none, none)
     added, first, count, start = [], [], [], 0
     for texts in language:
         others = [paraphrases.get(text, ()) for text in texts]

@@ -54,6 +54,14 @@ def opened(root, split="train", data=None, **source):
     return open_dataset(config, DataConfig(normalization="none", **(data or {})), split)
 
 
+def stored(dataset):
+    return dataset.source.stored_steps(np.arange(len(dataset.actions))).tolist()
+
+
+def steps_of(batch_index, trajectory, step, instruction, uniforms):
+    return {"step": step}
+
+
 @pytest.fixture
 def idle(tmp_path):
     """Of 6 and 4 transitions, of which 1, 2 and 5, and 0 and 1 do nothing; and one that never does anything."""
@@ -68,7 +76,7 @@ def test_dropped_steps_leave_no_trace(idle):
     dataset = opened(idle, no_op_below=1e-4, data={"action_horizon": 2, "obs_horizon": 2})
     source = dataset.source
     assert source.lengths.tolist() == [3, 2]
-    assert (source.stored_steps.tolist(), source.stored_lengths.tolist()) == ([0, 3, 4, 2, 3], [6, 4])
+    assert (stored(dataset), source.stored_lengths.tolist()) == ([0, 3, 4, 2, 3], [6, 4])
     assert dataset.report[0] == "dropped      8 of 13 train transitions: 8 no-ops"
     assert "fewer than 2 are left of 1 trajectories, such as " in dataset.report[1]
     whole = opened(idle).source
@@ -77,7 +85,10 @@ def test_dropped_steps_leave_no_trace(idle):
     assert dataset.statistics.num_transitions == 5
     # Pixels, chunks and histories go from one kept step to the next.
     np.testing.assert_array_equal(source.frames(0, [1, 3], "images0"), [bridge_files.frame(0, t) for t in (3, 6)])
-    batch = next(training_batches(Mixture.of(dataset), 32, 0, ("observations", "actions", "action_pad_mask")))
+    keys = ("observations", "actions", "action_pad_mask", "text")
+    batch = next(training_batches(Mixture.of(dataset), 32, 0, keys, text=steps_of))
+    shown = batch["observations"]["images0"][:, 1, 0, 0, 1]
+    np.testing.assert_array_equal(batch["text"]["step"], shown)
     row = np.flatnonzero((batch["observations"]["images0"][:, 1, 0, 0, :2] == (0, 3)).all(1))[0]
     np.testing.assert_array_equal(batch["observations"]["images0"][row, 0], bridge_files.frame(0, 0))
     np.testing.assert_array_equal(batch["actions"][row], whole.actions[[3, 4]])
@@ -86,9 +97,10 @@ def test_dropped_steps_leave_no_trace(idle):
 
 def test_the_first_steps_can_be_dropped(idle):
     dataset = opened(idle, no_op_below=1e-4, drop_first=1)
-    assert dataset.source.stored_steps.tolist() == [3, 4, 2, 3]
+    assert stored(dataset) == [3, 4, 2, 3]
     assert dataset.report[0] == "dropped      9 of 13 train transitions: 3 at the start of a trajectory, 6 no-ops"
-    assert opened(idle, drop_first=2).source.stored_steps.tolist() == [2, 3, 4, 5, 2, 3]
+    assert stored(opened(idle, drop_first=2)) == [2, 3, 4, 5, 2, 3]
+    assert stored(opened(idle)) == [*range(6), *range(4), *range(3)]
 
 
 def test_data_of_no_ops_alone_is_refused(idle):
