@@ -17,7 +17,7 @@ from jaxvla.errors import ConfigError, JaxvlaError
 
 # The mappings of the configs that take keys of any name, or whose keys are checked by who reads them.
 OPEN_MAPPINGS = {
-    "config": ("agent_kwargs", "optimizer.learning_rates", "curriculum.tag2think_count"),
+    "config": ("agent_kwargs", "optimizer.learning_rates", "curriculum.tag2think_count", "data.camera_sizes"),
     "bridgedata_config": ("cameras", "datasets"),
 }
 

@@ -147,9 +147,11 @@ def test_open_mappings_take_new_keys():
         "--config.agent_kwargs.other.pair",
         "(1, 2)",
         "--config.batch_size=7",
+        "--config.data.camera_sizes.wrist=(128,128)",
     )
     assert done.returncode == 0, done.stderr
     settings, source = json.loads(done.stdout)
+    assert settings["data"]["camera_sizes"] == {"wrist": [128, 128]}
     assert source["cameras"] == {"images0": "images0", "images1": "5", "wrist": "image_1"}
     assert settings["optimizer"]["learning_rates"] == {"backbone": 2e-5, "backbone/visual": 0.0}
     assert settings["curriculum"]["tag2think_count"] == {"SUBTASK REASONING": 2}

@@ -28,11 +28,11 @@ def annotated(key, num_steps, instruction):
 GOOD = {f"a/train/{i}#0": (7 - i % 2, "A again.") for i in range(4)} | {"a/val/0#0": (5, "")}
 
 
-def opened(data, include=(("**",),), max_mismatched=0.25, **changes):
+def opened(data, include=(("**",),), max_mismatched=0.25, drop_first=0, **changes):
     """The texts with a store of `GOOD`, but for the episodes in `changes`."""
     facts = GOOD | changes
     write_store(data / "r.store", [annotated(key, *known) for key, known in facts.items()], {})
-    config = SourceConfig("bridge_tfrecord", str(data), include)
+    config = SourceConfig("bridge_tfrecord", str(data), include, drop_first=drop_first)
     training = open_dataset(config, DataConfig(), "train")
     splits = [Mixture.of(x) for x in (training, open_dataset(config, DataConfig(), "val", training.statistics))]
     store = str(data / "r.store")
@@ -47,6 +47,13 @@ def test_annotations_that_fit_are_joined(data):
         "             100.0% of the validation transitions",
     )
     assert texts.training.split.episodes.tolist() == [0, 1, 2, 3]
+
+
+def test_annotations_find_their_steps_where_others_are_dropped(data):
+    texts, _ = opened(data, drop_first=2)
+    split = texts.training.split
+    assert split.episodes.tolist() == [0, 1, 2, 3]
+    assert split.transitions.tolist() == [[i, t] for i in range(4) for t in range(2, 6)]
 
 
 def test_annotations_of_something_else_are_left_out_and_reported(data):
