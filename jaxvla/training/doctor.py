@@ -112,7 +112,7 @@ def _guarded(stage: int, name: str, check: Callable[[], Finding]) -> Finding:
 
 def _data(job: Job, batch: Batch, stage: int) -> Iterator[str]:
     for name, value in batch["observations"].items():
-        yield f"observations/{name}: {value.dtype}{list(value.shape)}, {value.min():g} to {value.max():g}"
+        yield f"observations/{name}: {value.dtype}{list(value.shape)}, {float(value.min()):g} to {float(value.max()):g}"
     yield f"actions: {batch['actions'].dtype}{list(batch['actions'].shape)}, normalized"
     yield from (*job.training.describe_actions(), *job.training.report)
     for name in ("actions", "proprio"):

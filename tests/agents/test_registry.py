@@ -1,10 +1,12 @@
 import pathlib
 import runpy
 
+import jax
+import numpy as np
 import pytest
 
 from jaxvla.agents import agents, make_agent
-from jaxvla.data.schema import BatchSpec
+from jaxvla.data.schema import BatchSpec, InstructionSpec
 from jaxvla.errors import ConfigError
 
 PRESETS = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"))["get_config"]
@@ -28,6 +30,29 @@ def test_presets_name_every_setting(preset):
     assert set(vars(agent.config)) == set(config["agent_kwargs"])
     assert set(vars(agent.config.encoder)) == set(config["agent_kwargs"]["encoder"])
     assert set(vars(agent.config.policy)) == set(config["agent_kwargs"]["policy"])
+
+
+@pytest.mark.parametrize(
+    "preset", ["gc_bc_tiny", "lc_bc_tiny", "gc_ddpm_bc_tiny", "gc_iql_tiny", "contrastive_rl_td_tiny"]
+)
+def test_every_method_takes_cameras_that_some_rows_lack_and_of_several_sizes(preset):
+    config, own = PRESETS(preset).to_dict(), {"several_camera_sets": True, "camera_sizes": (("wrist", (16, 24)),)}
+    spec = BatchSpec(("images0", "wrist"), (32, 32), 7, 7, 2, 2, instruction=InstructionSpec(5, 9), **own)
+    agent = make_agent(config["agent"], config["agent_kwargs"], spec)
+    batch, key = spec.fake_batch(2, agent.batch_keys, np.random.default_rng(0)), jax.random.key(0)
+    assert batch["observations"]["camera_mask"].shape == (2, 2, 2)
+    params = jax.eval_shape(agent.init, key)
+    for method in (agent.loss, agent.evaluate):
+        jax.eval_shape(method, params, batch, key)
+    assert jax.eval_shape(agent.act, params, batch["observations"], batch).shape == (2, 2, 7)
+    # Every mask is looked at: of next observations and goals as well.
+    jaxpr = jax.make_jaxpr(agent.loss)(params, batch, key).jaxpr
+    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path((params, batch))]
+    masks = [(path, v) for path, v in zip(paths, jaxpr.invars) if path[-1].key == "camera_mask"]
+    views = [key for key in ("observations", "next_observations", "goals") if key in agent.batch_keys]
+    assert len(masks) == len(views)
+    assert all(id(variable) in read for _, variable in masks)
 
 
 def test_unknown_agent():

@@ -16,6 +16,7 @@ from training.positional_batches import SPEC, make_assets
 
 from jaxvla.assets import Assets
 from jaxvla.checkpoint import find_checkpoint, read_assets, restore, saved_steps
+from jaxvla.data.dataset import DataConfig
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
@@ -169,6 +170,18 @@ def test_a_run_from_before_mixtures_goes_on():
     assert config_differences(before, after) == []
     after["data_config"]["name"] = "mine"
     assert config_differences(before, after) == ['data_config.name: "" -> "mine"']
+
+
+def test_a_run_from_before_filters_and_tasks_goes_on():
+    before, after = make_assets().to_json(), make_assets().to_json()
+    new = ("camera_sizes", "resize", "filters", "tasks", "learn_padding")
+    defaults = dataclasses.asdict(DataConfig())
+    after["train_config"]["data"] = before["train_config"].get("data", {}) | {key: defaults[key] for key in new}
+    after["data_config"] |= {"max_trajectories": 0, "trajectory_share": 1.0, "subset_seed": 0}
+    after["data_config"] |= {"drop_first": 0, "no_op_below": 0.0}
+    assert config_differences(before, after) == []
+    after["train_config"]["data"]["filters"] = {"max_action": 5.0, "max_proprio": 0.0, "max_steps": 0}
+    assert config_differences(before, after) == ["train_config.data.filters.max_action: 0.0 -> 5.0"]
 
 
 def test_data_that_is_stored_at_another_size_is_another_configuration():
