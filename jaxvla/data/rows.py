@@ -63,7 +63,7 @@ class Rows:
         return self.trajectory + self.starts[0]
 
     def stored_steps(self) -> np.ndarray:
-        """int64 [n], the numbers of the transitions among those that are stored of their trajectories."""
+        """int32 [n], the steps of the stored episodes that the transitions begin at."""
         source = self.dataset.source
         return source.stored_steps(source.action_starts[self.trajectory] + self.step)
 

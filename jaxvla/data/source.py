@@ -60,9 +60,9 @@ class TrajectorySource:
         camera_sizes: by camera, the size of frames of another size than `image_size`.
 
     Attributes:
-        lengths, actions, proprio, taught, language, texts, vectors, keys: of all trajectories, as in `Index`.
+        lengths, actions, proprio, taught, language, texts, vectors, keys, steps, stored: of all trajectories, as in
+            `Index`.
         rephrasings: which of all annotations are paraphrases of which; None where there are none.
-        stored_lengths: int64 [n], how many transitions of each trajectory are stored.
         taught_ahead: int64 [sum T], how many transitions from here on, within the trajectory, are taught without a gap.
         stored_sizes: (height, width) at which the frames of a camera are stored; cameras with several sizes are left
             out. Of encoded images, each file's first frame of a camera says it for the file.
@@ -90,6 +90,8 @@ class TrajectorySource:
             "texts": np.concatenate([index.texts for index in indices]),
             "vectors": np.concatenate([index.vectors for index in indices]),
             "keys": tuple(key for index in indices for key in index.keys),
+            "steps": np.concatenate([index.steps for index in indices]),
+            "stored": np.concatenate([index.stored for index in indices]),
             "file_of": np.repeat(np.arange(len(indices)), counts),
             "_offsets": {n: np.concatenate([i.frames[s].offsets for i in indices]) for n, s in self.cameras},
             "_sizes": {n: np.concatenate([i.frames[s].sizes for i in indices]) for n, s in self.cameras},
@@ -103,10 +105,6 @@ class TrajectorySource:
             fields["language"], fields["rephrasings"] = add_paraphrases(fields["language"], self.paraphrases)
         totals = np.array([len(texts) for texts in fields["language"]], np.int64)
         fields["_text_starts"] = np.cumsum(totals) - totals
-        fields["_steps"], fields["stored_lengths"] = None, fields["lengths"]
-        if all(index.steps is not None for index in indices):
-            fields["_steps"] = np.concatenate([index.steps for index in indices])
-            fields["stored_lengths"] = np.concatenate([index.stored for index in indices])
         fields["taught_ahead"] = _run_lengths(fields["taught"], fields["lengths"])
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -139,11 +137,11 @@ class TrajectorySource:
         return trajectory, transitions - self.action_starts[trajectory]
 
     def stored_steps(self, transitions: np.ndarray) -> np.ndarray:
-        """Which of the stored transitions of their trajectory transitions int [...] are: int64 [...].
+        """Which steps of the stored episode transitions int [...] begin at: int32 [...].
 
         The numbers by which annotations know them; a run may do without some of the stored ones.
         """
-        return self.locate(transitions)[1] if self._steps is None else self._steps[transitions]
+        return self.steps[transitions + self.locate(transitions)[0]]
 
     def draw_annotations(self, trajectories: np.ndarray, steps: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """An annotation of each transition: its own, or one of those that hold for its whole trajectory.

@@ -27,15 +27,16 @@ MIN_TRANSITIONS = 2
 OTHER_KIND = "other dimensions than the rest"
 # What stands in `Index.texts` where a transition has no text of its own.
 ANY_TEXT, NO_TEXT = -1, -2
-_VERSION = 6
+_VERSION = 7
 _NO_ROWS = {
     "actions": np.empty((0, 0), np.float32),
     "proprio": np.empty((0, 0), np.float32),
     "taught": np.empty(0, bool),
     "texts": np.empty(0, np.int32),
     "vectors": np.empty((0, 0), np.float32),
+    "steps": np.empty(0, np.int32),
 }
-_ARRAYS = ("lengths", *_NO_ROWS, "numbers")
+_ARRAYS = ("lengths", *_NO_ROWS, "numbers", "stored")
 # So many bytes of files are indexed by several processes: below, their start takes longer than they save.
 _MANY_BYTES = 1 << 30
 
@@ -70,8 +71,8 @@ class Index:
     faults    (trajectory, stored camera name, what is wrong) where a trajectory cannot be used with that camera
     skipped   why, and which, for each trajectory that is left out
     numbers   int64 [n], which of all trajectories of the file each is, ascending; None for 0 to n - 1
-    steps     int64 [sum T], which of the stored transitions of its trajectory each is, and
-    stored    int64 [n], how many transitions of each are stored; both None where none was dropped
+    steps     int32 [sum (T + 1)], which step of the stored episode each frame is; None for 0 to T of each
+    stored    int64 [n], how many steps the stored episode of each has; None for T + 1
     """
 
     lengths: np.ndarray
@@ -90,8 +91,11 @@ class Index:
     stored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.numbers is None:
-            object.__setattr__(self, "numbers", np.arange(len(self.lengths)))
+        frames = self.lengths + 1
+        steps = np.arange(frames.sum()) - np.repeat(np.cumsum(frames) - frames, frames)
+        every = {"numbers": np.arange(len(frames)), "steps": steps.astype(np.int32), "stored": frames}
+        for name in [name for name in every if getattr(self, name) is None]:
+            object.__setattr__(self, name, every[name])
 
     @property
     def total(self) -> int:
@@ -123,8 +127,8 @@ class Index:
             frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in self.frames.items()},
             faults=(),
             numbers=self.numbers[keep],
-            steps=None if self.steps is None else self.steps[steps],
-            stored=None if self.stored is None else self.stored[keep],
+            steps=self.steps[frames],
+            stored=self.stored[keep],
         )
 
     def between(self, start: int, stop: int) -> "Index":
@@ -195,6 +199,8 @@ class _Row:
     texts: np.ndarray
     vectors: np.ndarray
     frames: dict[str, Frames | str]
+    steps: np.ndarray
+    stored: int
 
     @property
     def kind(self) -> tuple[int, int, int]:
@@ -229,25 +235,25 @@ class IndexBuilder:
         frames: dict[str, Frames | str],
         vectors: np.ndarray | None = None,
         taught: np.ndarray | None = None,
+        chosen: tuple[np.ndarray, int] | None = None,
     ) -> None:
         """Adds one trajectory.
 
         Args:
-            where: the file, and the record of it.
-            key: its name.
-            actions: [T, d].
-            proprio: [T + 1, p].
-            language: its annotations.
-            texts: int [T], see `Index`.
+            where, key: the file and the record of it, and its name.
+            actions, proprio: [T, d] and [T + 1, p].
+            language, texts: its annotations, and int [T], see `Index`.
             frames: T + 1 of each camera, or what is wrong with that camera's.
             vectors: those of its annotations [len(language), k]; None where the data has none.
             taught: bool [T], whether a policy is to learn each action; None for all.
+            chosen: which steps of the stored episode its frames are, int [T + 1], and how many that has; None for all.
 
         Raises:
             UnusableError: too few transitions, lengths that disagree, or a value that is not finite.
         """
         vectors = np.empty((len(language), 0)) if vectors is None else vectors
         taught = np.ones(len(actions), bool) if taught is None else taught
+        steps, stored = (np.arange(len(proprio)), len(proprio)) if chosen is None else chosen
         where = f"{where}: trajectory {key!r}"
         if len(actions) < MIN_TRANSITIONS:
             raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: {len(actions)}")
@@ -261,9 +267,9 @@ class IndexBuilder:
                 detail = f"step {step}, dimension {dimension}: {values[step, dimension]}"
                 raise UnusableError(f"{name} are not finite", f"{where}: {detail}")
         tables = (values.astype(np.float32) for values in (actions, proprio))
-        vectors = vectors.astype(np.float32)
-        row = _Row(self._number, where, key, *tables, taught, language, texts.astype(np.int32), vectors, dict(frames))
-        self._rows.append(row)
+        vectors, texts = vectors.astype(np.float32), texts.astype(np.int32)
+        told = (language, texts, vectors, dict(frames), steps.astype(np.int32), stored)
+        self._rows.append(_Row(self._number, where, key, *tables, taught, *told))
 
     def build(self) -> Index:
         """The index of the trajectories added, of which those of other dimensions than most are left out too."""
@@ -291,6 +297,7 @@ class IndexBuilder:
             faults=tuple(faults),
             skipped=tuple(why for _, why in sorted((self._skipped | odd).items())),
             numbers=np.array([row.number for row in rows], np.int64),
+            stored=np.array([row.stored for row in rows], np.int64),
             **tables,
         )
 

@@ -167,6 +167,7 @@ class RLDSFormat:
             frames,
             episode.numbers(vector, steps)[rows.steps[first]] if vector else None,
             rows.taught,
+            (rows.steps, steps),
         )
 
     def _rows(self, episode: Episode, steps: int, where: str) -> Standardized:

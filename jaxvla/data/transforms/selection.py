@@ -108,7 +108,6 @@ def drop(index: Index, steps: np.ndarray) -> tuple[Index, tuple[str, ...]]:
     kept, keep = index.select(enough), ~steps[np.repeat(enough, index.lengths)]
     ends = np.cumsum(kept.lengths)
     frames = np.insert(keep, ends, True)  # the last frame of a trajectory has no transition
-    step = np.arange(len(keep)) - np.repeat(ends - kept.lengths, kept.lengths)
     dropped = dataclasses.replace(
         kept,
         lengths=left[enough],
@@ -117,8 +116,7 @@ def drop(index: Index, steps: np.ndarray) -> tuple[Index, tuple[str, ...]]:
         taught=kept.taught[keep],
         texts=kept.texts[keep],
         frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in kept.frames.items()},
-        steps=step[keep],
-        stored=kept.lengths,
+        steps=kept.steps[frames],
     )
     return dropped, lost
 

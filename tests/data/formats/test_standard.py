@@ -71,12 +71,16 @@ def test_what_it_makes_takes_the_place_of_the_datasets_features(folder):
         assert source.frames(i, [4], "images0")[0, 0, 0].tolist() == [i, 4, 7]
     assert source.language == (("GO",),) * 4
     assert source.taught.tolist() == [False, True, True, True, True] * 4
+    assert source.steps.tolist() == [0, 1, 2, 3, 4, 5] * 4
 
 
 def test_pictures_follow_the_steps_that_are_kept(folder):
     function = functools.partial(standardize, first=1, stride=2)
     source, _, _ = opened(folder, Standardize("every second", function))
     assert source.lengths.tolist() == [2] * 4
+    assert (source.steps.tolist(), source.stored.tolist()) == ([1, 3, 5] * 4, [6] * 4)
+    kept, _, _ = opened(folder, Standardize("every second", function), train_split="train[1:3]")
+    assert (kept.steps.tolist(), kept.stored.tolist()) == ([1, 3, 5] * 2, [6] * 2)
     colors = source.frames(2, [0, 1, 2], "images0")[:, 0, 0].tolist()
     assert colors == [[2, 1, 7], [2, 3, 7], [2, 5, 7]]
     np.testing.assert_array_equal(source.table(2).proprio, parted(2)["steps/observation/state"][[1, 3, 5], :2])

@@ -76,7 +76,7 @@ def test_dropped_steps_leave_no_trace(idle):
     dataset = opened(idle, no_op_below=1e-4, data={"action_horizon": 2, "obs_horizon": 2})
     source = dataset.source
     assert source.lengths.tolist() == [3, 2]
-    assert (stored(dataset), source.stored_lengths.tolist()) == ([0, 3, 4, 2, 3], [6, 4])
+    assert (stored(dataset), source.stored.tolist()) == ([0, 3, 4, 2, 3], [7, 5])
     assert dataset.report[0] == "dropped      8 of 13 train transitions: 8 no-ops"
     assert "fewer than 2 are left of 1 trajectories, such as " in dataset.report[1]
     whole = opened(idle).source
