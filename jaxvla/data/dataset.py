@@ -149,7 +149,8 @@ def open_dataset(
         source_config: which files.
         config: what becomes of them.
         split: "train" or "val".
-        statistics: those of the training split; computed, and kept beside the data, where none are given.
+        statistics: those of the training split, or whatever the data is normalized by; computed, and kept beside the
+            data, where none are given.
 
     Raises:
         DataError: nothing found, a damaged file, or no transition that can be used.
@@ -161,7 +162,15 @@ def open_dataset(
     own = config.tasks.paraphrases if split == "train" else ""
     paraphrases = Paraphrases.read(own) if own else None
     source, groups, report = opening.open_source(
-        source_config, image_size, root, split, None, convention, config.resize, paraphrases, config.camera_sizes
+        source_config,
+        image_size,
+        root,
+        split,
+        source_config.standardize,
+        convention,
+        config.resize,
+        paraphrases,
+        config.camera_sizes,
     )
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
@@ -170,13 +179,15 @@ def open_dataset(
         report += _describe_unlabelled(source, split)
     report += source.pixel_path()
     if statistics is None:
-        report += tuple(f"warning: {remark}" for remark in check_actions(source, convention))
+        report += tuple(
+            f"warning: {remark}" for remark in check_actions(source, convention, not source_config.is_known)
+        )
         statistics = _kept_statistics(source, table, root, convention)
-    action_normalizer = Normalizer(
-        config.normalization, statistics.actions, source_config.action_mask or None, convention.gripper
-    )
-    proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
     _check_dimensions(root, split, table, source.proprio, statistics)
+    mask = _action_mask(source_config, statistics)
+    action_normalizer = Normalizer(config.normalization, statistics.actions, mask or None, convention.gripper)
+    statistics = dataclasses.replace(statistics, action_mask=mask)
+    proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
     actions, proprio = action_normalizer.forward(table), proprio_normalizer.forward(source.proprio)
     drawable, left_out = _choose_drawn(source, config, root, split, (actions, proprio))
     report += left_out
@@ -207,6 +218,17 @@ def _image_size(source_config: SourceConfig, config: DataConfig) -> tuple[int, .
             "disagree: set one of them to (), or both to the same"
         )
     return given.pop() if given else ()
+
+
+def _action_mask(source_config: SourceConfig, statistics: Statistics) -> tuple[bool, ...]:
+    """The action dimensions that are normalized: as configured, else as the statistics came; empty for all."""
+    said, came = source_config.action_mask, statistics.action_mask
+    if said and came and said != came:
+        raise ConfigError(
+            f"bridgedata_config.action_mask={said} is not the mask that the statistics came with, {came}: set it to "
+            "that, or take statistics without one"
+        )
+    return said or came
 
 
 def _convention(source_config: SourceConfig, config: DataConfig) -> ActionConvention:
@@ -243,7 +265,7 @@ def _check_dimensions(
         if values.shape[1] != len(field.mean):
             raise DataError(
                 f"{root}: the {split} split has {name} of {values.shape[1]} dimensions, the statistics are of "
-                f"{len(field.mean)}: both splits must be of one robot"
+                f"{len(field.mean)}: both must be of one robot"
             )
 
 

@@ -13,7 +13,7 @@ from jaxvla.data.files import check_folder, reading
 from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
 from jaxvla.data.formats.index import MIN_TRANSITIONS, Index, open_indices
 from jaxvla.data.formats.rlds_files import Part
-from jaxvla.data.formats.rlds_versions import find_version
+from jaxvla.data.formats.rlds_versions import find_version, has_dataset
 from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.data.formats.standard import Standardize
 from jaxvla.data.source import TrajectorySource
@@ -27,7 +27,9 @@ _VALIDATION = ("val", "validation")
 
 
 def find_root(config: SourceConfig) -> pathlib.Path:
-    """The folder of the data: `data_path`, or the version folder of `tfds_name` below it.
+    """The folder of the data: `data_path`, or the version folder below it of a dataset that has a name.
+
+    That is its `tfds_name`, or what a dataset of Open X-Embodiment is called.
 
     Raises:
         ConfigError: no local path, or no name of a dataset.
@@ -36,7 +38,26 @@ def find_root(config: SourceConfig) -> pathlib.Path:
     root = local_path(config.data_path, "data_path")
     check_folder(root)
     with reading(root):
-        return find_version(root, config.tfds_name) if config.tfds_name else root
+        names = _names(config, root)
+        there = [name for name in names if has_dataset(root, name)]
+        return find_version(root, (*there, *names)[0]) if names else root
+
+
+def is_there(config: SourceConfig) -> bool:
+    """Whether the dataset of a name lies below `data_path`; True where that is the folder of the data itself."""
+    root = local_path(config.data_path, "data_path")
+    with reading(root):
+        names = _names(config, root)
+        return not names or any(has_dataset(root, name) for name in names)
+
+
+def _names(config: SourceConfig, root: pathlib.Path) -> tuple[str, ...]:
+    """What the dataset may be called below `root`; none where `root` is that of the data itself."""
+    if config.tfds_name:
+        return (config.tfds_name,)
+    if config.dataset is None or (root / rlds_files.FEATURES).exists():
+        return ()
+    return config.dataset.folders
 
 
 def store_path(config: SourceConfig) -> str:
@@ -122,10 +143,18 @@ def stored_cameras(config: SourceConfig, root: pathlib.Path, standardize: Standa
     if config.format != "rlds":
         return config.cameras
     reader = rlds.RLDSFormat.of(root, config.step_keys, standardize)
+    if not config.cameras:
+        there = ", ".join(reader.cameras) or "no pictures at all"
+        raise ConfigError(
+            f"bridgedata_config.cameras is empty, and the steps of {root} have {there}: name at least one, as in "
+            "bridgedata_config.cameras.images0"
+        )
     return {name: reader.camera(stored, name, str(root)) for name, stored in config.cameras.items()}
 
 
-def index_split(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[list[str], list[Index], tuple[str, ...]]:
+def index_split(
+    config: SourceConfig, root: pathlib.Path, split: str, standardize: Standardize | None = None
+) -> tuple[list[str], list[Index], tuple[str, ...]]:
     """The files that a split is stored in, each once, with their indices of all cameras, and lines that say what lacks.
 
     Raises:
@@ -134,7 +163,7 @@ def index_split(config: SourceConfig, root: pathlib.Path, split: str) -> tuple[l
     with reading(root):
         files = _stored_files(config, root, split)
     paths = [*dict.fromkeys(path for group in files.groups for path in group)]
-    indices, missing = _read_indices(config, root, paths, files.parts, None)
+    indices, missing = _read_indices(config, root, paths, files.parts, standardize)
     return paths, indices, (*files.notes, *missing)
 
 
@@ -146,15 +175,19 @@ def _stored_files(config: SourceConfig, root: pathlib.Path, split: str) -> _File
     return _Files([[part.path for part in parts]], tuple(parts))
 
 
-def _find_stored(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
-    """`_find_groups` of the files that hold a split, held out or not."""
-    if not config.validation_share:
-        return _find_groups(config, root, split)
-    if _has_split(config, root, "val"):
-        raise ConfigError(
-            f"{root} has a val split of its own: set bridgedata_config.validation_share=0.0 to use it, or remove it"
-        )
-    return _find_groups(config, root, "train")
+def _held_out(config: SourceConfig, root: pathlib.Path) -> float:
+    """The share of the training split that is held out; of datasets of the registry 0 where there is a split for it.
+
+    Raises:
+        ConfigError: any other dataset has one.
+    """
+    if not config.validation_share or not _has_split(config, root, "val"):
+        return config.validation_share
+    if config.dataset is not None:
+        return 0.0
+    raise ConfigError(
+        f"{root} has a val split of its own: set bridgedata_config.validation_share=0.0 to use it, or remove it"
+    )
 
 
 def open_source(
@@ -182,8 +215,9 @@ def open_source(
         camera_sizes: sizes of cameras that differ from `image_size`, by camera; None for none.
     """
     with reading(root):
-        files = _find_stored(config, root, split)
-    stored = "train" if config.validation_share else split
+        share = _held_out(config, root)
+        stored = "train" if share else split
+        files = _find_groups(config, root, stored)
     paths = [path for group in files.groups for path in group]
     groups = np.repeat(np.arange(len(files.groups)), [*map(len, files.groups)])
     cameras = stored_cameras(config, root, standardize)
@@ -192,14 +226,14 @@ def open_source(
     total = sum(index.total for index in indices)
     skipping.check(skipped, total, stored, config.max_skipped, str(root))
     notes = (*files.notes, *skipping.describe(skipped, total, stored), *missing)
-    if config.validation_share:
+    if share:
         count = sum(len(index.lengths) for index in kept)
-        kept = selection.hold_out(kept, config.validation_share, split)
+        kept = selection.hold_out(kept, share, split)
         own = sum(len(index.lengths) for index in kept)
         held_out = own if split == "val" else count - own
         notes += (
             f"held out     {held_out} of {count} trajectories for val, which has no files of its own (validation_share="
-            f"{config.validation_share:g})",
+            f"{share:g})",
         )
     kept, left_out = _choose(config, root, kept, split, convention or config.actions)
     filled = np.flatnonzero([len(index.lengths) for index in kept])

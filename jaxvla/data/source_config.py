@@ -2,17 +2,22 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 
+from jaxvla.data import standardizing
 from jaxvla.data.formats import rlds
 from jaxvla.data.formats.split_slices import SplitSlice
+from jaxvla.data.formats.standard import Standardize
+from jaxvla.data.oxe import registry
+from jaxvla.data.oxe.registry import VIEWS, OXEDataset
 from jaxvla.data.schema import CAMERA_MASK, PROPRIO
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 
 FORMATS = ("bridge_tfrecord", "rlds")
 _STEP_KEYS = {"action_key": "action", "proprio_key": "proprio", "language_key": "language"}
-_OF_RLDS = ("tfds_name", "train_split", "val_split", *_STEP_KEYS)
+_OF_REGISTRY = ("variant", "views")
+_OF_RLDS = ("tfds_name", "train_split", "val_split", "standardization", *_OF_REGISTRY, *_STEP_KEYS)
 
 
 def check_image_size(where: str, size: tuple[int, ...]) -> None:
@@ -21,9 +26,9 @@ def check_image_size(where: str, size: tuple[int, ...]) -> None:
         raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
 
 
-def _check_cameras(where: str, cameras: Iterable[str]) -> None:
-    """Raises ConfigError unless `cameras` are names by which batches can hold images."""
-    if not cameras:
+def _check_cameras(where: str, cameras: Collection[str], kind: str) -> None:
+    """Raises ConfigError unless `cameras` are names by which batches can hold images; those of RLDS are named later."""
+    if not cameras and kind != "rlds":
         raise ConfigError(f"{where} is empty: name at least one, such as images0")
     if taken := {"", PROPRIO, CAMERA_MASK}.intersection(cameras):
         raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
@@ -41,9 +46,18 @@ def _check_parts(where: str, config: "SourceConfig") -> None:
 def _check_of_rlds(where: str, config: "SourceConfig") -> None:
     """Raises ConfigError for keys of RLDS datasets that say nothing, or contradict each other."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for option in _OF_RLDS:
-        if config.format != "rlds" and getattr(config, option) != defaults[option]:
-            raise ConfigError(f"{where}.{option} has no effect with format {config.format!r}; leave it as it was")
+    without = f"with standardization {config.standardization!r}"
+    for options, useless, why in (
+        (_OF_RLDS, config.format != "rlds", f"with format {config.format!r}"),
+        (tuple(_STEP_KEYS), config.standardization, f"{without}, which reads features of its own"),
+        (_OF_REGISTRY, config.dataset is None, f"{without}, which is no dataset of Open X-Embodiment"),
+    ):
+        for option in options if useless else ():
+            if getattr(config, option) != defaults[option]:
+                raise ConfigError(f"{where}.{option} has no effect {why}; leave it as it was")
+    registry.check_variant(config.variant or None)
+    if not set(config.views) <= set(VIEWS) or not config.views:
+        raise ConfigError(f"{where}.views must be of {', '.join(VIEWS)}, not {config.views}")
     SplitSlice.parse(config.train_split, f"{where}.train_split")
     if config.val_split:
         SplitSlice.parse(config.val_split, f"{where}.val_split")
@@ -56,7 +70,10 @@ def _check_of_rlds(where: str, config: "SourceConfig") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Which files; the keys of configs/data_config.py, where they are explained."""
+    """Which files; the keys of configs/data_config.py, where they are explained.
+
+    Of a dataset of Open X-Embodiment `cameras`, `actions` and `action_mask` are the registry's where nothing is given.
+    """
 
     format: str
     data_path: str
@@ -80,17 +97,22 @@ class SourceConfig:
     action_key: str = rlds.StepKeys.action
     proprio_key: str = rlds.StepKeys.proprio
     language_key: str = rlds.StepKeys.language
+    standardization: str = ""
+    variant: str = ""
+    views: tuple[str, ...] = VIEWS
     tfds_name: str = ""
     train_split: str = "train"
     val_split: str = ""
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"
+        if self.dataset is not None:
+            self._take_from(self.dataset)
         if self.format not in FORMATS:
             raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if not self.data_path:
             raise ConfigError(f"{where}.data_path is empty: give the folder of the data, as --config.data_path=FOLDER")
-        _check_cameras(f"{where}.cameras", self.cameras)
+        _check_cameras(f"{where}.cameras", self.cameras, self.format)
         check_image_size(where, self.image_size)
         if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
             raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
@@ -115,3 +137,50 @@ class SourceConfig:
     def step_keys(self) -> rlds.StepKeys:
         """The names of an RLDS dataset's features."""
         return rlds.StepKeys(**{name: getattr(self, option) for option, name in _STEP_KEYS.items()})
+
+    @property
+    def dataset(self) -> OXEDataset | None:
+        """That of Open X-Embodiment whose standardization is named; None where it is a function of one's own, or none.
+
+        Raises:
+            ConfigError: there is no such dataset.
+        """
+        if not self.standardization or standardizing.is_own(self.standardization):
+            return None
+        try:
+            return registry.find(self.standardization)
+        except ConfigError as error:
+            raise ConfigError(
+                f"bridgedata_config.standardization: {error} (a function of your own is file.py:function)"
+            ) from error
+
+    @property
+    def is_known(self) -> bool:
+        """Whether what is said of the actions is what the registry says of the dataset, and nobody of this data."""
+        return self.dataset is not None and self.actions == self.dataset.convention
+
+    @property
+    def standardize(self) -> Standardize | None:
+        """What makes actions, states and instructions of the features; None where `step_keys` name them.
+
+        Raises:
+            ConfigError: there is no such function.
+        """
+        return standardizing.find(self.standardization, self.variant) if self.standardization else None
+
+    def _take_from(self, dataset: OXEDataset) -> None:
+        """Fills in what nobody gave."""
+        none = ActionConvention()
+        said = {f.name: getattr(self.actions, f.name) for f in dataclasses.fields(none)}
+        said = {name: value for name, value in said.items() if value != getattr(none, name)}
+        filled = {
+            "actions": dataclasses.replace(dataset.convention, **said),
+            "action_mask": self.action_mask or dataset.action_encoding.normalization_mask,
+            "cameras": self.cameras or dataset.cameras.named(self.views),
+        }
+        if not filled["cameras"]:
+            raise ConfigError(
+                f"{dataset.name} has none of bridgedata_config.views={self.views}: add another, or leave it out"
+            )
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)

@@ -206,7 +206,7 @@ def _of_datasets(config: MixtureConfig, training: Mixture) -> dict[str, Any]:
     datasets = {
         member.name: DatasetAssets(
             statistics=member.dataset.statistics,
-            action_mask=source.action_mask,
+            action_mask=member.dataset.statistics.action_mask,
             actions=member.dataset.convention,
             cameras=member.dataset.spec.cameras,
             stored_sizes=member.dataset.source.stored_sizes,

@@ -9,6 +9,7 @@ from data.bridge_files import frame, trajectory, write, write_dataset
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.data.transforms.goals import GoalConfig
+from jaxvla.data.transforms.normalization import FieldStatistics, Statistics
 from jaxvla.errors import ConfigError, DataError
 
 BRIDGE = ActionConvention(relabel=True, gripper=(6,), binarize=True, angles=(3, 4, 5))
@@ -119,6 +120,25 @@ def test_the_action_mask_leaves_dimensions_as_they_are(root):
     dataset = open_dataset(config, DataConfig(normalization="bounds_q99"), "train")
     assert set(dataset.actions[:, 6]) <= {0.0, 1.0}
     assert abs(dataset.actions[:, :6]).max() == 1
+
+
+def test_the_mask_that_statistics_bring_counts(root):
+    mask = (True,) * 6 + (False,)
+    own = open_dataset(source_config(root, action_mask=mask), DataConfig(), "train")
+    assert own.statistics.action_mask == mask
+    theirs = open_dataset(source_config(root), DataConfig(), "train", own.statistics)
+    np.testing.assert_array_equal(theirs.actions, own.actions)
+    assert set(theirs.actions[:, 6]) <= {0.0, 1.0}
+    with pytest.raises(ConfigError, match=r"action_mask=\(True, .* is not the mask that the statistics came with"):
+        open_dataset(source_config(root, action_mask=(True,) * 7), DataConfig(), "train", own.statistics)
+
+
+def test_statistics_of_another_robot_are_refused(root):
+    made = open_dataset(source_config(root), DataConfig(), "train").statistics
+    narrow = FieldStatistics(*(getattr(made.actions, f.name)[:6] for f in dataclasses.fields(FieldStatistics)))
+    other = Statistics(narrow, made.proprio, 9, 2, (True,) * 6)
+    with pytest.raises(DataError, match="actions of 7 dimensions, the statistics are of 6: both must be of one robot"):
+        open_dataset(source_config(root), DataConfig(), "train", other)
 
 
 def test_groups_keep_their_sizes_and_weights(root):

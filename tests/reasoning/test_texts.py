@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+from data import rlds_episodes
 from data.bridge_files import write_dataset
 from reasoning.text_cases import thinking_tokenizer
 
@@ -134,3 +135,27 @@ def test_every_dataset_has_its_own_store(tmp_path):
     assert again.read(np.array([3]), np.array([1]))[0].move == "three a/train/1#0 1"
     assert split.names(np.array([4]), np.array([2]))(0) == "trajectory 'a/train/0#0' step 2"
     np.testing.assert_array_equal(np.unique(split.transitions[:, 0]), np.arange(6))
+
+
+def test_annotations_count_the_steps_of_the_stored_episode(tmp_path):
+    """Whichever of them a trajectory keeps: of BridgeData all but the first."""
+    episodes = [rlds_episodes.episode(number) for number in range(3)]
+    members, stores = {"train": [], "val": []}, []
+    for name, standardization in (("all", ""), ("later", "bridge_orig")):
+        root = rlds_episodes.write_dataset(tmp_path / name, {split: [episodes] for split in members})
+        annotations = [
+            Episode(f"/raw/{i}#{i}", {t: Reasoning(move=f"{name} {i} {t}") for t in range(6)}, 6, "go")
+            for i in range(3)
+        ]
+        write_store(tmp_path / f"{name}.store", annotations, {})
+        stores.append(StoreChoice(str(tmp_path / f"{name}.store"), 0.0))
+        own = {"cameras": {"images0": "image_0"}, "image_size": (8, 8), "standardization": standardization}
+        for split, opened_before in members.items():
+            dataset = open_dataset(SourceConfig("rlds", str(root), **own), DataConfig(), split)
+            opened_before.append(Member(name, dataset))
+    splits = [Mixture(tuple(own)) for own in members.values()]
+    texts = open_texts(thinking_tokenizer(), PromptConfig(), CurriculumConfig(), (2,), *splits, stores)
+    found = texts.training.split.read(np.array([1, 1, 4, 4]), np.array([0, 4, 0, 3]))
+    assert [known.move for known in found] == ["all 1 0", "all 1 4", "later 1 1", "later 1 4"]
+    assert texts.report[0].startswith("reasoning    3 of 3 trajectories, 15 of 15 transitions (100.0%)")
+    assert texts.report[1].startswith("reasoning    3 of 3 trajectories, 12 of 12 transitions (100.0%)")

@@ -49,6 +49,12 @@ def find_version(root: pathlib.Path, name: str) -> pathlib.Path:
     return root / dataset / (version or versions[-1])
 
 
+def has_dataset(root: pathlib.Path, name: str) -> bool:
+    """Whether `find_version` finds a dataset of this name below `root`, in whichever version."""
+    found = _NAME.fullmatch(name)
+    return found is not None and bool(_versions(root / found["name"]))
+
+
 def _versions(folder: pathlib.Path) -> list[str]:
     """The versions that lie in a folder, the newest last."""
     if not folder.is_dir():

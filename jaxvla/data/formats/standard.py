@@ -17,8 +17,7 @@ class Standardize:
     """A function of whole trajectories, and what it is called.
 
     Attributes:
-        name: stands for what the function does. Indices that were made by it are kept under this name, so whoever
-            changes what it does changes the name.
+        name: of the function. Indices that were made by it are kept under this name.
         function: takes the features of an episode of n steps as `Episode.trajectory` gives them, and gives, for s of
             these steps,
 
@@ -30,13 +29,16 @@ class Standardize:
 
             It may raise `UnusableError` to leave an episode out. Picklable: a function of a module, or a
             `functools.partial` of one.
+        version: stands for what the function does. Indices of another version are made anew, so whoever changes what it
+            does changes this, or the name.
     """
 
     name: str
     function: Callable[[dict[str, Any]], Mapping[str, Any]]
+    version: str = ""
 
     def __repr__(self) -> str:
-        return f"Standardize({self.name!r})"
+        return f"Standardize({self.name!r}, {self.version!r})"
 
     def __call__(self, trajectory: dict[str, Any], n: int, where: str) -> "Standardized":
         """Applies it to an episode of n steps.
@@ -86,3 +88,11 @@ class Standardized:
     texts: list[str]
     steps: np.ndarray
     taught: np.ndarray
+
+
+def paths(trajectory: Mapping[str, Any], above: str = "") -> list[str]:
+    """The features of an episode, groups joined by "/"."""
+    found = []
+    for key, child in sorted(trajectory.items()):
+        found += paths(child, f"{above}{key}/") if isinstance(child, Mapping) else [f"{above}{key}"]
+    return found

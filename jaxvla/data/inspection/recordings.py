@@ -131,8 +131,9 @@ def open_recordings(config: SourceConfig, said: bool, max_episodes: int, seed: i
     splits = opening.stored_splits(config, root)
     if not splits and config.format != "rlds":
         bridge_tfrecord.find_files(root, config.include[0], config.exclude, "train")  # which says why
-    cameras = (*opening.stored_cameras(config, root).values(),) if said else ()
-    opened = [opening.index_split(config, root, split) for split in splits]
+    standardize = config.standardize
+    cameras = (*opening.stored_cameras(config, root, standardize).values(),) if said else ()
+    opened = [opening.index_split(config, root, split, standardize) for split in splits]
     paths = [path for own, _, _ in opened for path in own]
     indices = [index for _, own, _ in opened for index in own]
     faults = [fault for path, index in zip(paths, indices) for fault in _faults(path, index)]

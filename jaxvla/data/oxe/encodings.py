@@ -15,7 +15,8 @@ import enum
 
 _PAD = "pad"
 _GRIPPER = "gripper"
-_POSE = ("x", "y", "z", "roll", "pitch", "yaw")
+_ANGLES = ("roll", "pitch", "yaw")
+_POSE = ("x", "y", "z", *_ANGLES)
 _JOINTS = tuple(f"joint {i}" for i in range(1, 8))
 _ARMS = tuple(f"{side} {part}" for side in ("left", "right") for part in (*_JOINTS[:6], _GRIPPER))
 
@@ -45,6 +46,11 @@ class StateEncoding(_Encoding):
     JOINT = (*_JOINTS, _GRIPPER)
     JOINT_BIMANUAL = _ARMS
     POS_NAV = ("x", "y", "yaw")
+
+    @property
+    def angles(self) -> tuple[int, ...]:
+        """The dimensions that are angles of a pose, which may jump by 2 pi."""
+        return tuple(d for d, name in enumerate(self.value) if name in _ANGLES)
 
 
 class ActionEncoding(_Encoding):

@@ -20,14 +20,16 @@ droid in every second episode, by chance; here they stay.
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from jaxvla.data.oxe.encodings import ActionEncoding, StateEncoding
+from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 
 Variant = Literal["openvla", "octo"]
 VARIANTS = ("openvla", "octo")
+VIEWS = ("primary", "secondary", "wrist")
 
 # What converted datasets are called in addition, which makes all their names alike.
 _SUFFIXES = ("_converted_externally_to_rlds", "_dataset")
@@ -40,6 +42,11 @@ class Views:
     primary: str | None = None
     secondary: str | None = None
     wrist: str | None = None
+
+    def named(self, chosen: Collection[str]) -> dict[str, str]:
+        """Those of the `chosen` that there are, by their names in batches: images0, images1 and images2."""
+        views = {f"images{number}": name for number, name in enumerate(VIEWS) if name in chosen}
+        return {camera: view for camera, name in views.items() if (view := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +66,7 @@ class OXEDataset:
         uninformative: whether Octo takes its instructions for empty, because they do not tell its tasks apart.
         targets: whether its actions are poses to reach, where the encoding stands for movements.
         published: what its files are called, where that is something else.
+        version: the only one whose files can be used; empty for all.
     """
 
     name: str
@@ -72,11 +80,35 @@ class OXEDataset:
     uninformative: bool = False
     targets: bool = False
     published: str = ""
+    version: str = ""
 
     @property
     def folder(self) -> str:
         """What its files are called."""
         return self.published or self.name
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What the folder of its files may be called: by its own name, as OpenVLA has some, or as they are."""
+        names = dict.fromkeys((self.name, self.folder))
+        return tuple(f"{name}:{self.version}" if self.version else name for name in names)
+
+    @property
+    def actions(self) -> str:
+        """What its actions are, in words."""
+        reached = ", poses to reach" if self.targets else ""
+        return f"{self.action_encoding.name} ({', '.join(self.action_encoding.names)}{reached})"
+
+    @property
+    def convention(self) -> ActionConvention:
+        """What the standard actions are."""
+        grippers = self.action_encoding.grippers
+        names = self.action_encoding.names
+        return ActionConvention(
+            gripper=grippers,
+            angles=self.state_encoding.angles,
+            names=tuple(f"{name} (1 open)" if d in grippers else name for d, name in enumerate(names)),
+        )
 
     @property
     def absolute_mask(self) -> tuple[bool, ...]:
@@ -167,7 +199,8 @@ _TABLE = (
     OXEDataset("columbia_cairlab_pusht_real", "pusht", _ARM, ("robot_state", *(None,) * 6), _EULER,
                language=_NATURAL),
     OXEDataset("bc_z", "bc_z", _IMAGE,
-               ("present/xyz", "present/axis_angle", None, "present/sensed_close"), _EULER, language=_NATURAL),
+               ("present/xyz", "present/axis_angle", None, "present/sensed_close"), _EULER, language=_NATURAL,
+               version="0.1.0"),
     OXEDataset("language_table", "language_table", _views("rgb"),
                ("effector_translation", *(None,) * 6), _EULER, language="observation/instruction"),
 

@@ -26,6 +26,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from jaxvla.data.formats.standard import paths
 from jaxvla.data.oxe import flat_actions, recomputed_actions, structured_actions
 from jaxvla.data.oxe.encodings import ActionEncoding, StateEncoding
 from jaxvla.data.oxe.registry import OXEDataset, check_variant, find
@@ -173,7 +174,7 @@ def _feature(dataset: OXEDataset, path: str, trajectory: Mapping[str, Any]) -> A
     found = next(_lookup(trajectory, path), None)
     if found is None:
         raise DataError(
-            f"{dataset.name}: no step feature {path!r}, there are {', '.join(_paths(trajectory)) or 'none'}: is this "
+            f"{dataset.name}: no step feature {path!r}, there are {', '.join(paths(trajectory)) or 'none'}: is this "
             f"an episode of {dataset.folder}?"
         )
     return found
@@ -186,13 +187,6 @@ def _lookup(node: Mapping[str, Any], path: str) -> Iterator[Any]:
     for key, child in node.items():
         if isinstance(child, Mapping) and path.startswith(f"{key}/"):
             yield from _lookup(child, path.removeprefix(f"{key}/"))
-
-
-def _paths(node: Mapping[str, Any], above: str = "") -> list[str]:
-    found = []
-    for key, child in sorted(node.items()):
-        found += _paths(child, f"{above}{key}/") if isinstance(child, Mapping) else [f"{above}{key}"]
-    return found
 
 
 def _length(dataset: OXEDataset, values: Mapping[str, np.ndarray]) -> int:

@@ -46,8 +46,14 @@ class _Steps:
         return f"step {row - int(self.source.action_starts[number])} of trajectory {self.source.keys[number]!r}"
 
 
-def check_actions(source: TrajectorySource, convention: ActionConvention) -> tuple[str, ...]:
+def check_actions(source: TrajectorySource, convention: ActionConvention, own: bool = True) -> tuple[str, ...]:
     """Holds what `convention` says against the actions and states of a source.
+
+    Args:
+        source: the data.
+        convention: what is said of it.
+        own: whether somebody said it of this very data. What a table says of all copies of a dataset changes nothing in
+            it, so grippers of another range are a warning.
 
     Returns:
         warnings, of one line each.
@@ -56,7 +62,7 @@ def check_actions(source: TrajectorySource, convention: ActionConvention) -> tup
         ConfigError: the transforms that the convention asks for would make something else of these actions.
     """
     steps = _Steps.of(source)
-    remarks = [remark for d in convention.gripper for remark in _gripper(steps, convention, d)]
+    remarks = [remark for d in convention.gripper for remark in _gripper(steps, convention, d, own)]
     if convention.relabel:
         _refuse_quaternions(steps, convention)
         remarks += _movements(steps, convention)
@@ -81,7 +87,7 @@ def describe_actions(convention: ActionConvention, statistics: FieldStatistics) 
     return f"{dims}: {', '.join(parts)}", f"from {', '.join(ranges)}"
 
 
-def _gripper(steps: _Steps, convention: ActionConvention, d: int) -> list[str]:
+def _gripper(steps: _Steps, convention: ActionConvention, d: int, own: bool) -> list[str]:
     """Range and ends of one gripper dimension."""
     values = steps.actions[:, d].astype(np.float64)
     opening = (values - convention.closed) / (convention.open - convention.closed)
@@ -89,7 +95,7 @@ def _gripper(steps: _Steps, convention: ActionConvention, d: int) -> list[str]:
     said = f"{_WHERE} says {convention.open:g} open, {convention.closed:g} closed"
     mend = f"set {_WHERE}.open and closed to the values of this data"
     outside = np.flatnonzero((opening < -CLOSED_BELOW) | (opening > 2 - OPEN_ABOVE))
-    if len(outside) > _TOLERANCE * len(values):
+    if own and len(outside) > _TOLERANCE * len(values):
         raise ConfigError(f"{found}, {len(outside) / len(values):.0%} of it outside of what {said}: {mend}")
     remarks = []
     if len(outside):

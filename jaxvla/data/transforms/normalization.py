@@ -72,7 +72,7 @@ class FieldStatistics:
 class Statistics:
     """Statistics of a dataset's actions [d] and proprio [p], and its size.
 
-    `action_mask` are the action dimensions that are normalized, where the statistics came with them; empty for all.
+    `action_mask` are the action dimensions that are normalized by them; empty for all.
     """
 
     actions: FieldStatistics
