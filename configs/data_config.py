@@ -11,7 +11,7 @@ annotations, or share their key; these get no reasoning.
 
 Trajectories that cannot be used are left out and counted; more than the share `max_skipped` of them is an error.
 `validation_share` holds out a part of the training data by its keys, for data without a validation split; 0 for data
-that has one. `trajectory_share` and `max_trajectories` (0 for all) take a part of the training trajectories, another
+that has one. Datasets of Open X-Embodiment that have one take that. `trajectory_share` and `max_trajectories` (0 for all) take a part of the training trajectories, another
 one for each `subset_seed`; a smaller part lies in a larger one. Steps are dropped, with their frames: the first
 `drop_first` of each trajectory, and those whose movement is smaller than `no_op_below` (its norm, in the units of the
 actions that are learned; OpenVLA drops those below 1e-4 of LIBERO) and whose gripper is told the same as before.
@@ -21,6 +21,16 @@ An RLDS dataset is a folder of TFRecords or array_record files: `data_path` is i
 one. `train_split` and `val_split` are splits or slices of one as TFDS writes them: `train[:95%]`, `train[95%:]`,
 `train[:500]`; an empty `val_split` is `val`, or else `validation`. `action_key`, `proprio_key` and `language_key` name
 features of the steps.
+
+`standardization` takes the place of these three where actions, states and texts of an RLDS dataset need more than a
+name: that of a dataset of Open X-Embodiment (jaxvla/data/oxe/registry.py), or of a function of one's own,
+`file.py:function` or `module:function`. With a dataset's name `tfds_name` may stay empty. Its `views` become images0
+(primary), images1 (secondary) and images2 (wrist) where `cameras` is empty, and what nobody says of its actions is the
+dataset's. `variant` chooses between "openvla" and "octo" where these differ; empty for OpenVLA's BridgeData and texts.
+
+`mixture` names a mixture of Open X-Embodiment (jaxvla/data/oxe/mixtures.py), whose weights multiply the sizes of its
+datasets: set `balance` to "size". `datasets` adds to it, or changes keys of its members; what `leave_out` names is left
+out. `several_encodings` allows actions that are different things in the same dimensions.
 
 `datasets` maps the names of several datasets that a run draws from to the keys in which each differs from the others,
 such as {"a": {"data_path": "data/a"}, "b": {"data_path": "data/b", "weight": 2.0}}; empty for the one that the other
@@ -43,6 +53,9 @@ from ml_collections import ConfigDict
 def _base() -> dict:
     return {
         "name": "",
+        "mixture": "",
+        "leave_out": (),
+        "several_encodings": False,
         "balance": "weights",
         "datasets": {},
         "format": "bridge_tfrecord",
@@ -76,6 +89,9 @@ def _base() -> dict:
         "action_key": "action",
         "proprio_key": "observation/state",
         "language_key": "language_instruction",
+        "standardization": "",
+        "variant": "",
+        "views": ("primary", "secondary", "wrist"),
         "tfds_name": "",
         "train_split": "train",
         "val_split": "",
@@ -89,7 +105,7 @@ def _tfrecord() -> dict:
 
 def _rlds() -> dict:
     """Another RLDS dataset; needs --config.data_path, cameras and an image size."""
-    return _base() | {"format": "rlds", "include": ()}
+    return _base() | {"format": "rlds", "include": (), "cameras": {}}
 
 
 def _bridge() -> dict:
@@ -144,6 +160,50 @@ def _bridge_rlds() -> dict:
     }
 
 
+def _oxe(**changes: object) -> dict:
+    """Datasets of Open X-Embodiment below `data/oxe`, each as <name>/<version>."""
+    return _rlds() | {"data_path": "data/oxe", "reasoning_path": "", "validation_share": 0.05} | changes
+
+
+def _bridge_orig() -> dict:
+    """BridgeData V2 in RLDS as OpenVLA trains on it, without the first step of each episode."""
+    return _oxe(standardization="bridge_orig", control_frequency=5.0)
+
+
+def _bridge_oxe() -> dict:
+    """The older part of BridgeData V2 that is in Open X-Embodiment itself."""
+    return _oxe(standardization="bridge_oxe", control_frequency=5.0)
+
+
+def _oxe_magic_soup() -> dict:
+    return _oxe(mixture="oxe_magic_soup", balance="size")
+
+
+def _oxe_magic_soup_plus() -> dict:
+    return _oxe(mixture="oxe_magic_soup_plus", balance="size")
+
+
+def _libero(suite: str) -> dict:
+    """A suite of LIBERO as OpenVLA trains on it, without idle steps."""
+    return _oxe(standardization=f"libero_{suite}_no_noops", control_frequency=20.0)
+
+
+def _libero_spatial() -> dict:
+    return _libero("spatial")
+
+
+def _libero_object() -> dict:
+    return _libero("object")
+
+
+def _libero_goal() -> dict:
+    return _libero("goal")
+
+
+def _libero_10() -> dict:
+    return _libero("10")
+
+
 def _mixture_example() -> dict:
     """The tabletop's demonstrations, and BridgeData V2 in RLDS four times as often."""
     sample, bridge = _sample(), _bridge_rlds()
@@ -161,6 +221,14 @@ PRESETS = {
     "sample_full": _sample_full,
     "bridge_rlds": _bridge_rlds,
     "mixture_example": _mixture_example,
+    "bridge_orig": _bridge_orig,
+    "bridge_oxe": _bridge_oxe,
+    "oxe_magic_soup": _oxe_magic_soup,
+    "oxe_magic_soup_plus": _oxe_magic_soup_plus,
+    "libero_spatial": _libero_spatial,
+    "libero_object": _libero_object,
+    "libero_goal": _libero_goal,
+    "libero_10": _libero_10,
     "tfrecord": _tfrecord,
     "rlds": _rlds,
 }

@@ -186,7 +186,8 @@ def open_dataset(
     _check_dimensions(root, split, table, source.proprio, statistics)
     mask = _action_mask(source_config, statistics)
     action_normalizer = Normalizer(config.normalization, statistics.actions, mask or None, convention.gripper)
-    statistics = dataclasses.replace(statistics, action_mask=mask)
+    if mask != statistics.action_mask:
+        statistics = dataclasses.replace(statistics, action_mask=mask)
     proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
     actions, proprio = action_normalizer.forward(table), proprio_normalizer.forward(source.proprio)
     drawable, left_out = _choose_drawn(source, config, root, split, (actions, proprio))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxvla.data import opening
 from jaxvla.data.dataset import DataConfig, Dataset, open_dataset
 from jaxvla.data.mixture_config import MixtureConfig
 from jaxvla.data.order import Order
@@ -235,6 +236,7 @@ def open_mixture(config: MixtureConfig, data: DataConfig, split: str, training: 
     Raises:
         DataError, ConfigError: as of `open_dataset` and `Mixture`; where there are several datasets, it says whose.
     """
+    _check_there(config)
     members = []
     for number, (name, source) in enumerate(config.sources.items()):
         trained = None if training is None else training.members[number]
@@ -244,6 +246,23 @@ def open_mixture(config: MixtureConfig, data: DataConfig, split: str, training: 
         weight = config.weight_of(name, dataset.num_transitions) if trained is None else trained.weight
         members.append(Member(name, dataset, weight))
     return Mixture(tuple(members))
+
+
+def _check_there(config: MixtureConfig) -> None:
+    """Raises DataError for datasets that are found by their names, and are not there: all of several at once."""
+    names = tuple(name for name, source in config.sources.items() if not opening.is_there(source))
+    if not names or len(config.sources) == 1:
+        return
+    roots = " and ".join(dict.fromkeys(str(config.sources[name].data_path) for name in names))
+    if len(names) == len(config.sources):
+        raise DataError(
+            f"none of the {len(names)} datasets lies below {roots} as <name>/<version>, such as {names[0]}: set the "
+            "data path to the folder that holds them"
+        )
+    raise DataError(
+        f"{len(names)} of {len(config.sources)} datasets do not lie below {roots} as <name>/<version>: download them, "
+        f'or leave them out: --bridgedata_config.leave_out="{names}"'
+    )
 
 
 @contextlib.contextmanager

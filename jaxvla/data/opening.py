@@ -101,7 +101,9 @@ def _describe_part(
     config: SourceConfig, root: pathlib.Path, split: str, which: SplitSlice, parts: list[Part]
 ) -> tuple[str, ...]:
     """Lines that say which data it is, where that is not plain, and whether one trains on what is held out."""
-    lines = (f"dataset      {root}",) if config.tfds_name else ()
+    lines = (f"dataset      {root}",) if root != local_path(config.data_path) else ()
+    if config.standardization:
+        lines += (f"standardized by {' '.join((config.standardization, config.variant)).strip()}",)
     if str(which) != split:
         lines += (f"split        {split} is {which}",)
     if split == "train":

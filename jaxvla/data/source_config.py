@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from jaxvla.data import standardizing
 from jaxvla.data.formats import rlds
@@ -26,10 +26,8 @@ def check_image_size(where: str, size: tuple[int, ...]) -> None:
         raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
 
 
-def _check_cameras(where: str, cameras: Collection[str], kind: str) -> None:
-    """Raises ConfigError unless `cameras` are names by which batches can hold images; those of RLDS are named later."""
-    if not cameras and kind != "rlds":
-        raise ConfigError(f"{where} is empty: name at least one, such as images0")
+def _check_cameras(where: str, cameras: Iterable[str]) -> None:
+    """Raises ConfigError unless `cameras` are names by which batches can hold images."""
     if taken := {"", PROPRIO, CAMERA_MASK}.intersection(cameras):
         raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
 
@@ -55,9 +53,6 @@ def _check_of_rlds(where: str, config: "SourceConfig") -> None:
         for option in options if useless else ():
             if getattr(config, option) != defaults[option]:
                 raise ConfigError(f"{where}.{option} has no effect {why}; leave it as it was")
-    registry.check_variant(config.variant or None)
-    if not set(config.views) <= set(VIEWS) or not config.views:
-        raise ConfigError(f"{where}.views must be of {', '.join(VIEWS)}, not {config.views}")
     SplitSlice.parse(config.train_split, f"{where}.train_split")
     if config.val_split:
         SplitSlice.parse(config.val_split, f"{where}.val_split")
@@ -72,7 +67,8 @@ def _check_of_rlds(where: str, config: "SourceConfig") -> None:
 class SourceConfig:
     """Which files; the keys of configs/data_config.py, where they are explained.
 
-    Of a dataset of Open X-Embodiment `cameras`, `actions` and `action_mask` are the registry's where nothing is given.
+    Where nothing is given, `cameras` of TFRecords are images0, and those of a dataset of Open X-Embodiment the
+    registry's, as its `actions` and its `action_mask`.
     """
 
     format: str
@@ -80,7 +76,7 @@ class SourceConfig:
     include: tuple[tuple[str, ...], ...] = ()
     exclude: tuple[str, ...] = ()
     sample_weights: tuple[float, ...] = ()
-    cameras: dict[str, str] = dataclasses.field(default_factory=lambda: {"images0": "images0"})
+    cameras: dict[str, str] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, ...] = ()
     action_mask: tuple[bool, ...] = ()
     actions: ActionConvention = dataclasses.field(default_factory=ActionConvention)
@@ -106,13 +102,12 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"
-        if self.dataset is not None:
-            self._take_from(self.dataset)
+        self._fill_in(where)
         if self.format not in FORMATS:
             raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if not self.data_path:
             raise ConfigError(f"{where}.data_path is empty: give the folder of the data, as --config.data_path=FOLDER")
-        _check_cameras(f"{where}.cameras", self.cameras, self.format)
+        _check_cameras(f"{where}.cameras", self.cameras)
         check_image_size(where, self.image_size)
         if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
             raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
@@ -168,19 +163,26 @@ class SourceConfig:
         """
         return standardizing.find(self.standardization, self.variant) if self.standardization else None
 
-    def _take_from(self, dataset: OXEDataset) -> None:
-        """Fills in what nobody gave."""
-        none = ActionConvention()
-        said = {f.name: getattr(self.actions, f.name) for f in dataclasses.fields(none)}
-        said = {name: value for name, value in said.items() if value != getattr(none, name)}
-        filled = {
-            "actions": dataclasses.replace(dataset.convention, **said),
-            "action_mask": self.action_mask or dataset.action_encoding.normalization_mask,
-            "cameras": self.cameras or dataset.cameras.named(self.views),
-        }
-        if not filled["cameras"]:
-            raise ConfigError(
-                f"{dataset.name} has none of bridgedata_config.views={self.views}: add another, or leave it out"
-            )
+    def _fill_in(self, where: str) -> None:
+        """Takes what nobody gave from the registry or, of TFRecords, from the habits of BridgeData."""
+        registry.check_variant(self.variant or None)
+        if not set(self.views) <= set(VIEWS) or not self.views:
+            raise ConfigError(f"{where}.views must be of {', '.join(VIEWS)}, not {self.views}")
+        filled, dataset = {}, self.dataset
+        if dataset is not None:
+            none = ActionConvention()
+            said = {f.name: getattr(self.actions, f.name) for f in dataclasses.fields(none)}
+            said = {name: value for name, value in said.items() if value != getattr(none, name)}
+            filled = {
+                "actions": dataclasses.replace(dataset.convention, **said),
+                "action_mask": self.action_mask or dataset.action_encoding.normalization_mask,
+                "cameras": self.cameras or dataset.cameras.named(self.views),
+            }
+            if not filled["cameras"]:
+                raise ConfigError(
+                    f"{dataset.name} has none of {where}.views={self.views}: add another, or leave it out"
+                )
+        elif not self.cameras and self.format == "bridge_tfrecord":
+            filled = {"cameras": {"images0": "images0"}}
         for name, value in filled.items():
             object.__setattr__(self, name, value)

@@ -21,6 +21,7 @@ from jaxvla.data.files import reading
 from jaxvla.data.formats.standard import Standardize, paths
 from jaxvla.data.oxe import registry
 from jaxvla.data.oxe.standardization import proprio, standardize
+from jaxvla.data.transforms import actions
 from jaxvla.errors import ConfigError, DataError, JaxvlaError
 
 _WHERE = "bridgedata_config.standardization"
@@ -48,8 +49,8 @@ def find(name: str, variant: str = "") -> Standardize:
         own.load()
         return Standardize(name, own, own.version)
     registry.find(name)
-    rules = sorted(pathlib.Path(registry.__file__).parent.glob(f"*{_SUFFIX}"))
-    return Standardize(f"{name} {variant}".strip(), functools.partial(_registered, name, variant), _digest(*rules))
+    sources = [pathlib.Path(actions.__file__), *sorted(pathlib.Path(registry.__file__).parent.glob(f"*{_SUFFIX}"))]
+    return Standardize(f"{name} {variant}".strip(), functools.partial(_registered, name, variant), _digest(*sources))
 
 
 def _registered(name: str, variant: str, trajectory: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -106,8 +107,8 @@ class _Own:
             frames = traceback.extract_tb(error.__traceback__)
             last = next((frame for frame in reversed(frames) if frame.filename == _file(function)), frames[-1])
             raise DataError(
-                f"standardization {self.name!r} raised {type(error).__name__}: {error} ({last.filename}, line "
-                f"{last.lineno}); the steps have {', '.join(paths(trajectory))}"
+                f"standardization {self.name!r} raised {_line(error)} ({last.filename}, line {last.lineno}); "
+                f"the steps have {', '.join(paths(trajectory))}"
             ) from error
         if not isinstance(made, Mapping):
             raise DataError(f"standardization {self.name!r} gives {type(made).__name__}; it must give a dict")
@@ -124,7 +125,7 @@ def _module(name: str, place: str, version: str) -> types.ModuleType:
     except JaxvlaError:
         raise
     except Exception as error:  # whatever the user's file raises
-        raise ConfigError(f"{_WHERE}={name!r}: {place} cannot be imported ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{_WHERE}={name!r}: {place} cannot be imported ({_line(error)})") from error
 
 
 def _executed(path: pathlib.Path, called: str) -> types.ModuleType:
@@ -158,6 +159,10 @@ def _path(name: str, place: str) -> pathlib.Path:
 
 def _file(function: Callable[..., Any]) -> str:
     return getattr(getattr(function, "__code__", None), "co_filename", "")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _functions(module: types.ModuleType) -> list[str]:

@@ -57,6 +57,7 @@ _FREE_KEYS = (
     "data_config.actions.names",
     "data_config.control_frequency",
     "actions.names",
+    "statistics.action_mask",  # which earlier statistics do not say; `action_mask` does
     "execution.",
     "control_frequency",
 )
@@ -80,6 +81,12 @@ _EARLIER = {
     "train_config.data.tasks.rephrase": 0.0,
     "train_config.data.tasks.paraphrases": "",
     "train_config.data.learn_padding": False,
+    "data_config.mixture": "",
+    "data_config.leave_out": [],
+    "data_config.several_encodings": False,
+    "data_config.standardization": "",
+    "data_config.variant": "",
+    "data_config.views": ["primary", "secondary", "wrist"],
 }
 
 

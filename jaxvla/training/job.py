@@ -16,7 +16,7 @@ from jaxvla.data.dataset import DataConfig, Dataset
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.loader import training_batches, validation_batches
 from jaxvla.data.mixture import Mixture, open_mixture
-from jaxvla.data.mixture_config import MixtureConfig, read_mixture
+from jaxvla.data.mixture_config import MixtureConfig, expand, read_mixture
 from jaxvla.data.opening import store_path
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.data.text.chat import num_image_tokens
@@ -162,6 +162,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     """
     config = read_train_config(settings)
     data_config = from_mapping(DataConfig, settings["data"], "config.data")
+    source_settings = expand(source_settings)
     mixture_config = read_mixture(source_settings)
     config.execution.steps(data_config.action_horizon)  # says what is wrong with them before anything is read
     backbone = _open_backbone(settings)

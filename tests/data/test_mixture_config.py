@@ -3,7 +3,8 @@ import runpy
 
 import pytest
 
-from jaxvla.data.mixture_config import name_of, read_mixture
+from jaxvla.data.mixture_config import expand, name_of, read_mixture
+from jaxvla.data.oxe import mixtures
 from jaxvla.errors import ConfigError
 
 PRESETS = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "data_config.py"))["get_config"]
@@ -39,6 +40,78 @@ def test_one_dataset_is_named_by_its_folder(path, name):
     for named in ("kitchen:1.2.0", "kitchen/1.2.0", "kitchen"):
         below = {"format": "rlds", "data_path": path, "tfds_name": named}
         assert list(read_mixture(below).sources) == ["kitchen"]
+
+
+def oxe(**changes):
+    return read_mixture(PRESETS("oxe_magic_soup").to_dict() | changes)
+
+
+@pytest.mark.parametrize("name", ["oxe_magic_soup", "oxe_magic_soup_plus"])
+def test_a_named_mixture_is_that_of_the_table(name):
+    config = read_mixture(PRESETS(name).to_dict())
+    assert config.weights == mixtures.find(name)
+    assert config.balance == "size"
+    for dataset, source in config.sources.items():
+        assert (source.dataset.name, source.format, source.data_path) == (dataset, "rlds", "data/oxe")
+        assert source.cameras == source.dataset.cameras.named(("primary", "secondary", "wrist"))
+    assert oxe(views=("primary",)).sources["taco_play"].cameras == {"images0": "observation/rgb_static"}
+    if name.endswith("plus"):
+        assert config.sources["bc_z"].dataset.folders == ("bc_z:0.1.0",)
+
+
+@pytest.mark.parametrize(
+    "name", ["bridge_orig", "bridge_oxe", "libero_spatial", "libero_object", "libero_goal", "libero_10"]
+)
+def test_presets_of_one_dataset(name):
+    settings = PRESETS(name).to_dict()
+    ((called, source),) = read_mixture(settings).sources.items()
+    assert called == source.standardization == (f"{name}_no_noops" if name.startswith("libero") else name)
+    assert source.actions.names[-1] == "gripper (1 open)"
+    assert expand(expand(settings)) == expand(settings) == settings | {"name": called}
+
+
+def test_members_of_a_mixture_can_be_changed_left_out_and_added():
+    changes = {"viola": {"weight": 5.0, "variant": "octo"}, "mine": {"standardization": "x.py:f", "tfds_name": "m"}}
+    config = oxe(datasets=changes, leave_out=("kuka", "toto"), data_path="root")
+    assert config.sources.keys() == ({*mixtures.find("oxe_magic_soup"), "mine"} - {"kuka", "toto"})
+    assert (config.weights["viola"], config.weights["mine"], config.weights["taco_play"]) == (5.0, 1.0, 2.0)
+    assert (config.sources["viola"].variant, config.sources["taco_play"].variant) == ("octo", "")
+    assert (config.sources["mine"].data_path, config.sources["mine"].dataset) == ("root", None)
+    of_octo = oxe(variant="octo")
+    assert of_octo.weights == mixtures.find("oxe_magic_soup", "octo")
+    assert {source.variant for source in of_octo.sources.values()} == {"octo"}
+    assert set(oxe(balance="equal").weights.values()) == {1.0}
+    settings = PRESETS("oxe_magic_soup").to_dict() | {"leave_out": ("kuka",)}
+    assert expand(expand(settings)) == expand(settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture": "oxe_magic_soop"}, r"'oxe_magic_soop': did you mean oxe_magic_soup or "),
+        ({"leave_out": ("viol",)}, r"viol in bridgedata_config\.leave_out: did you mean viola\?"),
+        ({"mixture": "bridge", "leave_out": ("bridge_orig",)}, r"leave_out=\('bridge_orig',\) leaves nothing of"),
+        ({"mixture": "", "standardization": "viola", "leave_out": ("toto",)}, "has no effect: there is one dataset"),
+        ({"datasets": {"viola": {"weight": 0}}}, r"datasets\.viola\.weight must be positive, not 0: leave it out"),
+        ({"datasets": {"viola": {"weight": -2.0}}}, r"datasets\.viola\.weight must be positive, not -2"),
+        ({"datasets": {"viola": {"standardization": "voila"}}}, r"datasets\.viola: .*'voila': did you mean viola\?"),
+        ({"datasets": {"roboset": {"standardization": "roboset"}}},
+         r"roboset has JOINT_POS \(joint 1, .* gripper\); austin_bud.* and 22 more have EEF_POS \(x, y, .*: leave out "
+         r"by bridgedata_config\.leave_out=\('roboset',\), or set bridgedata_config\.several_encodings=True$"),
+        ({"datasets": {"rh20t": {"standardization": "rh20t"}}}, r"rh20t has EEF_POS \(.*, poses to reach\); "),
+        ({"standardization": "viola"}, "standardization='viola' has no effect: those of mixture oxe_magic_soup have"),
+        ({"tfds_name": "viola"}, "tfds_name='viola' has no effect: those of mixture"),
+        ({"views": ("secondary",)}, r"datasets\.austin_buds.* has none of bridgedata_config\.views=\('secondary',\)"),
+    ],
+)  # fmt: skip
+def test_bad_mixtures_of_open_x_embodiment_are_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        oxe(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_encodings_can_be_allowed():
+    assert len(oxe(mixture="oxe_flex_act_soup", several_encodings=True).sources) == 32
 
 
 ONE = {"format": "bridge_tfrecord", "include": (("**",),)}

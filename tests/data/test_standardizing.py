@@ -1,7 +1,6 @@
 """Standardizations by their names in a configuration: datasets of the registry, and functions of one's own."""
 
 import multiprocessing
-import pickle
 import sys
 
 import numpy as np
@@ -72,15 +71,20 @@ def test_a_function_of_a_module(folder, tmp_path, monkeypatch):
     sys.modules.pop("my_module_of_the_test")
 
 
-def test_new_processes_find_it(folder, tmp_path):
+def call(standardize, values):
+    return standardize(values)
+
+
+def test_new_processes_find_it(tmp_path):
     """As the workers that index files do: by spawning, with nothing but what is pickled."""
-    made = pickle.loads(pickle.dumps(standardizing.find(own(tmp_path / "mine.py", 5))))
-    state = {"observation": {"state": np.ones((3, 3)).cumsum(0)}, "language_instruction": np.array([b"a"] * 3, object)}
-    for standardize in (made, standardizing.find("bridge_orig")):
-        values = state | {"action": np.ones((3, 7)), "observation": {"state": np.ones((3, 7)).cumsum(0)}}
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            (there,) = pool.map(standardize.function, [values])
-        np.testing.assert_allclose(there["actions"], standardize.function(values)["actions"])
+    functions = [standardizing.find(name).function for name in (own(tmp_path / "mine.py", 5), "bridge_orig")]
+    state = np.arange(21.0).reshape(3, 7)
+    values = {"action": state, "observation": {"state": state}}
+    values["language_instruction"] = np.array([b"a"] * 3, object)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.starmap(call, [(function, values) for function in functions])
+    for made, function in zip(there, functions):
+        np.testing.assert_array_equal(made["actions"], function(values)["actions"])
 
 
 FAULTY = "def standardize(episode):\n    return episode['observation']['stat']\n"
@@ -94,7 +98,7 @@ FAULTY = "def standardize(episode):\n    return episode['observation']['stat']\n
         ("def standardize(:", "standardize", ConfigError, r"mine\.py cannot be imported \(SyntaxError: invalid syntax"),
         (FAULTY, "standardize", DataError,
          r"record 0: standardization '.*mine\.py:standardize' raised KeyError: 'stat' \(.*mine\.py, line 2\); the "
-         r"steps have action, is_first, language_instruction, observation/state$"),
+         r"steps have action, language_instruction, observation/state$"),
         ("def standardize(episode):\n    return 5\n", "standardize", DataError, "gives int; it must give a dict"),
         ("def standardize(episode):\n    return {'actions': []}\n", "standardize", DataError,
          "gives no proprio, instruction; it must"),
@@ -110,7 +114,7 @@ def test_what_is_wrong_with_a_function_is_one_line(text, name, error, message, f
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"standardization": "bridge_origin"}, r"'bridge_origin': did you mean bridge_orig\?.*is file\.py:function"),
+        ({"standardization": "bridge_origin"}, r"'bridge_origin': did you mean bridge_orig or .*is file\.py:function"),
         ({"standardization": "none.py:f"}, "standardization='none.py:f': no file /"),
         ({"standardization": "nomodule:f"}, r"nomodule cannot be imported \(ModuleNotFoundError"),
         ({"standardization": "viola", "variant": "rtx"}, "variant must be one of openvla, octo, not 'rtx'"),
