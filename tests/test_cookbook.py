@@ -1,4 +1,4 @@
-"""Every block of docs/cookbook.md does what it says, on a few small trajectories in folders of the names of the page.
+"""Every block of docs/cookbook.md and docs/data.md does what it says, on little data in folders of their names.
 
 Commands get flags behind theirs that make them small. What a recipe trains is trained where others need it, and
 rehearsed elsewhere: everything but the steps happens.
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from data import rlds_episodes
 from data.bridge_files import trajectory, write
+from data.oxe import demonstrations
 from data.raw_files import make_session
 from experiments.warm import Warm
 
@@ -25,9 +26,11 @@ from jaxvla.data.schema import BatchSpec
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "cookbook.md").read_text()
+PAGES = (TEXT, (ROOT / "docs" / "data.md").read_text())
 RECIPES = {
     title: re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
-    for title, text in re.findall(r"^### (.*?)\n(.*?)(?=^##|\Z)", TEXT, re.DOTALL | re.MULTILINE)
+    for page in PAGES
+    for title, text in re.findall(r"^### (.*?)\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE)
 }
 FIRST = "My own data, recorded as BridgeData is"
 RUN = "kitchen_20261121_210152"
@@ -58,6 +61,22 @@ KEPT = ("--config.data.image_size", "--config.num_steps")
 PRINTED = {
     "My own data in any other form": ["training     6 trajectories, 30 transitions", "actions (8, 1, 14)"],
     "An RLDS dataset of another robot": ["instruction (8, 64)"],
+    "A dataset of Open X-Embodiment": [
+        "7: 6 as stored, gripper 6 (1 open, 0 closed)",
+        "observations/images2 (8, 1, 8, 8, 3)",
+    ],
+    "Data that is like one of these": ["observations/proprio (8, 1, 8)", "gripper (1 open)"],
+    "Data in a structure of its own": ["actions (8, 1, 3)", "instruction (8, 64)", "gripper 2 (1 open, 0 closed)"],
+    "A mixture of Open X-Embodiment": [
+        "bridge_orig           7 trajectories, 28 transitions, 3",
+        "fractal20220817_data  7 trajectories, 35 transitions, 2",
+        "mine                  7 trajectories, 28 transitions, 3",
+    ],
+    "Reasoning in a mixture": [
+        "7 of 7 trajectories, 28 of 28 transitions (100.0%), ",
+        "bridge_dataset/1.0.0/reasoning.sqlite\n",
+    ],
+    "Statistics as OpenVLA has them": ["(True, True, True, True, True, True, False) 32"],
     "Several datasets at once": [
         "mixture      arm      ",
         "kitchen  ",
@@ -151,6 +170,7 @@ def place(tmp_path_factory, warm):
     make_arm(root / "data" / "my_arm")
     episodes = [rlds_episodes.episode(number) for number in range(8)]
     rlds_episodes.write_dataset(root / "data" / "my_rlds" / "1.0.0", {"train": [episodes]})
+    demonstrations.make(root / "data")
     for kind, block in RECIPES[FIRST]:
         check(kind, block, root, warm, rehearse=False)
     (run,) = (root / "runs").glob("kitchen_*")
