@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from jaxvla.data import standardizing
 from jaxvla.data.formats import rlds
@@ -26,8 +26,10 @@ def check_image_size(where: str, size: tuple[int, ...]) -> None:
         raise ConfigError(f"{where}.image_size must be (height, width) or (), not {size}")
 
 
-def _check_cameras(where: str, cameras: Iterable[str]) -> None:
-    """Raises ConfigError unless `cameras` are names by which batches can hold images."""
+def _check_cameras(where: str, cameras: Collection[str], kind: str) -> None:
+    """Raises ConfigError unless `cameras` are names by which batches can hold images; RLDS tells later what it has."""
+    if not cameras and kind != "rlds":
+        raise ConfigError(f"{where} is empty: name at least one, such as images0")
     if taken := {"", PROPRIO, CAMERA_MASK}.intersection(cameras):
         raise ConfigError(f"{where} cannot have the name {taken.pop()!r}: take another, such as images0")
 
@@ -76,7 +78,7 @@ class SourceConfig:
     include: tuple[tuple[str, ...], ...] = ()
     exclude: tuple[str, ...] = ()
     sample_weights: tuple[float, ...] = ()
-    cameras: dict[str, str] = dataclasses.field(default_factory=dict)
+    cameras: dict[str, str] | None = None
     image_size: tuple[int, ...] = ()
     action_mask: tuple[bool, ...] = ()
     actions: ActionConvention = dataclasses.field(default_factory=ActionConvention)
@@ -107,7 +109,7 @@ class SourceConfig:
             raise ConfigError(f"{where}.format must be one of {', '.join(FORMATS)}, not {self.format!r}")
         if not self.data_path:
             raise ConfigError(f"{where}.data_path is empty: give the folder of the data, as --config.data_path=FOLDER")
-        _check_cameras(f"{where}.cameras", self.cameras)
+        _check_cameras(f"{where}.cameras", self.cameras, self.format)
         check_image_size(where, self.image_size)
         if self.format == "bridge_tfrecord" and not (self.include and all(self.include)):
             raise ConfigError(f"{where}.include needs groups of glob patterns, such as (('**',),), not {self.include}")
@@ -182,7 +184,7 @@ class SourceConfig:
                 raise ConfigError(
                     f"{dataset.name} has none of {where}.views={self.views}: add another, or leave it out"
                 )
-        elif not self.cameras and self.format == "bridge_tfrecord":
-            filled = {"cameras": {"images0": "images0"}}
+        elif self.cameras is None:
+            filled = {"cameras": {} if self.format == "rlds" else {"images0": "images0"}}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
