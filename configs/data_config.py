@@ -11,10 +11,11 @@ annotations, or share their key; these get no reasoning.
 
 Trajectories that cannot be used are left out and counted; more than the share `max_skipped` of them is an error.
 `validation_share` holds out a part of the training data by its keys, for data without a validation split; 0 for data
-that has one. Datasets of Open X-Embodiment that have one take that. `trajectory_share` and `max_trajectories` (0 for all) take a part of the training trajectories, another
-one for each `subset_seed`; a smaller part lies in a larger one. Steps are dropped, with their frames: the first
-`drop_first` of each trajectory, and those whose movement is smaller than `no_op_below` (its norm, in the units of the
-actions that are learned; OpenVLA drops those below 1e-4 of LIBERO) and whose gripper is told the same as before.
+that has one. Datasets of Open X-Embodiment that have one take that. `trajectory_share` and `max_trajectories` (0 for
+all) take a part of the training trajectories, another one for each `subset_seed`; a smaller part lies in a larger one.
+Steps are dropped, with their frames: the first `drop_first` of each trajectory, and those whose movement is smaller
+than `no_op_below` (its norm, in the units of the actions that are learned; OpenVLA drops those below 1e-4 of LIBERO)
+and whose gripper is told the same as before.
 
 An RLDS dataset is a folder of TFRecords or array_record files: `data_path` is its version folder, or, with an
 `tfds_name`, the folder above all datasets. `bridge_orig` is the newest version of it there, `bridge_orig:1.0.0` a given

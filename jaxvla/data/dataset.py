@@ -157,21 +157,8 @@ def open_dataset(
         ConfigError: settings that do not fit the data.
     """
     root = opening.find_root(source_config)
-    image_size = _image_size(source_config, config)
     convention = _convention(source_config, config)
-    own = config.tasks.paraphrases if split == "train" else ""
-    paraphrases = Paraphrases.read(own) if own else None
-    source, groups, report = opening.open_source(
-        source_config,
-        image_size,
-        root,
-        split,
-        source_config.standardize,
-        convention,
-        config.resize,
-        paraphrases,
-        config.camera_sizes,
-    )
+    source, groups, report = _open_source(source_config, config, root, split, convention)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
     table = _transform_actions(source, convention)
     report += _describe_untaught(source, split)
@@ -207,6 +194,24 @@ def open_dataset(
         source_config.sample_weights or (1.0,) * len(group_sizes),
         convention,
         report,
+    )
+
+
+def _open_source(
+    source_config: SourceConfig, config: DataConfig, root: pathlib.Path, split: str, convention: ActionConvention
+) -> tuple[TrajectorySource, np.ndarray, tuple[str, ...]]:
+    """`opening.open_source` as a run asks for it."""
+    own = config.tasks.paraphrases if split == "train" else ""
+    return opening.open_source(
+        source_config,
+        _image_size(source_config, config),
+        root,
+        split,
+        source_config.standardize,
+        convention,
+        config.resize,
+        Paraphrases.read(own) if own else None,
+        config.camera_sizes,
     )
 
 

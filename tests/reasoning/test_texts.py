@@ -155,7 +155,8 @@ def test_annotations_count_the_steps_of_the_stored_episode(tmp_path):
             opened_before.append(Member(name, dataset))
     splits = [Mixture(tuple(own)) for own in members.values()]
     texts = open_texts(thinking_tokenizer(), PromptConfig(), CurriculumConfig(), (2,), *splits, stores)
-    found = texts.training.split.read(np.array([1, 1, 4, 4]), np.array([0, 4, 0, 3]))
+    split = texts.training.split
+    found = split.read(*split.transitions[[5, 9, 19, 22]].T)  # the first and the last of the second trajectory of each
     assert [known.move for known in found] == ["all 1 0", "all 1 4", "later 1 1", "later 1 4"]
     assert texts.report[0].startswith("reasoning    3 of 3 trajectories, 15 of 15 transitions (100.0%)")
     assert texts.report[1].startswith("reasoning    3 of 3 trajectories, 12 of 12 transitions (100.0%)")

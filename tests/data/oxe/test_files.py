@@ -16,7 +16,7 @@ from jaxvla.data.oxe.registry import DATASETS, find
 from jaxvla.data.oxe.standardization import features, proprio, standardize
 from jaxvla.errors import DataError
 
-KEYS = ("observations", "actions", "action_pad_mask", "action_dim_mask", "camera_mask", "language")
+KEYS = ("observations", "actions", "action_pad_mask", "action_dim_mask", "language")
 HORIZON, ROWS = 2, 4
 ARRAY_RECORD = {"viola", "toto", "droid_wrist"}
 
@@ -61,7 +61,7 @@ def test_every_dataset_comes_to_batches(name, request, tmp_path):
     assert batch["actions"].shape == (ROWS, HORIZON, encoding.width)
     assert batch["observations"]["proprio"].shape == (ROWS, 1, dataset.state_encoding.width)
     assert batch["action_dim_mask"].all()
-    assert batch["camera_mask"].shape == (ROWS, len(cameras))
+    assert "camera_mask" not in batch["observations"]
     shown = np.stack([batch["observations"][camera][:, 0, 0, 0] for camera in cameras])
     assert (shown[..., 0] == 0).all()
     assert (shown[..., 2] == 7).all()
@@ -156,7 +156,7 @@ def test_a_mixture_of_files(tmp_path):
     assert mixture.spec.cameras == ("images0", "images1", "images2")
     batch = next(training_batches(mixture, 64, 0, (*KEYS, "dataset")))
     has = {0: [True, True, False], 1: [True, False, False], 2: [True, False, True]}
-    for number, mask in zip(batch["dataset"].tolist(), batch["camera_mask"].tolist()):
+    for number, mask in zip(batch["dataset"].tolist(), batch["observations"]["camera_mask"][:, 0].tolist()):
         assert mask == has[number]
     assert set(batch["dataset"].tolist()) == {0, 1, 2}
 
