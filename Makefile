@@ -4,7 +4,7 @@
 # make sample  the sample data alone, of a LEVEL
 # make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
 # make test    the checks that CI runs
-# make parity  comparisons with torch and transformers (installs CPU builds)
+# make parity  comparisons with torch, transformers, PEFT and tensorflow_datasets (installs CPU builds)
 # make lint    ruff
 # EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
 
