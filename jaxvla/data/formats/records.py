@@ -51,6 +51,15 @@ class TFRecordFile:
         """Where the payload of each record lies; raises as `count`."""
         return iter(tfrecord.scan_records(self._descriptor, self._path))
 
+    def whole(self, span: Span) -> tfrecord.Read:
+        """Reads within one record, all of which is held in memory, its checksum verified.
+
+        Raises:
+            DataError: the record does not match its checksum; names the file and the byte position.
+        """
+        read = tfrecord.buffer_reader(tfrecord.read_record(self.read, span, self._path))
+        return lambda offset, n: read(offset - span.offset, n)
+
     def read(self, offset: int, n: int) -> bytes:
         """The n bytes from an offset on, fewer at the end of the file."""
         return os.pread(self._descriptor, n, offset)
@@ -90,6 +99,10 @@ class ArrayRecordFile:
         """
         for number in range(self.count()):
             yield Span(number << RECORD_BITS, len(self._record(number)))
+
+    def whole(self, span: Span) -> tfrecord.Read:
+        """Reads within one record, whose checksum its decompression verifies; what is read raises as `spans`."""
+        return self.read
 
     def read(self, offset: int, n: int) -> bytes:
         """The n bytes from an offset on, fewer at the end of the record; raises as `spans`."""

@@ -137,7 +137,8 @@ class RLDSFormat:
         packed = {f"steps/{feature.name}" for feature in self.features if feature.is_packed}
         for number, record in enumerate(file.spans()):
             where = f"{path}: record {number}"
-            yield Episode(file.read, tfrecord.parse_example(file.read, record, path, packed), where), where
+            read = file.whole(record)
+            yield Episode(read, tfrecord.parse_example(read, record, path, packed), where), where
 
     def trajectory(self, episode: Episode) -> dict[str, Any]:
         """All that the steps of an episode hold but pictures; see `Episode.trajectory`.

@@ -80,6 +80,9 @@ def read_features(path: pathlib.Path) -> tuple[Feature, ...]:
     try:
         with reading(path):
             described = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged ({error}): download it again") from error
+    try:
         steps = described["featuresDict"]["features"]["steps"]["sequence"]["feature"]
         return tuple(_walk(steps, ()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

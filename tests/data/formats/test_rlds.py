@@ -83,10 +83,29 @@ def test_batches_of_real_frames(folder):
 
 
 def damage(folder, at, content):
+    """Puts other bytes into the file, with the checksums of what it then holds."""
     (path,) = folder.glob("*-train.tfrecord-?????-of-?????")
-    with open(path, "r+b") as file:
-        file.seek(at)
-        file.write(content)
+    spans, data = tfrecord.scan_records(path), bytearray(path.read_bytes())
+    data[at : at + len(content)] = content
+    with tfrecord.RecordWriter(path) as writer:
+        for span in spans:
+            writer.write([bytes(data[span.offset : span.end])])
+
+
+def test_one_wrong_bit_anywhere_is_an_error_that_names_the_record(folder):
+    (path,) = folder.glob("*-train.tfrecord-?????-of-?????")
+    spans, whole = tfrecord.scan_records(path), path.read_bytes()
+    for number, share in ((0, 0.0), (3, 0.31), (11, 0.77), (24, 1.0)):
+        span, data = spans[number], bytearray(whole)
+        data[span.offset + int(share * (span.length - 1))] ^= 4
+        path.write_bytes(data)
+        with pytest.raises(DataError) as error:
+            open_split(folder)
+        assert str(error.value) == (
+            f"{path}: the record at byte {span.offset} does not match its checksum; make the file again"
+        )
+    path.write_bytes(whole)
+    assert len(open_split(folder).source) == 25
 
 
 def test_a_jpeg_cut_in_half_is_named(folder):

@@ -213,6 +213,10 @@ def test_folders_that_are_no_version_say_where_the_versions_are(tmp_path):
     one_line(tmp_path, r"below it lie my_set/1\.0\.0, my_set/1\.1\.0")
     (tmp_path / "my_set" / "1.0.0" / "features.json").write_text('{"featuresDict": []}')
     one_line(tmp_path / "my_set" / "1.0.0", "does not describe an RLDS dataset with steps")
+    whole = (tmp_path / "my_set" / "1.1.0" / "features.json").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"\xff" + whole):
+        (tmp_path / "my_set" / "1.1.0" / "features.json").write_bytes(damaged)
+        one_line(tmp_path / "my_set" / "1.1.0", r"1\.1\.0/features\.json: is damaged \(.+\): download it again$")
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])

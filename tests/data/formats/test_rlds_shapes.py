@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from data.rlds_episodes import FOUR, STEPS, episode, one_line, opened, picture, write_dataset
 
+from jaxvla.data.formats.tfrecord import RecordWriter
 from jaxvla.data.loader import training_batches
 from jaxvla.data.mixture import Mixture
 
@@ -260,6 +261,9 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path):
     path.write_bytes(whole[:-9])
     one_line(folder, rf"{path}: record 3 .*make the file again", max_skipped=1.0)
     path.write_bytes(whole[:12] + b"\xff" * 12 + whole[24:])
+    one_line(folder, rf"{path}: the record at byte 12 does not match its checksum", max_skipped=1.0)
+    with RecordWriter(path) as writer:
+        writer.write([b"\xff" * 12])
     one_line(folder, rf"{path}: .*damaged at byte", max_skipped=1.0)
 
 
