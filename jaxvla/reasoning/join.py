@@ -3,9 +3,10 @@
 Trajectories and episodes are joined by "<file_path>#<episode_id>". For RLDS both are the dataset's own metadata; for
 BridgeData's TFRecords the file path is the raw trajectory's folder relative to the raw root, and the episode id is 0.
 
-A key alone is not trusted. Steps count the frames of the dataset's trajectory, so an episode fits a trajectory of T
-transitions if it has T + 1 steps, one per frame, or T, one per action. Nothing else fits: T + 2 are the raw frames of
-the oldest rigs, whose conversion loses the first one, and each of their steps would tell the frame before.
+A key alone is not trusted. Steps count those of the episode as the dataset stores it, whichever of them a trajectory
+keeps, so an annotated episode fits one of T transitions if it has T + 1 steps, one per frame, or T, one per action.
+Nothing else fits: T + 2 are the raw frames of the oldest rigs, whose conversion loses the first one, and each of their
+steps would tell the frame before.
 """
 
 import collections
@@ -103,6 +104,7 @@ def join(
     lengths: np.ndarray,
     language: Sequence[Sequence[str]],
     places: Sequence[Hashable],
+    stored: np.ndarray | None = None,
 ) -> Join:
     """Looks every trajectory up in the store, and compares what both sides know. Reads no annotation.
 
@@ -117,16 +119,18 @@ def join(
         lengths: int [n], the transitions of each.
         language: the instructions of each; empty where it is unlabelled.
         places: where each is stored. Trajectories at one place are one, which several groups include.
+        stored: int [n], the steps of the stored episode of each; None where a trajectory keeps all, lengths + 1.
     """
+    stored = np.asarray(lengths) + 1 if stored is None else stored
     named = store.find(keys)
     places_of = collections.defaultdict(set)
     for key, place in zip(keys, places, strict=True):
         places_of[key].add(place)
     episodes, found = named.copy(), collections.defaultdict(list)
-    for i, (length, texts) in enumerate(zip(np.asarray(lengths).tolist(), language, strict=True)):
+    for i, (steps, texts) in enumerate(zip(np.asarray(stored).tolist(), language, strict=True)):
         if named[i] < 0:
             continue
-        difference = _difference(store.facts(int(named[i])), length, texts, len(places_of[keys[i]]))
+        difference = _difference(store.facts(int(named[i])), steps - 1, texts, len(places_of[keys[i]]))
         if difference:
             episodes[i] = -1
             found[difference[0]].append(f"{keys[i]!r} ({difference[1]})")
@@ -146,7 +150,7 @@ def join(
 
 
 def _difference(facts: EpisodeFacts, length: int, texts: Sequence[str], sharing: int) -> tuple[str, str] | None:
-    """In what a trajectory of `length` transitions, one of `sharing` with its key, differs from an episode, and how."""
+    """In what a stored episode of `length` transitions, one of `sharing` with its key, differs from the annotated."""
     if sharing > 1:
         return "share their key", f"that of {sharing} trajectories"
     # Where annotations do not say how long the episode is, it is at least as long as what they annotate.

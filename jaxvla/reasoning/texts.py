@@ -153,7 +153,9 @@ def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tu
             f"{unlabelled.size} {name} trajectories have steps without an instruction, such as "
             f"{source.keys[unlabelled[0]]!r}: set config.data.skip_unlabeled=True"
         )
-    found = None if store is None else join(store, source.keys, source.stored - 1, source.language, _places(source))
+    found = None
+    if store is not None:
+        found = join(store, source.keys, source.lengths, source.language, _places(source), source.stored)
     episodes = np.full(len(source), -1) if found is None else found.episodes
     return SplitText(source.keys, source.language, np.stack([trajectory, step], 1), episodes, store), found
 

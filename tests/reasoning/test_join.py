@@ -20,9 +20,9 @@ def store(tmp_path):
     return ReasoningStore(tmp_path / "r.store")
 
 
-def joined(store, keys, lengths, language=None, places=None):
+def joined(store, keys, lengths, language=None, places=None, stored=None):
     """A join of trajectories that each lie at a place of their own; none has an instruction unless it is given."""
-    return join(store, keys, np.array(lengths), language or [()] * len(keys), places or range(len(keys)))
+    return join(store, keys, np.array(lengths), language or [()] * len(keys), places or range(len(keys)), stored)
 
 
 def one_episode(tmp_path, num_steps=None, instruction="", steps=(0,)):
@@ -155,3 +155,12 @@ def test_mismatches_are_a_warning_up_to_a_share_and_then_an_error(store):
 def test_lengths_must_fit_the_keys(store):
     with pytest.raises(ValueError, match="zip"):
         joined(store, ["a#0", "b#0", "c#0"], [1, 2])
+
+
+def test_steps_that_a_trajectory_leaves_out_count_as_those_of_its_episode(tmp_path):
+    store = one_episode(tmp_path, num_steps=10, steps=range(10))
+    assert joined(store, ["k#0"], [3]).num_mismatched == 1
+    found = joined(store, ["k#0"], [3], stored=np.array([10]))
+    assert (found.num_matched, found.annotated[0]) == (1, 3)
+    (mismatch,) = joined(store, ["k#0"], [9], stored=np.array([12])).mismatches
+    assert mismatch.example == "'k#0' (10 annotated, 12 frames)"
