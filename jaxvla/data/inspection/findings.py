@@ -260,15 +260,24 @@ def _episodes(recordings: Recordings, measures: Measures) -> Iterator[Finding]:
         (within, WARNING, "Stored several times", "keep one of each, unless they are to weigh more"),
     ):
         if groups:
-            places = tuple(" = ".join(_names(recordings, rows)) for rows in groups)
+            places = tuple(_equal(recordings, rows) for rows in groups)
             text = f"{what}: {plural(len(groups), 'episode')}, with the same actions and states."
             yield Finding(severity, "duplicates", text, places, mend)
-    keys = collections.Counter(recordings.source.keys)
+    copies = {row for rows in measures.duplicates for row in rows[1:]}  # which are named above
+    keys = collections.Counter(key for row, key in enumerate(recordings.source.keys) if row not in copies)
     again = [key for key, count in keys.items() if count > 1]
     if again:
         what = f"Keys that name several episodes: {len(again):,}."
         mend = "give each episode its own: annotations join by them"
         yield Finding(WARNING, "duplicate keys", what, tuple(f"{key} ({keys[key]} times)" for key in again), mend)
+
+
+def _equal(recordings: Recordings, rows: Sequence[int]) -> str:
+    """Episodes that are one and the same; the key, which may be long, once where they share it."""
+    *others, last = rows
+    alike = len({recordings.source.keys[row] for row in rows}) == 1
+    names = [recordings.place(row) if alike else recordings.name(row) for row in others]
+    return " = ".join([*names, recordings.name(last)])
 
 
 def _language(recordings: Recordings, measures: Measures) -> Iterator[Finding]:

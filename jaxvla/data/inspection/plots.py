@@ -31,7 +31,7 @@ def draw_lengths(lengths: np.ndarray) -> bytes:
     axes.axvline(float(np.median(lengths)), color=_CHANGE, linewidth=1, linestyle="--")
     axes.set(xlabel="steps (dashed: the median)", ylabel="episodes")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _tidy(axes)
     return _png(figure)
 

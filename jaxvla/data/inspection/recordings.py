@@ -57,8 +57,12 @@ class Recordings:
 
     def name(self, row: int) -> str:
         """What an episode that is looked at is called: its number, its split and its key."""
+        return f"{self.place(row)} {self.source.keys[row]}"
+
+    def place(self, row: int) -> str:
+        """Its number and its split."""
         number = int(self.numbers[row])
-        return f"#{number} ({self.splits[self.split_of[number]]}) {self.source.keys[row]}"
+        return f"#{number} ({self.splits[self.split_of[number]]})"
 
     def seen(self, camera: str) -> np.ndarray:
         """Which of the n episodes have frames of a camera: bool [n]."""

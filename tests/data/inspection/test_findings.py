@@ -118,6 +118,10 @@ def twice(records):
     records[2] = records[1] | {"path": ["raw/2"]}
 
 
+def copied(records):
+    records[2] = records[1]
+
+
 def same_key(records):
     records[2]["path"] = ["raw/1"]
 
@@ -142,6 +146,7 @@ BROKEN = [
     (short, NOTE, "short", ONE),
     (too_short, ERROR, "short", "record 1: trajectory 'raw/1#0': 1"),
     (twice, WARNING, "duplicates", ("#1 (train) raw/1#0 = #2 (train) raw/2#0",)),
+    (copied, WARNING, "duplicates", ("#1 (train) = #2 (train) raw/1#0",)),
     (same_key, WARNING, "duplicate keys", ("raw/1#0 (2 times)",)),
     (silent, WARNING, "no language", ONE),
 ]
