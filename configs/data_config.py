@@ -39,6 +39,10 @@ keys describe. `balance` says how often each is drawn: by its `weight`, 1 where 
 times its number of transitions ("size"), or all alike ("equal"). `name` is that of a single dataset, by which policies
 call it; where it is empty, the last folder of `data_path` that is no version number.
 
+`statistics_path` is a file of statistics to normalize by in place of the data's own, so that a policy begins in the
+units of another: OpenVLA's dataset_statistics.json, or that of a run folder. `statistics_name` is the dataset in it,
+where it has several. Its mask counts where `action_mask` is empty.
+
 `actions` says what the actions are. `relabel` makes each but the gripper the difference of two successive states, in
 the proprio dimension of the same number: for commanded movements only. `gripper` are the dimensions that are absolute
 gripper states, with the values `open` and `closed`; `binarize` makes them one of the two. `angles` are dimensions (rad)
@@ -96,6 +100,8 @@ def _base() -> dict:
         "tfds_name": "",
         "train_split": "train",
         "val_split": "",
+        "statistics_path": "",
+        "statistics_name": "",
     }
 
 

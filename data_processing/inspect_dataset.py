@@ -8,6 +8,7 @@ there. With a data config the dataset is looked at as training sees it: its came
 the actions. All tables are read, of frames only a sample. `inspection.html` needs no other file, and no network.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -17,6 +18,7 @@ from ml_collections import config_flags
 
 from jaxvla import cli
 from jaxvla.config import local_path
+from jaxvla.data.dataset import DataConfig, open_dataset
 from jaxvla.data.formats.sidecar import writing
 from jaxvla.data.inspection import film as drawing
 from jaxvla.data.inspection.findings import find, remarks
@@ -25,7 +27,8 @@ from jaxvla.data.inspection.page import render
 from jaxvla.data.inspection.pictures import look
 from jaxvla.data.inspection.recordings import Recordings, find_config, open_recordings
 from jaxvla.data.inspection.summary import summarize
-from jaxvla.data.mixture_config import read_mixture
+from jaxvla.data.mixture_config import name_of, read_mixture
+from jaxvla.data.openvla_statistics import write_openvla
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.envs import film
 from jaxvla.errors import ConfigError, DataError
@@ -42,12 +45,16 @@ flags.DEFINE_string("dataset", "", "Which one of a config that has several.")
 flags.DEFINE_integer("max_episodes", 0, "Episodes to look at, drawn by the seed; 0 for all.", lower_bound=0)
 flags.DEFINE_integer("max_frames", 3000, "Frames to look at, of all cameras.", lower_bound=1)
 flags.DEFINE_integer("video", None, "Also write a film of the episode of this number, with its actions.", lower_bound=0)
+flags.DEFINE_string("statistics_path", None, "Also write the statistics of training into this file, as OpenVLA does.")
 flags.DEFINE_integer("seed", 0, "Which episodes and frames are drawn.", lower_bound=0)
 
 
 def main(words: Sequence[str]) -> None:
     page = cli.output_path(str(local_path(FLAGS.output_path, "--output_path") / PAGE))
-    recordings = open_recordings(*configured(words[1:]), FLAGS.max_episodes, FLAGS.seed)
+    name, config, said = configured(words[1:])
+    if FLAGS.statistics_path and not said:
+        raise ConfigError("--statistics_path needs --bridgedata_config, which says what the actions are")
+    recordings = open_recordings(config, said, FLAGS.max_episodes, FLAGS.seed)
     if FLAGS.video is not None:
         recordings.tables(FLAGS.video)  # before anything takes long
     measures = measure(recordings)
@@ -61,12 +68,22 @@ def main(words: Sequence[str]) -> None:
         raise DataError(f"{page} cannot be written: {error.strerror}") from error
     print("\n".join(summarize(recordings, measures, pictures, findings)))
     print(f"page         {page}")
+    if FLAGS.statistics_path:
+        print(f"statistics   {save_statistics(local_path(FLAGS.statistics_path, '--statistics_path'), name, config)}")
     if FLAGS.video is not None:
         print(f"film         {save_film(recordings, FLAGS.video, page.parent)}")
 
 
-def configured(words: Sequence[str]) -> tuple[SourceConfig, bool]:
-    """The dataset of the path, or of the config, or of the config at the path; and whether there is a config.
+def save_statistics(path: pathlib.Path, name: str, config: SourceConfig) -> pathlib.Path:
+    """Writes what the training split is normalized by, and returns where."""
+    dataset = open_dataset(config, DataConfig(), "train")
+    mask = dataset.action_normalizer.mask or ()
+    write_openvla(path, {name: dataclasses.replace(dataset.statistics, action_mask=mask)})
+    return path
+
+
+def configured(words: Sequence[str]) -> tuple[str, SourceConfig, bool]:
+    """The dataset of the path, or of the config, or of the config at the path, its name; and whether there is a config.
 
     Raises:
         ConfigError: neither is given.
@@ -76,12 +93,13 @@ def configured(words: Sequence[str]) -> tuple[SourceConfig, bool]:
     if given is None:
         if not words:
             raise ConfigError("give the folder of a dataset, or --bridgedata_config data_config.py:NAME")
-        return find_config(local_path(words[0])), False
+        found = find_config(local_path(words[0]))
+        return name_of(found.data_path), found, False
     sources = read_mixture(given.to_dict() | ({"data_path": words[0]} if words else {})).sources
     name = FLAGS.dataset or next(iter(sources))
     if name not in sources or (len(sources) > 1 and not FLAGS.dataset):
         raise ConfigError(f"--dataset must be one of those of the config, {', '.join(sources)}, not {FLAGS.dataset!r}")
-    return sources[name], True
+    return name, sources[name], True
 
 
 def save_film(recordings: Recordings, number: int, folder: pathlib.Path) -> pathlib.Path:

@@ -8,10 +8,10 @@ import numpy as np
 
 from jaxvla.data import opening, skipping
 from jaxvla.data.formats.index import NO_TEXT
+from jaxvla.data.given_statistics import training_statistics
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig, check_image_size
-from jaxvla.data.statistics import kept_statistics
 from jaxvla.data.text.paraphrases import Paraphrases
 from jaxvla.data.transforms import filters, selection
 from jaxvla.data.transforms.action_checks import check_actions, describe_actions
@@ -19,7 +19,7 @@ from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.data.transforms.filters import FilterConfig
 from jaxvla.data.transforms.goals import GoalConfig
 from jaxvla.data.transforms.images import check_filter
-from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
+from jaxvla.data.transforms.normalization import Normalizer, Statistics
 from jaxvla.data.transforms.tasks import TaskConfig
 from jaxvla.errors import ConfigError, DataError
 
@@ -149,8 +149,7 @@ def open_dataset(
         source_config: which files.
         config: what becomes of them.
         split: "train" or "val".
-        statistics: those of the training split, or whatever the data is normalized by; computed, and kept beside the
-            data, where none are given.
+        statistics: those of the training split; see `training_statistics` where none are given.
 
     Raises:
         DataError: nothing found, a damaged file, or no transition that can be used.
@@ -169,7 +168,8 @@ def open_dataset(
         report += tuple(
             f"warning: {remark}" for remark in check_actions(source, convention, not source_config.is_known)
         )
-        statistics = _kept_statistics(source, table, root, convention)
+        statistics, said = training_statistics(source_config, root, source, convention)
+        report += said
     _check_dimensions(root, split, table, source.proprio, statistics)
     mask = _action_mask(source_config, statistics)
     action_normalizer = Normalizer(config.normalization, statistics.actions, mask or None, convention.gripper)
@@ -250,18 +250,6 @@ def _transform_actions(source: TrajectorySource, convention: ActionConvention) -
         return source.actions
     tables = (source.table(i) for i in range(len(source)))
     return np.concatenate([convention.transform(table.actions, table.proprio) for table in tables])
-
-
-def _kept_statistics(source: TrajectorySource, table: np.ndarray, root: pathlib.Path, *settings: object) -> Statistics:
-    """Of the whole table, which is in memory: so quantiles are exact, however many transitions there are."""
-
-    def make() -> Statistics:
-        last_frames = source.frame_starts + source.lengths
-        observed = np.delete(source.proprio, last_frames, axis=0)
-        taught = FieldStatistics.of(table[source.taught])
-        return Statistics(taught, FieldStatistics.of(observed), len(table), len(source))
-
-    return kept_statistics(root, source.paths, [table, source.proprio, source.lengths, source.taught], settings, make)
 
 
 def _check_dimensions(

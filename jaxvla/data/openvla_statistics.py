@@ -37,7 +37,18 @@ def read_openvla(path: str | os.PathLike, name: str) -> Statistics:
         ConfigError: the file has no such dataset.
         DataError: the file cannot be read, or something in it is missing, of another width, or not finite.
     """
-    path = os.fspath(path)
+    datasets = read_datasets(path)
+    if name not in datasets:
+        raise ConfigError(f"{path}: no dataset {name!r}; it has {', '.join(sorted(datasets)) or 'none'}")
+    return parse_openvla(path, name, datasets[name])
+
+
+def read_datasets(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a file of statistics, by the names of the datasets, as it is.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
     with reading(path), open(path, encoding="utf-8") as file:
         try:
             datasets = json.load(file)
@@ -45,9 +56,12 @@ def read_openvla(path: str | os.PathLike, name: str) -> Statistics:
             raise DataError(f"{path}: is not JSON: {error}") from error
     if not isinstance(datasets, dict) or "action" in datasets:
         raise DataError(f"{path}: has no names of datasets, as OpenVLA's file has: {{NAME: {{'action': ...}}}}")
-    if name not in datasets:
-        raise ConfigError(f"{path}: no dataset {name!r}; it has {', '.join(sorted(datasets)) or 'none'}")
-    return _parse(_Node(path, name, datasets[name]))
+    return datasets
+
+
+def parse_openvla(path: str | os.PathLike, name: str, entry: object) -> Statistics:
+    """What `read_datasets` gives of one dataset; raises as `read_openvla`."""
+    return _parse(_Node(os.fspath(path), name, entry))
 
 
 def write_openvla(path: str | os.PathLike, datasets: Mapping[str, Statistics]) -> None:

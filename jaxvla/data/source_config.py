@@ -101,6 +101,8 @@ class SourceConfig:
     tfds_name: str = ""
     train_split: str = "train"
     val_split: str = ""
+    statistics_path: str = ""
+    statistics_name: str = ""
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"
@@ -128,6 +130,8 @@ class SourceConfig:
         if not 0 <= self.validation_share < 1:
             raise ConfigError(f"{where}.validation_share must lie in [0, 1), not {self.validation_share}")
         _check_parts(where, self)
+        if self.statistics_name and not self.statistics_path:
+            raise ConfigError(f"{where}.statistics_name={self.statistics_name!r} has no effect without statistics_path")
         _check_of_rlds(where, self)
 
     @property

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -26,8 +26,10 @@ Transform = Callable[[Trajectory], Trajectory]
 _VERSION = 1
 # Rows that are added up one after another, for sums of millions so made are right to 11 digits only.
 _PIECE = 1 << 12
-# Transitions that a worker takes at a time; no more than those of which quantiles are exact.
-_BLOCK_ROWS = CAPACITY
+# Transitions that a worker takes at a time.
+_BLOCK_ROWS = 1 << 17
+# Of relabelled actions so many take two seconds, in which a process has started.
+_BLOCKS_PER_WORKER = 16
 # Trajectories by which a transform is known that does something else than before.
 _PROBES = 64
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -162,7 +164,9 @@ class Tally:
         return Statistics(self.actions.finish(), self.proprio.finish(), self.num_transitions, self.num_trajectories)
 
 
-def collect(source: Tables, transform: Transform | None = None, num_workers: int | None = None) -> Tally:
+def collect(
+    source: Tables, transform: Transform | None = None, num_workers: int | None = None, capacity: int = CAPACITY
+) -> Tally:
     """Walks over all trajectories, many at a time in each of several processes.
 
     As everywhere, actions are those that are taught, and states those from which a transition leads on. The result
@@ -171,7 +175,9 @@ def collect(source: Tables, transform: Transform | None = None, num_workers: int
     Args:
         source: the trajectories.
         transform: what becomes of each; it keeps the number of transitions, and can be pickled.
-        num_workers: processes; by default as many as there are cores. Few trajectories are walked over in this one.
+        num_workers: processes; by default as many as have enough to do, and no more than there are cores. Two million
+            transitions are walked over in this one.
+        capacity: of the sketches.
 
     Raises:
         DataError: no trajectories, or what the transform makes of one is not finite, or not of the shape of the others.
@@ -179,8 +185,9 @@ def collect(source: Tables, transform: Transform | None = None, num_workers: int
     blocks = _blocks(source.lengths)
     if not blocks:
         raise DataError("no trajectories to compute statistics from")
-    num_workers = min(num_workers or os.cpu_count() or 1, len(blocks))
-    return _merge_in_order(completed(_accumulate, _jobs(source, blocks, transform), num_workers), len(blocks))
+    num_workers = num_workers or min(os.cpu_count() or 1, -(-len(blocks) // _BLOCKS_PER_WORKER))
+    num_workers = min(num_workers, len(blocks))
+    return _merge_in_order(completed(_accumulate, _jobs(source, blocks, transform, capacity), num_workers), len(blocks))
 
 
 def open_statistics(
@@ -208,38 +215,15 @@ def open_statistics(
         for i in np.unique(np.linspace(0, len(source) - 1, _PROBES).astype(int)).tolist():
             table = transform(source.table(i))
             arrays += [table.actions, table.proprio]
-    settings = _VERSION, _ADDRESS.sub("", repr(transform))
-
-    def make() -> Statistics:
-        return collect(source, transform, num_workers).finish()
-
-    return kept_statistics(root, source.paths, arrays, settings, make)
-
-
-def kept_statistics(
-    root: pathlib.Path,
-    paths: Iterable[str],
-    arrays: Iterable[np.ndarray],
-    settings: tuple[object, ...],
-    make: Callable[[], Statistics],
-) -> Statistics:
-    """Statistics from below the folder `root`, or made and kept there.
-
-    Args:
-        root: the folder of the data; see `sidecar.places`.
-        paths: the files that they are of.
-        arrays: what is used of the files. What the files hold is not enough: features and trajectories are chosen.
-        settings: what else they depend on, with a `repr` that says all of it.
-        make: computes them.
-    """
     content = hashlib.sha256()
     for array in arrays:
         content.update(np.ascontiguousarray(array))
-    name = sidecar.fingerprint(paths, settings, content.hexdigest())
+    # What the files hold is not enough: features and trajectories are chosen.
+    name = sidecar.fingerprint(source.paths, (_VERSION, _ADDRESS.sub("", repr(transform))), content.hexdigest())
     return sidecar.kept(
         root / f"dataset_statistics-{name}.json",
         lambda content: Statistics.from_json(json.loads(content)),
-        make,
+        lambda: collect(source, transform, num_workers).finish(),
         lambda statistics: statistics.dumps().encode(),
     )
 
@@ -252,6 +236,7 @@ class _Block:
     tables: tuple[Trajectory, ...]
     taught: np.ndarray
     transform: Transform | None
+    capacity: int
 
 
 def _blocks(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -261,11 +246,13 @@ def _blocks(lengths: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], len(lengths)]))
 
 
-def _jobs(source: Tables, blocks: Sequence[tuple[int, int]], transform: Transform | None) -> Iterator[_Block]:
+def _jobs(
+    source: Tables, blocks: Sequence[tuple[int, int]], transform: Transform | None, capacity: int
+) -> Iterator[_Block]:
     rows = np.append(0, np.cumsum(source.lengths))
     for number, (start, stop) in enumerate(blocks):
         tables = tuple(source.table(i) for i in range(start, stop))
-        yield _Block(number, tables, source.taught[rows[start] : rows[stop]], transform)
+        yield _Block(number, tables, source.taught[rows[start] : rows[stop]], transform, capacity)
 
 
 def _accumulate(block: _Block) -> tuple[int, Tally]:
@@ -276,7 +263,8 @@ def _accumulate(block: _Block) -> tuple[int, Tally]:
         _check("states", table.key, table.proprio, (given.num_transitions + 1, *tables[0].proprio.shape[1:]))
     actions = np.concatenate([table.actions for table in tables])[block.taught]
     observed = np.concatenate([table.proprio[:-1] for table in tables])
-    return block.number, Tally(Accumulator.of(actions), Accumulator.of(observed), len(block.taught), len(tables))
+    fields = (Accumulator.of(values, block.capacity) for values in (actions, observed))
+    return block.number, Tally(*fields, len(block.taught), len(tables))
 
 
 def _check(what: str, key: str, values: np.ndarray, shape: tuple[int, ...]) -> None:

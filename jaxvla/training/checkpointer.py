@@ -52,6 +52,8 @@ _FREE_KEYS = (
     "train_config.mesh.",
     "train_config.execution.",
     "data_config.data_path",
+    "data_config.statistics_path",
+    "data_config.statistics_name",
     "data_config.max_mismatched",
     "data_config.max_skipped",
     "data_config.actions.names",

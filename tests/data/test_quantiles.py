@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxvla.data.quantiles import CAPACITY, Sketch
+from jaxvla.data.quantiles import Sketch
 
+CAPACITY = 1 << 17
 ROWS = 2_000_000
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from data.inspection.episodes import STEPS, episode, write
 
+from jaxvla.data.openvla_statistics import read_openvla
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -26,21 +28,24 @@ def data(tmp_path_factory):
 
 def test_a_dataset_is_looked_at_as_its_config_says(data, tmp_path):
     flags = ("--bridgedata_config=data_config.py:sample", "--video", "2", "--output_path", tmp_path / "new" / "folder")
-    done = run(data, *flags, "--max_frames=60")
+    done = run(data, *flags, "--max_frames=60", "--statistics_path", tmp_path / "s.json")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "new" / "folder"
     lines = done.stdout.splitlines()
     assert lines[1] == "episodes     7 (train 6, val 1)"
     assert lines[2] == f"steps        {7 * STEPS}, 40 to 40 of each, median 40; 56 s at 5 Hz"
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "findings     1 warning",
         "  warning  no language: Without an instruction: 1 of 7 episodes.",
         "           #2 (train) raw/2#0",
         f"page         {folder}/inspection.html",
+        f"statistics   {tmp_path}/s.json",
         f"film         {folder}/episode_2.mp4",
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["episode_2.mp4", "inspection.html"]
     assert "gripper (1 open)" in (folder / "inspection.html").read_text()
+    written = read_openvla(tmp_path / "s.json", data.name)
+    assert (written.num_trajectories, written.num_transitions, written.action_mask) == (6, 6 * STEPS, (True,) * 7)
     with av.open(folder / "episode_2.mp4") as film:
         frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
         assert film.streams.video[0].average_rate == 5
@@ -58,6 +63,10 @@ def test_a_dataset_is_looked_at_as_its_config_says(data, tmp_path):
             "error: --dataset must be one of those of the config, bridge, tabletop, not ''\n",
         ),
         (["none"], "error: no data folder none: give a folder of TFRecords or an RLDS version folder\n"),
+        (
+            ["{data}", "--statistics_path=s.json"],
+            "error: --statistics_path needs --bridgedata_config, which says what the actions are\n",
+        ),
         (["{data}", "more"], "error: unexpected argument 'more': "),
         (["{data}", "--video=7"], "error: there is no episode 7: {data} has 0 to 6\n"),
         (["{data}", "--output_path=/proc/x/y"], "error: --output_path: /proc/x/y cannot be made: "),
