@@ -268,7 +268,6 @@ def test_real_data_has_the_faults_that_it_is_known_for(bridge_rlds):
     assert [(finding.severity, finding.kind, len(finding.where)) for finding in found] == [
         (ERROR, "duplicates", 25),  # both splits hold the same episodes
         (WARNING, "black camera", 0),
-        (WARNING, "duplicate keys", 25),
         (NOTE, "gripper", 18),  # cut off before they grasp
     ]
     assert "observation/image_3 is black throughout" in found[1].what
