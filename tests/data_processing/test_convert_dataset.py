@@ -72,6 +72,17 @@ def test_a_copy_is_finished_by_running_it_again(folder, tmp_path, monkeypatch):
     assert copy_dataset(of_folder(folder), tmp_path, overwrite=True).endswith("of which 3 were written now")
 
 
+def test_damage_is_not_copied(tmp_path):
+    folder = write_dataset(tmp_path / "in" / "my-set" / "1.0.0", {"train": [FOUR]})
+    (path,) = folder.glob("*-train.tfrecord-*")
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{path}: the record at byte \d+ does not match its checksum"):
+        copy_dataset(of_folder(folder), tmp_path / "out")
+    assert not [*tmp_path.glob("out/**/*.tfrecord-*")]
+
+
 def test_splits_are_copied_one_after_the_other(folder, tmp_path):
     copy_dataset(of_folder(folder), tmp_path, ["val"])
     assert len(opened(tmp_path / "my-set" / "1.0.0", "val").source) == 1

@@ -62,7 +62,8 @@ def _records_of(path: str) -> Shard:
     def records() -> Iterable[bytes]:
         with reading(path):
             file = open_records(path)
-            yield from (file.read(*span) for span in file.spans())
+            # Verified: the copy's own checksums would fit whatever was damaged.
+            yield from (file.whole(span)(*span) for span in file.spans())
 
     return records
 
