@@ -23,7 +23,7 @@ setup(
         *JAX,
         "absl-py>=2.1",
         "array-record>=0.8",  # the other files of TFDS; grain brings it
-        "av>=17,<19",  # films of episodes; its wheels bring FFmpeg with libx264
+        "av>=17,<19",  # films of episodes, videos of LeRobotDatasets; its wheels bring FFmpeg with libx264 and dav1d
         "etils>=1.9",
         "google-crc32c>=1.5",  # TFRecord checksums in C
         "jinja2>=3.1.6",  # chat templates; older ones have sandbox escapes
@@ -36,6 +36,7 @@ setup(
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.12.4,<0.13",  # 0.12 brought preservation policies (keep the last n and the best)
         "pillow>=11",
+        "pyarrow>=18",  # the tables of LeRobotDatasets; loaded by who reads them alone
         "tokenizers>=0.22,<0.24",
         "tqdm>=4.66",
     ],

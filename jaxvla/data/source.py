@@ -6,13 +6,14 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
 from jaxvla.data.files import reading
+from jaxvla.data.formats import frame_files
 from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.formats.protobuf import byte_values
 from jaxvla.data.formats.records import RecordFile, open_records
@@ -96,6 +97,7 @@ class TrajectorySource:
             "_offsets": {n: np.concatenate([i.frames[s].offsets for i in indices]) for n, s in self.cameras},
             "_sizes": {n: np.concatenate([i.frames[s].sizes for i in indices]) for n, s in self.cameras},
             "_shapes": {n: [i.frames[s].shape for i in indices] for n, s in self.cameras},
+            "_files": {n: [i.frames[s].files for i in indices] for n, s in self.cameras},
         }
         fields["action_starts"] = np.cumsum(fields["lengths"]) - fields["lengths"]
         fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
@@ -167,8 +169,8 @@ class TrajectorySource:
     def read_frames(self, trajectories: np.ndarray, steps: np.ndarray, camera: str, out: np.ndarray) -> None:
         """Reads frame steps[k] of trajectory trajectories[k] into out[k], for each k.
 
-        Raw pixels go from the file straight into `out`. A memory map would count its pages as memory of the process,
-        and kill it where the file was cut off.
+        They are read file after file, each in the order in which they lie there. Raw pixels go from the file straight
+        into `out`. A memory map would count its pages as memory of the process, and kill it where the file was cut off.
 
         Args:
             trajectories: int [n].
@@ -181,7 +183,7 @@ class TrajectorySource:
         """
         shapes, image_size = self._shapes[camera], self.size_of(camera)
         try:  # around all of them: `reading` would cost a tenth of the time of a frame
-            for k, (file, offset, size) in enumerate(self._places(trajectories, steps, camera)):
+            for file, offset, size, k in sorted(zip(*self._places(trajectories, steps, camera), range(len(out)))):
                 row = out[k]
                 if size == row.nbytes and shapes[file] == row.shape:
                     if _open_files.get(self.paths[file]).read_into(offset, row) != size:
@@ -194,14 +196,14 @@ class TrajectorySource:
     def stored_frames(self, i: int, steps: Sequence[int], camera: str) -> list[np.ndarray]:
         """Frames `steps` of trajectory `i` as they are stored, each uint8 [h, w, 3]."""
         places = self._places(np.full(len(steps), i), np.asarray(steps), camera)
-        return [images.to_array(self._picture(camera, *place)) for place in places]
+        return [images.to_array(self._picture(camera, *place)) for place in zip(*places)]
 
     def pixel_path(self) -> tuple[str, ...]:
         """The sizes through which the frames of each camera go, a line for each; says where one enlarges."""
         return tuple(f"{camera:<12} {self._path_of(camera)}" for camera, _ in self.cameras)
 
     def _path_of(self, camera: str) -> str:
-        encoded = () in self._shapes[camera]
+        encoded = () in self._shapes[camera] or any(self._files[camera])
         sizes, own = sorted(self._found_sizes[camera]), self.size_of(camera)
         last = images.size_text(own)
         way = f"camera -> {' or '.join(map(images.size_text, sizes))} {'encoded' if encoded else 'stored'} -> {last}"
@@ -214,18 +216,16 @@ class TrajectorySource:
             way += f": enlarged, which adds no detail; {again}set config.data.{key}=({small[0][0]},{small[0][1]})"
         return way
 
-    def _places(self, trajectories: np.ndarray, steps: np.ndarray, camera: str) -> Iterator[tuple[int, int, int]]:
-        """File, offset and size of each frame."""
+    def _places(self, trajectories: np.ndarray, steps: np.ndarray, camera: str) -> tuple[list[int], ...]:
+        """The files, offsets and sizes of frames."""
         rows = self.frame_starts[trajectories] + steps
-        return zip(
-            self.file_of[trajectories].tolist(),
-            self._offsets[camera][rows].tolist(),
-            self._sizes[camera][rows].tolist(),
-        )
+        where = self.file_of[trajectories], self._offsets[camera][rows], self._sizes[camera][rows]
+        return tuple(found.tolist() for found in where)
 
     def _picture(self, camera: str, file: int, offset: int, size: int) -> Image.Image:
         """One frame as it is stored."""
-        data, shape, name = self._read(file, offset, size), self._shapes[camera][file], self._name(camera, file, offset)
+        data, shape = self._read(camera, file, offset, size), self._shapes[camera][file]
+        name = self._name(camera, file, offset)
         if shape:
             pixels = byte_values(data) if size > math.prod(shape) else np.frombuffer(data, np.uint8)
             if pixels is None or pixels.size != math.prod(shape):
@@ -252,9 +252,14 @@ class TrajectorySource:
         if shape:
             return tuple(shape[:2])
         offset, size = int(self._offsets[camera][row]), int(self._sizes[camera][row])
-        return images.read_size(self._read(file, offset, size), self._name(camera, file, offset))
+        return images.read_size(self._read(camera, file, offset, size), self._name(camera, file, offset))
 
-    def _read(self, file: int, offset: int, size: int) -> bytes:
+    def _read(self, camera: str, file: int, offset: int, size: int) -> bytes:
+        files = self._files[camera][file]
+        if files:
+            path, number = frame_files.locate(self.paths[file], files, offset)
+            with reading(path):
+                return frame_files.read_frame(path, dict(self.cameras)[camera], number)
         with reading(self.paths[file]):
             data = _open_files.get(self.paths[file]).read(offset, size)
         if len(data) != size:
@@ -262,6 +267,10 @@ class TrajectorySource:
         return data
 
     def _name(self, camera: str, file: int, offset: int) -> str:
+        files = self._files[camera][file]
+        if files:
+            path, number = frame_files.locate(self.paths[file], files, offset)
+            return f"{path}: {camera} at frame {number}"
         return f"{self.paths[file]}: {camera} at byte {offset}"
 
     def _cut_off(self, file: int, offset: int) -> DataError:

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -47,11 +47,20 @@ class Frames:
 
     `shape` is () where each frame is a JPEG or PNG of its own, and (h, w, 3) or (h, w, 1) where the pixels are stored
     raw. Of these a frame of more bytes than it has pixels is a row of varints (`protobuf.byte_values`).
+
+    Frames of `files`, paths from the folder of the indexed file, lie in none of its bytes, but in videos (raw) or in
+    rows of Parquet files (encoded). Offsets hold the number of the file and of the frame in it (frame_files.py), and
+    sizes are 1.
     """
 
     offsets: np.ndarray
     sizes: np.ndarray
     shape: tuple[int, ...]
+    files: tuple[str, ...] = ()
+
+    def select(self, keep: np.ndarray) -> "Frames":
+        """Those where bool or int [n] says."""
+        return dataclasses.replace(self, offsets=self.offsets[keep], sizes=self.sizes[keep])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,24 +133,27 @@ class Index:
             texts=self.texts[steps],
             vectors=self.vectors[annotations],
             keys=tuple(self.keys[i] for i in chosen),
-            frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in self.frames.items()},
+            frames={camera: found.select(frames) for camera, found in self.frames.items()},
             faults=(),
             numbers=self.numbers[keep],
             steps=self.steps[frames],
             stored=self.stored[keep],
         )
 
-    def between(self, start: int, stop: int) -> "Index":
-        """Those of the trajectories `start` to `stop` of the file, the skipped ones counted as well."""
-        if start <= 0 and stop >= self.total:
+    def between(self, start: int, stop: int, left_out: Collection[int] = ()) -> "Index":
+        """Those of the trajectories `start` to `stop` of the file, skipped ones counted, that are not left out."""
+        if start <= 0 and stop >= self.total and not left_out:
             return self
-        keep = (start <= self.numbers) & (self.numbers < stop)
-        first = int(np.searchsorted(self.numbers, start))
+        wanted = np.zeros(self.total, bool)
+        wanted[max(start, 0) : stop] = True
+        wanted[[*left_out]] = False
+        keep = wanted[self.numbers]
+        place = np.cumsum(keep) - 1
         lost = np.setdiff1d(np.arange(self.total), self.numbers)
         return dataclasses.replace(
             self.select(keep),
-            faults=tuple((i - first, camera, what) for i, camera, what in self.faults if keep[i]),
-            skipped=tuple(why for number, why in zip(lost.tolist(), self.skipped) if start <= number < stop),
+            faults=tuple((int(place[i]), camera, what) for i, camera, what in self.faults if keep[i]),
+            skipped=tuple(why for number, why in zip(lost.tolist(), self.skipped) if wanted[number]),
         )
 
     def dumps(self, stamp: str) -> bytes:
@@ -155,7 +167,7 @@ class Index:
             "keys": self.keys,
             "faults": self.faults,
             "skipped": self.skipped,
-            "frames": {camera: frames.shape for camera, frames in self.frames.items()},
+            "frames": {camera: (frames.shape, frames.files) for camera, frames in self.frames.items()},
             "arrays": {name: (array.dtype.str, array.shape) for name, array in arrays.items()},
         }
         body = b"".join(array.tobytes() for array in arrays.values())
@@ -178,8 +190,8 @@ class Index:
             arrays[name] = np.frombuffer(body, dtype, int(np.prod(shape)), offset).reshape(shape)
             offset += arrays[name].nbytes
         frames = {
-            camera: Frames(arrays[f"offsets/{camera}"], arrays[f"sizes/{camera}"], tuple(shape))
-            for camera, shape in header["frames"].items()
+            camera: Frames(arrays[f"offsets/{camera}"], arrays[f"sizes/{camera}"], tuple(shape), tuple(files))
+            for camera, (shape, files) in header["frames"].items()
         }
         rows = {name: tuple(map(tuple, header[name])) for name in ("language", "faults", "skipped")}
         return cls(keys=tuple(header["keys"]), frames=frames, **rows, **{name: arrays[name] for name in _ARRAYS})
@@ -327,11 +339,12 @@ def _join_frames(parts: Sequence[Frames | str], counts: np.ndarray) -> tuple[Fra
         elif not part.sizes.all():
             wrong[i] = f"{int((part.sizes == 0).sum())} of {count} pictures are empty"
     none = [np.zeros(count, np.int64) for count in counts.tolist()]
-    joined = (
+    files = next((part.files for part in parts if not isinstance(part, str)), ())
+    offsets, sizes = (
         np.concatenate([none[i] if i in wrong else getattr(part, name) for i, part in enumerate(parts)])
         for name in ("offsets", "sizes")
     )
-    return Frames(*joined, shape), wrong
+    return Frames(offsets, sizes, shape, files), wrong
 
 
 def open_indices(

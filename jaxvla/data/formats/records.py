@@ -119,7 +119,7 @@ class ArrayRecordFile:
         data = _kept.get((self._token, number))
         if data is None:
             data = self._decompress(number)
-            _kept.put((self._token, number), data)
+            _kept.put((self._token, number), data, len(data))
         return data
 
     def _decompress(self, number: int) -> bytes:
@@ -133,29 +133,33 @@ class ArrayRecordFile:
 RecordFile = TFRecordFile | ArrayRecordFile
 
 
-class _Kept:
-    """The records decompressed last, per process, up to a number of bytes."""
+class Kept:
+    """What was decompressed last, per process, up to a number of bytes; threads may share it."""
 
-    def __init__(self) -> None:
-        self._records: collections.OrderedDict[Any, bytes] = collections.OrderedDict()
+    def __init__(self, most: int = _KEPT_BYTES) -> None:
+        self._most = most
+        self._values: collections.OrderedDict[Any, tuple[Any, int]] = collections.OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, key: Any) -> bytes | None:
+    def get(self, key: Any) -> Any:
+        """The value of a key; None where it is not kept."""
         with self._lock:
-            if key in self._records:
-                self._records.move_to_end(key)
-            return self._records.get(key)
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
 
-    def put(self, key: Any, data: bytes) -> None:
+    def put(self, key: Any, value: Any, size: int) -> None:
+        """Keeps a value of so many bytes, in place of those that were not asked for longest."""
         with self._lock:
-            self._bytes += len(data) - len(self._records.pop(key, b""))
-            self._records[key] = data
-            while self._bytes > _KEPT_BYTES and len(self._records) > 1:
-                self._bytes -= len(self._records.popitem(last=False)[1])
+            self._bytes += size - self._values.pop(key, (None, 0))[1]
+            self._values[key] = value, size
+            while self._bytes > self._most and len(self._values) > 1:
+                self._bytes -= self._values.popitem(last=False)[1][1]
 
 
-_kept = _Kept()
+_kept = Kept()
 
 
 def open_records(path: str) -> RecordFile:

@@ -73,10 +73,9 @@ def test_damage_is_one_line_that_names_the_file(tmp_path):
 
 
 def test_few_records_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_kept", kept := records._Kept())
-    monkeypatch.setattr(records, "_KEPT_BYTES", 7000)
+    monkeypatch.setattr(records, "_kept", kept := records.Kept(7000))
     file = records.open_records(write(tmp_path / "a.array_record"))
     for number in (0, 1, 0, 2):
         assert file.read(number << records.RECORD_BITS, 1) == bytes([number])
-    assert [number for _, number in kept._records] == [0, 2]
-    assert kept._bytes == sum(map(len, kept._records.values())) == 6002
+    assert [number for _, number in kept._values] == [0, 2]
+    assert kept._bytes == sum(len(data) for data, _ in kept._values.values()) == 6002

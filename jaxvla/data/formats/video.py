@@ -1,0 +1,208 @@
+"""Frames of videos by their numbers: what a file says of itself, and decoders that seek no further than they must.
+
+A frame's number is its place in the order in which frames are shown. The container's own table says which frames there
+are, when they are shown and which are key frames, without a byte of them being read. Every decoded frame is held
+against that table, so that no other than the one that was asked for is given out.
+"""
+
+import collections
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxvla.errors import DataError
+
+# Of each thread. A decoder holds some frames of its video, and the file open.
+_OPEN_DECODERS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Track:
+    """What a video holds.
+
+    Attributes:
+        size: (height, width) of its frames, pixels.
+        times: float64 [n], when each frame is shown, seconds, ascending.
+    """
+
+    size: tuple[int, int]
+    times: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Table:
+    """When each frame is shown, and the frames from which decoding may begin, in the stream's units of time.
+
+    `shown` int64 [n] is ascending. `key_numbers` int64 [k] are the places of key frames in the order of decoding:
+    nothing that is decoded before is shown later than they are, but for frames that are shown between the last of these
+    and the key frame itself.
+    """
+
+    shown: np.ndarray
+    key_numbers: np.ndarray
+
+    def number_at(self, time: int) -> int | None:
+        """The frame that is shown at a time; None where that is no frame's."""
+        at = int(np.searchsorted(self.shown, time))
+        return at if at < len(self.shown) and self.shown[at] == time else None
+
+
+def read_track(path: str) -> Track:
+    """What a video says of itself; no frame is decoded for it.
+
+    Raises:
+        DataError: it is no video, is cut off, or does not say where its frames lie. OSError: it cannot be read.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        table = _read_table(stream, path)
+        context = stream.codec_context
+        return Track((context.height, context.width), table.shown * float(stream.time_base))
+
+
+def read_frame(path: str, number: int) -> np.ndarray:
+    """One frame: uint8 [h, w, 3].
+
+    What is asked for in ascending order is cheapest. Otherwise no more frames are decoded than there are from the key
+    frame before it. Decoders are this thread's own, and the last ones stay open.
+
+    Raises:
+        DataError: the video is damaged, or has no such frame; names both.
+    """
+    return decoder(path).read(number)
+
+
+def decoder(path: str) -> "Decoder":
+    """This thread's decoder of a video."""
+    found = _own.decoders.pop(path, None)
+    if found is None:
+        if len(_own.decoders) >= _OPEN_DECODERS:
+            _own.decoders.popitem(last=False)[1].close()
+        found = Decoder(path)
+    _own.decoders[path] = found
+    return found
+
+
+class Decoder:
+    """An open video; for one thread.
+
+    Attributes:
+        decoded: how many frames were decoded so far.
+
+    Raises:
+        DataError: as `read_track`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.decoded = 0
+        self._path = path
+        self._container = _opened(path)
+        self._stream = self._container.streams.video[0]
+        # Threads of its own would hold frames back until later ones are read, and the loader has threads already.
+        self._stream.codec_context.thread_count = 1
+        self._table = _read_table(self._stream, path)
+        self._frames: Iterator[Any] | None = None
+        self._last: tuple[int, Any] | None = None
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._frames = self._last = None
+        self._container.close()
+
+    def read(self, number: int) -> np.ndarray:
+        """As `read_frame`."""
+        count = len(self._table.shown)
+        if not 0 <= number < count:
+            raise DataError(f"{self._path}: no frame {number}, it has {count}: download or make it again")
+        try:
+            return self._find(number).to_ndarray(format="rgb24")
+        except _broken() as error:
+            self._frames = self._last = None
+            raise DataError(
+                f"{self._path}: frame {number} cannot be decoded ({error.strerror}): download or make it again"
+            ) from error
+
+    def _find(self, number: int) -> Any:
+        """The decoded frame: the last one, or one that comes from here on, or from a key frame on."""
+        first = int(np.searchsorted(self._table.key_numbers, number, side="right")) - 1
+        if self._last is not None and self._frames is not None:
+            at = self._last[0]
+            if at == number:
+                return self._last[1]
+            if at < number and (first < 0 or self._table.key_numbers[first] <= at + 1):
+                found = self._decode_to(number)
+                if found is not None:
+                    return found
+        # Frames that are shown before a key frame may be decodable from an earlier one only.
+        for key in range(first, -1, -1):
+            self._container.seek(int(self._table.shown[self._table.key_numbers[key]]), stream=self._stream)
+            self._frames = self._container.decode(self._stream)
+            found = self._decode_to(number)
+            if found is not None:
+                return found
+        raise DataError(f"{self._path}: frame {number} is not where its table says: download or make it again")
+
+    def _decode_to(self, number: int) -> Any:
+        """Decodes up to a frame; None where it does not come."""
+        for frame in self._frames:
+            self.decoded += 1
+            at = None if frame.is_corrupt or frame.pts is None else self._table.number_at(frame.pts)
+            if at is None:
+                break
+            self._last = (at, frame)
+            if at >= number:
+                return frame if at == number else None
+        self._frames = self._last = None
+        return None
+
+
+class _Own(threading.local):
+    """The decoders of a thread, the one used last at the end."""
+
+    def __init__(self) -> None:
+        self.decoders: collections.OrderedDict[str, Decoder] = collections.OrderedDict()
+
+
+_own = _Own()
+
+
+def _opened(path: str) -> Any:
+    import av  # here, for it loads FFmpeg
+
+    try:
+        container = av.open(path)
+    except av.error.InvalidDataError as error:
+        raise _no_video(path) from error
+    if not container.streams.video:
+        raise _no_video(path)
+    return container
+
+
+def _no_video(path: str) -> DataError:
+    return DataError(f"{path}: is no video, or is cut off: download or make it again")
+
+
+def _broken() -> type[Exception]:
+    import av
+
+    return av.error.FFmpegError
+
+
+def _read_table(stream: Any, path: str) -> _Table:
+    entries = [entry for entry in stream.index_entries if not entry.is_discard]
+    if not entries:
+        raise DataError(
+            f"{path}: does not say where its frames lie: rewrite it with ffmpeg -i IN -c copy -movflags +faststart OUT"
+        )
+    end, size = max(entry.pos + entry.size for entry in entries), os.stat(path).st_size
+    if end > size:
+        raise DataError(f"{path}: is cut off: its frames end at byte {end}, the file at {size}: download it again")
+    decoded = np.array([entry.timestamp for entry in entries], np.int64)
+    keys = np.flatnonzero([entry.is_keyframe for entry in entries])
+    # Frames are shown at the same distances as they are decoded, each a constant later.
+    shown = np.sort(decoded) - decoded.min() + (stream.start_time or 0)
+    return _Table(shown, keys)
