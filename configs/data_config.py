@@ -33,6 +33,10 @@ dataset's. `variant` chooses between "openvla" and "octo" where these differ; em
 datasets: set `balance` to "size". `datasets` adds to it, or changes keys of its members; what `leave_out` names is left
 out. `several_encodings` allows actions that are different things in the same dimensions.
 
+Of a LeRobotDataset `data_path` is the folder that holds `meta`. `train_split`, `val_split`, `action_key` and
+`proprio_key` are as of RLDS; instructions are its tasks. `episodes` and `exclude_episodes` choose by number, as
+`0:50,60`; empty for all, and for none.
+
 `datasets` maps the names of several datasets that a run draws from to the keys in which each differs from the others,
 such as {"a": {"data_path": "data/a"}, "b": {"data_path": "data/b", "weight": 2.0}}; empty for the one that the other
 keys describe. `balance` says how often each is drawn: by its `weight`, 1 where it has none ("weights"), by its weight
@@ -102,6 +106,8 @@ def _base() -> dict:
         "val_split": "",
         "statistics_path": "",
         "statistics_name": "",
+        "episodes": "",
+        "exclude_episodes": "",
     }
 
 
@@ -113,6 +119,12 @@ def _tfrecord() -> dict:
 def _rlds() -> dict:
     """Another RLDS dataset; needs --config.data_path, cameras and an image size."""
     return _base() | {"format": "rlds", "include": (), "cameras": {}}
+
+
+def _lerobot() -> dict:
+    """A LeRobotDataset and its first camera; needs --config.data_path."""
+    own = {"format": "lerobot", "include": (), "proprio_key": "observation.state"}
+    return _base() | own | {"validation_share": 0.05}
 
 
 def _bridge() -> dict:
@@ -238,6 +250,7 @@ PRESETS = {
     "libero_10": _libero_10,
     "tfrecord": _tfrecord,
     "rlds": _rlds,
+    "lerobot": _lerobot,
 }
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data import rlds_episodes
+from data import lerobot_files, rlds_episodes
 from data.bridge_files import trajectory, write
 from data.oxe import demonstrations
 from data.raw_files import make_session
@@ -77,6 +77,7 @@ PRINTED = {
         "bridge_dataset/1.0.0/reasoning.sqlite\n",
     ],
     "Statistics as OpenVLA has them": ["(True, True, True, True, True, True, False) 32"],
+    "A LeRobotDataset": ["camera -> 16 x 24 encoded -> ", "instruction (8, 64)"],
     "Several datasets at once": [
         "mixture      arm      ",
         "kitchen  ",
@@ -171,6 +172,7 @@ def place(tmp_path_factory, warm):
     episodes = [rlds_episodes.episode(number) for number in range(8)]
     rlds_episodes.write_dataset(root / "data" / "my_rlds" / "1.0.0", {"train": [episodes]})
     demonstrations.make(root / "data")
+    lerobot_files.write(root / "data" / "grasp_dataset", lengths=(6,) * 8)
     for kind, block in RECIPES[FIRST]:
         check(kind, block, root, warm, rehearse=False)
     (run,) = (root / "runs").glob("kitchen_*")

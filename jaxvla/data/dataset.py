@@ -203,12 +203,11 @@ def _open_source(
     """`opening.open_source` as a run asks for it."""
     own = config.tasks.paraphrases if split == "train" else ""
     return opening.open_source(
-        source_config,
+        dataclasses.replace(source_config, actions=convention),
         _image_size(source_config, config),
         root,
         split,
         source_config.standardize,
-        convention,
         config.resize,
         Paraphrases.read(own) if own else None,
         config.camera_sizes,
@@ -350,7 +349,8 @@ def _check_groups(
             f"{root}: no {split} transition has an instruction, which config.data.skip_unlabeled=True asks for: set it "
             f"to False,{name} or add instructions"
         )
-    group = "" if source_config.format == "rlds" else f" of include group {source_config.include[group_sizes.index(0)]}"
+    grouped = source_config.format == "bridge_tfrecord"
+    group = f" of include group {source_config.include[group_sizes.index(0)]}" if grouped else ""
     raise DataError(
         f"{root}: no {split} transition{group} can be used with goal_relabeling.strategy="
         f"{config.goal_relabeling.strategy} and skip_unlabeled={config.skip_unlabeled}: change these"

@@ -10,8 +10,9 @@ import numpy as np
 from jaxvla.config import local_path
 from jaxvla.data import skipping
 from jaxvla.data.files import check_folder, reading
-from jaxvla.data.formats import bridge_tfrecord, rlds, rlds_files
+from jaxvla.data.formats import bridge_tfrecord, lerobot_meta, rlds, rlds_files
 from jaxvla.data.formats.index import MIN_TRANSITIONS, Index, open_indices
+from jaxvla.data.formats.lerobot import LeRobotFormat
 from jaxvla.data.formats.rlds_files import Part
 from jaxvla.data.formats.rlds_versions import find_version, has_dataset
 from jaxvla.data.formats.split_slices import SplitSlice
@@ -20,10 +21,11 @@ from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.data.text.paraphrases import Paraphrases
 from jaxvla.data.transforms import filters, selection
-from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError, DataError
 
 _VALIDATION = ("val", "validation")
+# The formats whose folders say which splits there are.
+_SPLITTING = {"rlds": rlds_files, "lerobot": lerobot_meta}
 
 
 def find_root(config: SourceConfig) -> pathlib.Path:
@@ -76,10 +78,10 @@ class _Files:
 
 def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
     """The files of each group that are stored as a split, and lines that say what was not found."""
-    if config.format == "rlds":
-        rlds_files.check_version(root)
+    if config.format in _SPLITTING:
+        _SPLITTING[config.format].check_version(root)
         which = _slice_of(config, root, split)
-        parts = rlds_files.find_parts(root, which)
+        parts = _find_parts(config, root, which)
         return _Files([[part.path for part in parts]], tuple(parts), _describe_part(config, root, split, which, parts))
     found = [bridge_tfrecord.find_files(root, patterns, config.exclude, split) for patterns in config.include]
     lost = sorted({link for _, links in found for link in links})
@@ -87,13 +89,20 @@ def _find_groups(config: SourceConfig, root: pathlib.Path, split: str) -> _Files
     return _Files([files for files, _ in found], notes=notes)
 
 
+def _find_parts(config: SourceConfig, root: pathlib.Path, which: SplitSlice) -> list[Part]:
+    """Where a split, or a slice of it, is stored."""
+    if config.format == "lerobot":
+        return lerobot_meta.find_parts(root, which, config.episodes, config.exclude_episodes)
+    return rlds_files.find_parts(root, which)
+
+
 def _slice_of(config: SourceConfig, root: pathlib.Path, split: str) -> SplitSlice:
-    """What of an RLDS dataset is a split."""
+    """What of the dataset's own splits is a split."""
     if split == "train":
         return SplitSlice.parse(config.train_split, "bridgedata_config.train_split")
     if config.val_split:
         return SplitSlice.parse(config.val_split, "bridgedata_config.val_split")
-    there = rlds_files.splits(root) if split in _VALIDATION else ()
+    there = _SPLITTING[config.format].splits(root) if split in _VALIDATION else ()
     return SplitSlice(next((name for name in _VALIDATION if name in there), split))
 
 
@@ -110,7 +119,7 @@ def _describe_part(
         return lines
     trained = _slice_of(config, root, "train")
     if trained.split == which.split:
-        of = {part.path: part for part in rlds_files.find_parts(root, trained)}
+        of = {part.path: part for part in _find_parts(config, root, trained)}
         shared = [
             min(part.stop, of[part.path].stop) - max(part.start, of[part.path].start)
             for part in parts
@@ -123,9 +132,8 @@ def _describe_part(
 
 def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
     """Whether any group has files of a split."""
-    if config.format == "rlds":
-        rlds_files.check_version(root)
-        return _slice_of(config, root, split).split in rlds_files.splits(root)
+    if config.format in _SPLITTING:
+        return _slice_of(config, root, split).split in stored_splits(config, root)
     for patterns in config.include:
         with contextlib.suppress(DataError):
             return bool(bridge_tfrecord.find_files(root, patterns, config.exclude, split)[0])
@@ -134,17 +142,17 @@ def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
 
 def stored_splits(config: SourceConfig, root: pathlib.Path) -> tuple[str, ...]:
     """The names of the splits that have files of their own; a share that is held out has none."""
-    if config.format == "rlds":
-        rlds_files.check_version(root)
-        return rlds_files.splits(root)
+    if config.format in _SPLITTING:
+        _SPLITTING[config.format].check_version(root)
+        return _SPLITTING[config.format].splits(root)
     return tuple(split for split in ("train", "val") if _has_split(config, root, split))
 
 
 def stored_cameras(config: SourceConfig, root: pathlib.Path, standardize: Standardize | None = None) -> dict[str, str]:
     """The cameras that a configuration names, by their names in batches: what they are called in the files."""
-    if config.format != "rlds":
+    if config.format not in _SPLITTING:
         return config.cameras
-    reader = rlds.RLDSFormat.of(root, config.step_keys, standardize)
+    reader = _reader(config, root, standardize)
     if not config.cameras:
         there = ", ".join(reader.cameras) or "no pictures at all"
         raise ConfigError(
@@ -171,9 +179,9 @@ def index_split(
 
 def _stored_files(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
     """All of the files of a split, whatever the configuration takes of it."""
-    if config.format != "rlds":
+    if config.format not in _SPLITTING:
         return _find_groups(config, root, split)
-    parts = rlds_files.find_parts(root, SplitSlice(split))
+    parts = _find_parts(config, root, SplitSlice(split))
     return _Files([[part.path for part in parts]], tuple(parts))
 
 
@@ -198,7 +206,6 @@ def open_source(
     root: pathlib.Path,
     split: str,
     standardize: Standardize | None = None,
-    convention: ActionConvention | None = None,
     resize: str = "lanczos",
     paraphrases: Paraphrases | None = None,
     camera_sizes: Mapping[str, tuple[int, int]] | None = None,
@@ -211,7 +218,6 @@ def open_source(
         root: see `find_root`.
         split: "train" or "val"; of an RLDS dataset also another that it has.
         standardize: makes actions, states and texts of an RLDS dataset's features; None to take them by `config`.
-        convention: of the actions, by which no-ops are known; None for that of `config`.
         resize: how frames get to that size, one of `images.FILTERS`.
         paraphrases: other words for the annotations; None for none.
         camera_sizes: sizes of cameras that differ from `image_size`, by camera; None for none.
@@ -237,7 +243,7 @@ def open_source(
             f"held out     {held_out} of {count} trajectories for val, which has no files of its own (validation_share="
             f"{share:g})",
         )
-    kept, left_out = _choose(config, root, kept, split, convention or config.actions)
+    kept, left_out = _choose(config, root, kept, split)
     filled = np.flatnonzero([len(index.lengths) for index in kept])
     chosen = [kept[i] for i in filled]
     notes += left_out
@@ -250,7 +256,7 @@ def open_source(
 
 
 def _choose(
-    config: SourceConfig, root: pathlib.Path, indices: list[Index], split: str, convention: ActionConvention
+    config: SourceConfig, root: pathlib.Path, indices: list[Index], split: str
 ) -> tuple[list[Index], tuple[str, ...]]:
     """The trajectories and transitions that a configuration takes of a split, and lines that say what it leaves out."""
     notes: tuple[str, ...] = ()
@@ -261,7 +267,7 @@ def _choose(
         notes += (f"subset       {left} of {count} train trajectories (subset_seed={config.subset_seed})",)
     if not config.drop_first and not config.no_op_below:
         return indices, notes
-    options = convention, config.drop_first, config.no_op_below
+    options = config.actions, config.drop_first, config.no_op_below
     found = [filters.idle_steps(index, *options) for index in indices]
     total = sum(len(index.actions) for index in indices)
     counts = {reason: sum(int(own[reason].sum()) for own in found) for reason in found[0]}
@@ -287,11 +293,23 @@ def _read_indices(
     standardize: Standardize | None,
 ) -> tuple[list[Index], tuple[str, ...]]:
     """The indices of files, and lines that say what the dataset has not."""
-    if config.format != "rlds":
+    if config.format not in _SPLITTING:
         return open_indices(paths, bridge_tfrecord.build_index), ()
-    reader = rlds.RLDSFormat.of(root, config.step_keys, standardize)
+    reader = _reader(config, root, standardize)
     indices = open_indices(paths, reader.build_index, repr(reader), reader.variant)
     rlds_files.check_counts(parts, [index.total for index in indices])
-    missing = reader.unlabelled()
-    chosen = [index.between(part.start, part.stop) for index, part in zip(indices, parts)]
-    return chosen, (f"language     {missing}",) if missing else ()
+    chosen = [index.between(part.start, part.stop, part.left_out) for index, part in zip(indices, parts)]
+    return chosen, reader.notes()
+
+
+def _reader(
+    config: SourceConfig, root: pathlib.Path, standardize: Standardize | None
+) -> rlds.RLDSFormat | LeRobotFormat:
+    """What reads a dataset that says which splits and features it has."""
+    if config.format == "rlds":
+        return rlds.RLDSFormat.of(root, config.step_keys, standardize)
+    if standardize is not None:
+        raise ConfigError(
+            f"{root}: standardization {standardize.name!r} is of RLDS datasets, this one is a LeRobotDataset"
+        )
+    return LeRobotFormat.of(root, config.action_key, config.proprio_key, config.actions.relabel)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection
 
 from jaxvla.data import standardizing
-from jaxvla.data.formats import rlds
+from jaxvla.data.formats import lerobot_meta, rlds
 from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.data.formats.standard import Standardize
 from jaxvla.data.oxe import registry
@@ -14,10 +14,15 @@ from jaxvla.data.schema import CAMERA_MASK, PROPRIO
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import ConfigError
 
-FORMATS = ("bridge_tfrecord", "rlds")
+FORMATS = ("bridge_tfrecord", "rlds", "lerobot")
 _STEP_KEYS = {"action_key": "action", "proprio_key": "proprio", "language_key": "language"}
 _OF_REGISTRY = ("variant", "views")
-_OF_RLDS = ("tfds_name", "train_split", "val_split", "standardization", *_OF_REGISTRY, *_STEP_KEYS)
+# The keys that say something of some formats only.
+_OF_FORMATS = {
+    **dict.fromkeys(("tfds_name", "language_key", "standardization", *_OF_REGISTRY), ("rlds",)),
+    **dict.fromkeys(("train_split", "val_split", "action_key", "proprio_key"), ("rlds", "lerobot")),
+    **dict.fromkeys(("episodes", "exclude_episodes"), ("lerobot",)),
+}
 
 
 def check_image_size(where: str, size: tuple[int, ...]) -> None:
@@ -43,12 +48,14 @@ def _check_parts(where: str, config: "SourceConfig") -> None:
             raise ConfigError(f"{where}.{name} must be 0 or more, not {getattr(config, name)}")
 
 
-def _check_of_rlds(where: str, config: "SourceConfig") -> None:
-    """Raises ConfigError for keys of RLDS datasets that say nothing, or contradict each other."""
+def _check_of_formats(where: str, config: "SourceConfig") -> None:
+    """Raises ConfigError for keys of some formats that say nothing, or contradict each other."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for option, formats in _OF_FORMATS.items():
+        if config.format not in formats and getattr(config, option) != defaults[option]:
+            raise ConfigError(f"{where}.{option} has no effect with format {config.format!r}; leave it as it was")
     without = f"with standardization {config.standardization!r}"
     for options, useless, why in (
-        (_OF_RLDS, config.format != "rlds", f"with format {config.format!r}"),
         (tuple(_STEP_KEYS), config.standardization, f"{without}, which reads features of its own"),
         (_OF_REGISTRY, config.dataset is None, f"{without}, which is no dataset of Open X-Embodiment"),
     ):
@@ -63,6 +70,8 @@ def _check_of_rlds(where: str, config: "SourceConfig") -> None:
             f"{where}.val_split={config.val_split!r} and validation_share={config.validation_share} both say what is "
             "held out: leave one as it was"
         )
+    for option in ("episodes", "exclude_episodes"):
+        lerobot_meta.parse_choice(getattr(config, option), f"{where}.{option}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +112,8 @@ class SourceConfig:
     val_split: str = ""
     statistics_path: str = ""
     statistics_name: str = ""
+    episodes: str = ""
+    exclude_episodes: str = ""
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"
@@ -132,7 +143,7 @@ class SourceConfig:
         _check_parts(where, self)
         if self.statistics_name and not self.statistics_path:
             raise ConfigError(f"{where}.statistics_name={self.statistics_name!r} has no effect without statistics_path")
-        _check_of_rlds(where, self)
+        _check_of_formats(where, self)
 
     @property
     def step_keys(self) -> rlds.StepKeys:

@@ -6,17 +6,17 @@ The files are TFRecords or array_record files (records.py), which features.json 
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxvla.data.formats import tfrecord
-from jaxvla.data.formats.index import ANY_TEXT, MIN_TRANSITIONS, NO_TEXT, Frames, Index, IndexBuilder
+from jaxvla.data.formats.index import MIN_TRANSITIONS, Frames, Index, IndexBuilder
 from jaxvla.data.formats.records import open_records
 from jaxvla.data.formats.rlds_episode import Episode
 from jaxvla.data.formats.rlds_features import DEPTH, NUMBERS, PICTURES, TEXT, Feature, read_features
-from jaxvla.data.formats.standard import Standardize, Standardized
+from jaxvla.data.formats.standard import Standardize, Standardized, annotations
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 
@@ -106,14 +106,13 @@ class RLDSFormat:
             raise DataError(f"{where}: no camera {name!r}, {there}")
         return found
 
-    def unlabelled(self) -> str:
-        """Why no step has an instruction; empty where the dataset has a feature for them."""
+    def notes(self) -> tuple[str, ...]:
+        """A line that says why no step has an instruction, where the dataset has no feature for them."""
         if self.keys.language or self.standardize:
-            return ""
+            return ()
         there = ", ".join(self._names(TEXT)) or "nowhere"
-        return (
-            f"steps have no text {StepKeys.language!r}, texts are {there}: bridgedata_config.language_key chooses one"
-        )
+        why = f"steps have no text {StepKeys.language!r}, texts are {there}"
+        return (f"language     {why}: bridgedata_config.language_key chooses one",)
 
     def build_index(self, path: str) -> Index:
         """Indexes one shard; episodes that cannot be used are left out and counted.
@@ -153,7 +152,7 @@ class RLDSFormat:
         if not steps:
             raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: no steps")
         rows = self._rows(episode, steps, where)
-        language, texts, first = _annotations(rows.texts[:-1])
+        language, texts, first = annotations(rows.texts[:-1])
         vector = self._feature(self.keys.vector)
         frames = {feature.name: episode.pictures(feature) for feature in self.features if feature.is_located}
         if len(rows.steps) != steps:
@@ -197,24 +196,13 @@ class RLDSFormat:
         return tuple(sorted(feature.name for feature in self.features if feature.kind == kind))
 
 
-def _annotations(texts: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, list[int]]:
-    """The different texts, which of them each transition has (see `Index`), and the first step that has each."""
-    texts = list(texts)
-    first = {text: texts.index(text) for text in dict.fromkeys(texts) if text}
-    numbers = {text: number for number, text in enumerate(first)} | {"": NO_TEXT}
-    own = np.array([numbers[text] for text in texts], np.int32)
-    if len(first) == 1 and not own.any():
-        own = np.full_like(own, ANY_TEXT)
-    return tuple(first), own, [*first.values()]
-
-
 def _choose(found: Frames | str, chosen: np.ndarray, steps: int) -> Frames | str:
     """The frames of some of the steps."""
     if isinstance(found, str):
         return found
     if len(found.offsets) != steps:
         return f"{len(found.offsets)} pictures for {steps} steps"
-    return Frames(found.offsets[chosen], found.sizes[chosen], found.shape)
+    return found.select(chosen)
 
 
 def _what(name: str, features: Mapping[str, Feature]) -> str:

@@ -32,12 +32,16 @@ _VARIABLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The episodes `start` to `stop` of one file; `count` is how many it has by dataset_info.json, None if unknown."""
+    """The episodes `start` to `stop` of one file, but those `left_out`.
+
+    `count` is how many it has by dataset_info.json, None if unknown.
+    """
 
     path: str
     start: int
     stop: int
     count: int | None
+    left_out: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The hook by which a dataset's own features become actions, states and instructions, while its files are indexed."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 
@@ -96,3 +97,14 @@ def paths(trajectory: Mapping[str, Any], above: str = "") -> list[str]:
     for key, child in sorted(trajectory.items()):
         found += paths(child, f"{above}{key}/") if isinstance(child, Mapping) else [f"{above}{key}"]
     return found
+
+
+def annotations(texts: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray, list[int]]:
+    """The different texts, which of them each transition has (see `Index`), and the first step that has each."""
+    texts = list(texts)
+    first = {text: texts.index(text) for text in dict.fromkeys(texts) if text}
+    numbers = {text: number for number, text in enumerate(first)} | {"": NO_TEXT}
+    own = np.array([numbers[text] for text in texts], np.int32)
+    if len(first) == 1 and not own.any():
+        own = np.full_like(own, ANY_TEXT)
+    return tuple(first), own, [*first.values()]

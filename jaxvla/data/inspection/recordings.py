@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvla.data import opening
-from jaxvla.data.formats import bridge_tfrecord, rlds_files
+from jaxvla.data.formats import bridge_tfrecord, lerobot_meta, rlds_files
 from jaxvla.data.formats.index import Index
 from jaxvla.data.skipping import Skipped
 from jaxvla.data.source import TrajectorySource
@@ -106,6 +106,8 @@ def find_config(root: pathlib.Path) -> SourceConfig:
         raise DataError(f"no data folder {root}: give a folder of TFRecords or an RLDS version folder")
     if (root / "features.json").exists():
         return SourceConfig("rlds", str(root))
+    if (root / lerobot_meta.INFO).exists():
+        return SourceConfig("lerobot", str(root))
     config = SourceConfig("bridge_tfrecord", str(root), (("**",),))
     if opening.stored_splits(config, root):
         return config
@@ -133,7 +135,7 @@ def open_recordings(config: SourceConfig, said: bool, max_episodes: int, seed: i
     """
     root = opening.find_root(config)
     splits = opening.stored_splits(config, root)
-    if not splits and config.format != "rlds":
+    if not splits and config.format == "bridge_tfrecord":
         bridge_tfrecord.find_files(root, config.include[0], config.exclude, "train")  # which says why
     standardize = config.standardize
     cameras = (*opening.stored_cameras(config, root, standardize).values(),) if said else ()
