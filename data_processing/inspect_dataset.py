@@ -3,9 +3,10 @@
     python data_processing/inspect_dataset.py data/bdv2 --output_path inspection
     python data_processing/inspect_dataset.py --bridgedata_config data_config.py:sample --output_path inspection
 
-The path is that of a folder of BridgeData's TFRecords or of an RLDS version folder; which it is shows in what lies
-there. With a data config the dataset is looked at as training sees it: its cameras, its features, and what it says of
-the actions. All tables are read, of frames only a sample. `inspection.html` needs no other file, and no network.
+The path is that of a folder of BridgeData's TFRecords, an RLDS version folder or a LeRobotDataset; which it is shows in
+what lies there. With a data config the dataset is looked at as training sees it: its cameras, its features, and what it
+says of the actions. All tables are read, of frames only a sample. `inspection.html` needs no other file, and no
+network.
 """
 
 import dataclasses

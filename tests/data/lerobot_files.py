@@ -21,7 +21,7 @@ TASKS = ("open it", "close it")
 def frame(episode: int, step: int) -> np.ndarray:
     """uint8 [16, 24, 3]."""
     pixels = np.zeros((*SIZE, 3), np.uint8)
-    pixels[..., 0], pixels[..., 1] = 40 * episode, 5 * step
+    pixels[..., 0], pixels[..., 1] = 40 * episode % 256, 5 * step % 256
     pixels[:, : SIZE[1] // 2, 2] = 200
     return pixels
 

@@ -62,7 +62,10 @@ def test_a_dataset_is_looked_at_as_its_config_says(data, tmp_path):
             ["--bridgedata_config=data_config.py:mixture_example"],
             "error: --dataset must be one of those of the config, bridge, tabletop, not ''\n",
         ),
-        (["none"], "error: no data folder none: give a folder of TFRecords or an RLDS version folder\n"),
+        (
+            ["none"],
+            "error: no data folder none: give a folder of TFRecords, an RLDS version folder or a LeRobotDataset\n",
+        ),
         (
             ["{data}", "--statistics_path=s.json"],
             "error: --statistics_path needs --bridgedata_config, which says what the actions are\n",

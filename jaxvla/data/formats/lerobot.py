@@ -97,13 +97,13 @@ class LeRobotFormat:
         return found
 
     def notes(self) -> tuple[str, ...]:
-        """Lines that say what lacks."""
-        count = len(self.info.episodes)
-        lines = ()
-        if count != self.info.total:
-            lines += (f"warning: {self.info.path} says {self.info.total} episodes, but {count} are listed beside it",)
+        """Lines that say what info.json says of the whole, and what lacks."""
+        fps, count, total = self.info.fps, len(self.info.episodes), self.info.total
+        lines = (f"frequency    {fps:g} Hz by info.json; bridgedata_config.control_frequency={fps:g} hands it on",)
+        if count != total:
+            lines += (f"warning: {self.info.path} says {total} episodes, but {count} are listed beside it",)
         if _TASK not in self.info.features:
-            lines += ("language     frames have no task_index",)
+            lines += (f"language     frames have no {_TASK}",)
         return lines
 
     def build_index(self, path: str) -> Index:

@@ -320,14 +320,14 @@ def _each(path: pathlib.Path, rows: Iterable[Any], read: Callable[[Any], Any]) -
     for number, row in enumerate(rows):
         try:
             made.append(read(row))
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: entry {number} is damaged ({error!r}): download or make it again") from error
     return made
 
 
 def _task(row: Mapping[str, Any]) -> tuple[int, str]:
     """pandas keeps the texts of 3.0 as a column without a certain name."""
-    text = next(value for name, value in row.items() if name != "task_index" and isinstance(value, str))
+    (text,) = (value for name, value in row.items() if name != "task_index" and isinstance(value, str))
     return int(row["task_index"]), text.strip()
 
 

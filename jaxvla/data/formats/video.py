@@ -175,9 +175,11 @@ def _opened(path: str) -> Any:
 
     try:
         container = av.open(path)
-    except av.error.InvalidDataError as error:
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
         raise _no_video(path) from error
-    if not container.streams.video:
+    if not container.streams.video or container.streams.video[0].codec_context is None:
         raise _no_video(path)
     return container
 

@@ -103,7 +103,9 @@ def find_config(root: pathlib.Path) -> SourceConfig:
         DataError: nothing that is read lies there; names what does, and what to do.
     """
     if not root.is_dir():
-        raise DataError(f"no data folder {root}: give a folder of TFRecords or an RLDS version folder")
+        raise DataError(
+            f"no data folder {root}: give a folder of TFRecords, an RLDS version folder or a LeRobotDataset"
+        )
     if (root / "features.json").exists():
         return SourceConfig("rlds", str(root))
     if (root / lerobot_meta.INFO).exists():
@@ -116,7 +118,8 @@ def find_config(root: pathlib.Path) -> SourceConfig:
     there = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise DataError(
         f"{root} holds no dataset that is read: neither features.json (an RLDS version folder) nor "
-        f"<task>/(train|val)/out.tfrecord; it has {there}: convert raw data first (README, From raw data to a policy)"
+        f"{lerobot_meta.INFO} (a LeRobotDataset) nor <task>/(train|val)/out.tfrecord; it has {there}: convert raw data "
+        "first (README, From raw data to a policy)"
     )
 
 

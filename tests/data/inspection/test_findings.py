@@ -276,7 +276,7 @@ def test_real_data_has_the_faults_that_it_is_known_for(bridge_rlds):
 @pytest.mark.parametrize(
     ("made", "line"),
     [
-        ("", "no data folder .*: give a folder of TFRecords or an RLDS version folder$"),
+        ("", "no data folder .*: give a folder of TFRecords, an RLDS version folder or a LeRobotDataset$"),
         ("set/raw/x", "holds no dataset that is read: neither features.json .* it has raw: convert raw data first"),
         ("set/bridge/1.0.0/features.json/", "is no RLDS version folder, below it lie bridge/1.0.0: set the data path"),
     ],
