@@ -43,6 +43,7 @@ def write_video(
     frames: Sequence[np.ndarray],
     codec: str = "libx264rgb",
     table_first: bool = False,
+    delay: int = 0,
     **options: str,
 ) -> None:
     """A film of FPS frames a second, without loss unless another codec is asked for."""
@@ -54,7 +55,7 @@ def write_video(
         stream.pix_fmt = "rgb24" if codec == "libx264rgb" else "yuv420p"
         for number, pixels in enumerate(frames):
             made = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            made.pts, made.time_base = number, fractions.Fraction(1, FPS)
+            made.pts, made.time_base = number + delay, fractions.Fraction(1, FPS)
             container.mux(stream.encode(made))
         container.mux(stream.encode())
 

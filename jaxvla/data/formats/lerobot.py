@@ -30,6 +30,7 @@ from jaxvla.errors import DataError
 _TASK, _NO_TASK = "task_index", -1
 _UP = os.path.join(os.pardir, "")
 _BAR = {"delay": 1.0, "leave": False}
+_SHOWN = 200  # letters of a choice of episodes in a message
 _NTH_CAMERA = re.compile(r"images(\d+)")
 _WITHIN = 0.5  # of a frame, by which times may be off: whichever frame is nearest is meant
 
@@ -121,12 +122,12 @@ class LeRobotFormat:
             files = [*dict.fromkeys(episode.data for episode in episodes)]
             tables = dict(zip(files, tqdm(pool.map(self._read_table, files), "indexing", len(files), **_BAR)))
             cameras = [self._camera(name, pool) for name in self.info.cameras]
-        there = [episode.number for episode in episodes if isinstance(tables[episode.data], _Table)]
+        there = lerobot_meta.choice_of(e.number for e in episodes if isinstance(tables[e.data], _Table))
+        mend = f", or set bridgedata_config.episodes={there!r}" if 0 < len(there) <= _SHOWN else ""
         for episode in episodes:
             with builder.trajectory():
                 table = tables[episode.data]
                 if isinstance(table, str):
-                    mend = f", or set bridgedata_config.episodes={lerobot_meta.choice_of(there)!r}" if there else ""
                     raise UnusableError("data file cannot be used", f"{table}{mend}")
                 self._add(builder, episode, table, tasks, cameras)
         return builder.build()
@@ -240,7 +241,8 @@ class _Camera:
             return found
         if found is not None:
             start = episode.videos[self.name][1]
-            numbers, shape = round(start * fps) + np.arange(len(rows)), (*found.size, 3)
+            first = np.searchsorted(found.times, start - _WITHIN / fps)
+            numbers, shape = first + np.arange(len(rows)), (*found.size, 3)
             wrong = _compare(found.times, start, numbers, fps)
             if wrong:
                 return f"{self.files[file].removeprefix(_UP)} {wrong}"

@@ -16,6 +16,8 @@ import numpy as np
 
 from jaxvla.errors import DataError
 
+# FFmpeg would otherwise take a list of addresses for a video, and follow them.
+_TRUSTED = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
 # Of each thread. A decoder holds some frames of its video, and the file open.
 _OPEN_DECODERS = 16
 
@@ -174,7 +176,7 @@ def _opened(path: str) -> Any:
     import av  # here, for it loads FFmpeg
 
     try:
-        container = av.open(path)
+        container = av.open(path, options=_TRUSTED)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
             raise

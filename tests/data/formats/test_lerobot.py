@@ -321,6 +321,23 @@ def test_a_wrong_frequency_is_said(tmp_path):
         open_split(root)
 
 
+def test_a_wrong_place_in_a_video_is_said(tmp_path):
+    root = write(tmp_path / "d", "v3.0")
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[2][f"videos/{CAMERA}/from_timestamp"] += 1 / FPS
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    with pytest.raises(DataError, match=r"file-001.mp4 has 10 frames, the episode needs number 5 to 10"):
+        open_split(root)
+    rows[2][f"videos/{CAMERA}/from_timestamp"] -= 1.02 / FPS  # as durations that are added up drift
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    np.testing.assert_array_equal(open_split(root).source.frames(2, [3], "images0")[0], frame(2, 3))
+    shifted = [frame(0, 0)] * 5
+    lerobot_files.write_video(root / f"videos/{CAMERA}/chunk-000/file-000.mp4", shifted, delay=1)
+    with pytest.raises(DataError, match=r"file-000.mp4 shows frame 0 at 0.1 s, by fps 10 of info.json it is 0 s"):
+        open_split(root)
+
+
 def test_what_cannot_be_chosen_is_said(tmp_path):
     root = write(tmp_path / "d")
     with pytest.raises(

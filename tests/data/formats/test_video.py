@@ -99,6 +99,9 @@ def test_what_cannot_be_decoded_is_said(film, tmp_path):
     damaged.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"damaged.mp4: is no video, or is cut off: download or make it again"):
         video.read_track(str(damaged))
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n")
+    with pytest.raises(DataError, match=r"list.mp4: is no video"):
+        video.read_track(str(tmp_path / "list.mp4"))
     begin, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4
     damaged.write_bytes(whole[:begin] + bytes(end - begin) + whole[end:])
     with pytest.raises(DataError, match=r"damaged.mp4: frame 3 (cannot be decoded|is not where its table says)"):
