@@ -133,7 +133,8 @@ def _describe_part(
 def _has_split(config: SourceConfig, root: pathlib.Path, split: str) -> bool:
     """Whether any group has files of a split."""
     if config.format in _SPLITTING:
-        return _slice_of(config, root, split).split in stored_splits(config, root)
+        there = stored_splits(config, root)
+        return _slice_of(config, root, split).split in there
     for patterns in config.include:
         with contextlib.suppress(DataError):
             return bool(bridge_tfrecord.find_files(root, patterns, config.exclude, split)[0])

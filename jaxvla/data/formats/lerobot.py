@@ -117,7 +117,7 @@ class LeRobotFormat:
             DataError: meta is damaged.
         """
         episodes, builder = self.info.episodes, IndexBuilder()
-        tasks = self.info.tasks() if _TASK in self.info.features else {}
+        tasks = self.info.tasks() if _TASK in self.info.features else {_NO_TASK: ""}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             files = [*dict.fromkeys(episode.data for episode in episodes)]
             tables = dict(zip(files, tqdm(pool.map(self._read_table, files), "indexing", len(files), **_BAR)))
@@ -292,8 +292,6 @@ def _find_numbers(info: Info, option: str, name: str) -> str:
 
 
 def _text(tasks: Mapping[int, str], number: int | float, where: str) -> str:
-    if number == _NO_TASK:
-        return ""
     if number not in tasks:
         raise UnusableError(
             "no such task", f"{where}: task_index {number:g}, meta has {lerobot_meta.choice_of(sorted(tasks))}"

@@ -72,12 +72,13 @@ def read_picture(path: str, column: str, row: int) -> bytes:
     Raises:
         DataError: the file is damaged, has no such row, or the row no picture in it; names both.
     """
-    metadata = _metadata(path, os.stat(path).st_mtime_ns)
+    changed = os.stat(path).st_mtime_ns
+    metadata = _metadata(path, changed)
     ends = np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
     group = int(np.searchsorted(ends, row, side="right"))
     if group == len(ends):
         raise DataError(f"{path}: no row {row}, it has {metadata.num_rows}: it changed, download it again")
-    key = (path, column, group)
+    key = (path, changed, column, group)
     pictures = _kept.get(key)
     if pictures is None:
         _picture_ordinal(path, column, metadata)

@@ -20,6 +20,8 @@ from jaxvla.errors import DataError
 _TRUSTED = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
 # Of each thread. A decoder holds some frames of its video, and the file open.
 _OPEN_DECODERS = 16
+# So many are tried before a frame, so that a damaged video is not decoded from its begin for each of its frames.
+_KEY_FRAMES = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,7 +142,7 @@ class Decoder:
                 if found is not None:
                     return found
         # Frames that are shown before a key frame may be decodable from an earlier one only.
-        for key in range(first, -1, -1):
+        for key in range(first, max(first - _KEY_FRAMES, -1), -1):
             self._container.seek(int(self._table.shown[self._table.key_numbers[key]]), stream=self._stream)
             self._frames = self._container.decode(self._stream)
             found = self._decode_to(number)

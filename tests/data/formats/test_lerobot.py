@@ -171,6 +171,17 @@ def test_tasks_may_change_within_an_episode(tmp_path):
     assert source.texts[:5].tolist() == [0, 0, 1, 1, 1]
 
 
+def test_data_without_tasks_is_unlabelled(tmp_path):
+    root = write(tmp_path / "d")
+    features = json.loads((root / "meta/info.json").read_text())["features"]
+    edit(root, features={name: entry for name, entry in features.items() if name != "task_index"}, total_episodes=5)
+    (root / "meta/tasks.jsonl").unlink()
+    dataset = open_split(root)
+    assert dataset.source.language == ((),) * 3
+    assert "language     frames have no task_index" in dataset.report
+    assert any(line.endswith("info.json says 5 episodes, but 3 are listed beside it") for line in dataset.report)
+
+
 def test_episodes_are_chosen_excluded_and_split(tmp_path):
     root = write(tmp_path / "d", lengths=(4, 3, 5, 6, 2))
 
