@@ -25,7 +25,7 @@ from absl import flags
 from jaxvla import cli
 from jaxvla.data.dataset import DataConfig, Dataset, SourceConfig, open_dataset
 from jaxvla.data.formats import bridge_tfrecord, tfrecord
-from jaxvla.data.formats.index import open_indices
+from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.loader import training_batches
 from jaxvla.data.mixture import Mixture
 from jaxvla.errors import DataError

@@ -11,7 +11,8 @@ from jaxvla.config import local_path
 from jaxvla.data import skipping
 from jaxvla.data.files import check_folder, reading
 from jaxvla.data.formats import bridge_tfrecord, lerobot_meta, rlds, rlds_files
-from jaxvla.data.formats.index import MIN_TRANSITIONS, Index, open_indices
+from jaxvla.data.formats.index import MIN_TRANSITIONS, Index
+from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.formats.lerobot import LeRobotFormat
 from jaxvla.data.formats.rlds_files import Part
 from jaxvla.data.formats.rlds_versions import find_version, has_dataset

@@ -8,7 +8,8 @@ from data.bridge_files import frame, trajectory, write
 from PIL import Image
 
 from jaxvla.data.formats import bridge_tfrecord
-from jaxvla.data.formats.index import NO_TEXT, Frames, Index, open_indices
+from jaxvla.data.formats.index import NO_TEXT, Frames, Index
+from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.transforms.images import resize
 from jaxvla.data.transforms.selection import usable

@@ -6,20 +6,12 @@ One format module per storage format builds it; what stands in it is the same fo
 import collections
 import contextlib
 import dataclasses
-import functools
 import json
-import os
-import pathlib
 import zlib
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
-from jaxvla.data.conversion.workers import Job, Result, completed
-from jaxvla.data.files import reading
-from jaxvla.data.formats import sidecar
 from jaxvla.data.skipping import Skipped, UnusableError
 
 # Goals lie ahead of a transition, so a trajectory of one transition shows a policy nothing but its own end.
@@ -27,7 +19,7 @@ MIN_TRANSITIONS = 2
 OTHER_KIND = "other dimensions than the rest"
 # What stands in `Index.texts` where a transition has no text of its own.
 ANY_TEXT, NO_TEXT = -1, -2
-_VERSION = 7
+VERSION = 7
 _NO_ROWS = {
     "actions": np.empty((0, 0), np.float32),
     "proprio": np.empty((0, 0), np.float32),
@@ -37,8 +29,6 @@ _NO_ROWS = {
     "steps": np.empty(0, np.int32),
 }
 _ARRAYS = ("lengths", *_NO_ROWS, "numbers", "stored")
-# So many bytes of files are indexed by several processes: below, their start takes longer than they save.
-_MANY_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -345,69 +335,3 @@ def _join_frames(parts: Sequence[Frames | str], counts: np.ndarray) -> tuple[Fra
         for name in ("offsets", "sizes")
     )
     return Frames(offsets, sizes, shape, files), wrong
-
-
-def open_indices(
-    paths: Sequence[str], build: Callable[[str], Index], options: str = "", variant: str = ""
-) -> list[Index]:
-    """The index of each file: read from beside it, or built and kept there where it is missing or out of date.
-
-    Each is kept as soon as it is built, so that after an interruption the others alone are built. Gigabytes are shared
-    between processes.
-
-    Args:
-        paths: data files.
-        build: makes a file's index from the file; picklable.
-        options: what the result of `build` depends on beside the file.
-        variant: what indices are called that lie beside those without it.
-
-    Raises:
-        DataError: a file that cannot be read, or whatever `build` finds.
-    """
-    cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(min(8, cores)) as pool:
-        found = dict(zip(paths, pool.map(lambda path: _find_index(path, options, variant), paths)))
-    missing = {path: os.stat(path).st_size for path, index in found.items() if index is None}
-    total = sum(missing.values())
-    run = _completed_in_processes if total >= _MANY_BYTES and cores > 1 else _completed_in_threads
-    job = functools.partial(_build_index, build=build, options=options, variant=variant)
-    bar = tqdm(total=total, desc="indexing", unit="B", unit_scale=True, delay=1.0, leave=False)
-    # Closed at once, that an interruption does not wait for files that are not begun.
-    with bar, contextlib.closing(run(job, missing, max(1, min(cores, len(missing))))) as built:
-        for path, index in built:
-            found[path] = index
-            bar.update(missing[path])
-    return [found[path] for path in paths]
-
-
-def _find_index(path: str, options: str, variant: str) -> Index | None:
-    """The index that is kept of a file, if there is one."""
-    with reading(path):
-        stamp = sidecar.fingerprint([path], _VERSION, options)
-        return sidecar.find(_beside(path, variant), lambda kept: Index.loads(kept.read_bytes(), stamp))
-
-
-def _build_index(path: str, build: Callable[[str], Index], options: str, variant: str) -> tuple[str, Index]:
-    """Builds and keeps the index of a file; says which."""
-    with reading(path):
-        stamp = sidecar.fingerprint([path], _VERSION, options)
-        index = build(path)
-        content = index.dumps(stamp)
-        sidecar.keep(_beside(path, variant), lambda file: file.write(content))
-        return path, index
-
-
-def _beside(path: str, variant: str) -> pathlib.Path:
-    return pathlib.Path(f"{path}.{variant}.index" if variant else f"{path}.index")
-
-
-_completed_in_processes = functools.partial(completed, mend="start again, which goes on here, with fewer cores")
-
-
-def _completed_in_threads(function: Callable[[Job], Result], jobs: Iterable[Job], num_threads: int) -> Iterator[Result]:
-    """`completed` in threads of this process: they wait for the disk together, and start at once."""
-    pool = ThreadPoolExecutor(min(8, num_threads))
-    try:
-        yield from pool.map(function, jobs)
-    finally:
-        pool.shutdown(cancel_futures=True)

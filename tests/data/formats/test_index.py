@@ -9,8 +9,9 @@ from data.bridge_files import write_dataset
 from data.rlds_episodes import episode, write
 from tqdm import tqdm
 
-from jaxvla.data.formats import bridge_tfrecord, index, rlds, rlds_features
-from jaxvla.data.formats.index import Frames, IndexBuilder, open_indices
+from jaxvla.data.formats import bridge_tfrecord, indexing, rlds, rlds_features
+from jaxvla.data.formats.index import Frames, Index, IndexBuilder
+from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.skipping import UnusableError
 from jaxvla.errors import DataError
 
@@ -42,7 +43,7 @@ def test_a_part_counts_what_was_skipped():
     last = whole.between(4, 6)
     assert (last.total, last.keys, last.faults) == (2, ("5",), ((0, "camera", "no pictures"),))
     assert whole.between(1, 2).total == 1
-    again = index.Index.loads(part.dumps("s"), "s")
+    again = Index.loads(part.dumps("s"), "s")
     np.testing.assert_array_equal(again.numbers, part.numbers)
 
 
@@ -66,10 +67,10 @@ def test_what_was_indexed_before_an_interruption_is_kept(paths, monkeypatch):
             if len(seen) >= 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(index, "tqdm", Bar)
+    monkeypatch.setattr(indexing, "tqdm", Bar)
     with pytest.raises(KeyboardInterrupt):
         open_indices(paths, build)
-    monkeypatch.setattr(index, "tqdm", tqdm)
+    monkeypatch.setattr(indexing, "tqdm", tqdm)
     first = list(seen)
     assert 2 <= len(first) < len(paths) - 4, "what is not begun is not waited for"
     assert [path for path in paths if os.path.exists(f"{path}.index")] == first
@@ -87,7 +88,7 @@ def test_the_first_of_several_errors_is_told(paths):
 
 @pytest.mark.multiprocess
 def test_many_bytes_are_shared_between_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_MANY_BYTES", 0)
+    monkeypatch.setattr(indexing, "_MANY_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     files = [str(write(tmp_path / f"{i}.tfrecord", [episode(i), episode(9, 1)])) for i in range(3)]
     numbers, image = (rlds_features.Feature((), kind) for kind in (rlds_features.NUMBERS, rlds_features.PICTURES))

@@ -7,7 +7,7 @@ import pytest
 
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.formats import rlds, tfrecord
-from jaxvla.data.formats.index import open_indices
+from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.formats.rlds_files import find_files
 from jaxvla.data.loader import training_batches
 from jaxvla.data.mixture import Mixture

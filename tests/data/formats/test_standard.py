@@ -10,7 +10,7 @@ from data.rlds_episodes import STEPS, episode, write_dataset
 
 from jaxvla.data import opening
 from jaxvla.data.formats import index, rlds
-from jaxvla.data.formats.index import open_indices
+from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.formats.rlds_files import find_files
 from jaxvla.data.formats.standard import Standardize
 from jaxvla.data.skipping import UnusableError
