@@ -33,7 +33,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.qwen3_vl.cache import Cache, start_cache
 from jaxvla.models.qwen3_vl.config import PRESETS, Qwen3VLConfig, preset, to_hf
-from jaxvla.models.qwen3_vl.generate import Sampling, cast_matrices, continue_text
+from jaxvla.models.qwen3_vl.generate import Sampling, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids, num_image_tokens, num_patches
 from jaxvla.models.qwen3_vl.weight_table import param_shapes

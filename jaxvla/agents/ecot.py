@@ -21,10 +21,11 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.head import ActionHead
 from jaxvla.models.latent_thinking import Thought, check_latent_hidden, prefill, think
+from jaxvla.models.layers import cast_matrices
 from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.generate import Sampling, cast_matrices, continue_text
+from jaxvla.models.qwen3_vl.generate import Sampling, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids, of_tokens
 from jaxvla.models.qwen3_vl.weight_table import param_shapes

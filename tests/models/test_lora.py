@@ -10,10 +10,10 @@ import pytest
 from flax import nnx, traverse_util
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.layers import Linear
 from jaxvla.models.lora import PROJECTIONS, LoraConfig, adapt, add_lora, merge
 from jaxvla.models.module import bind, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import preset
-from jaxvla.models.qwen3_vl.layers import Linear
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.models.stack import scan_blocks, stack_blocks
 

@@ -1,27 +1,16 @@
-"""The linear layer of the action head."""
+"""The layers of the action head."""
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxvla.ops.matmul import project
+from jaxvla.models import layers
 
-
-class Linear(nnx.Module):
-    """x kernel + bias, computed in `dtype`; kernel [in, out] and bias are uniform in +-1 / sqrt(in), as torch's."""
-
-    def __init__(self, in_dim: int, out_dim: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
-        self.dtype = dtype
-        bound = 1 / math.sqrt(in_dim)
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), (in_dim, out_dim), minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (out_dim,), minval=-bound, maxval=bound))
-
-    def __call__(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
-        """Over the last axis."""
-        return project(x_btd.astype(self.dtype), self.kernel[...]) + self.bias[...].astype(self.dtype)
+# Drawn as torch draws it.
+Linear = functools.partial(layers.Linear, bias=True, uniform=True)
 
 
 class ReluMLP(nnx.Module):

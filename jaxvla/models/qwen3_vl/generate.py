@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.layers import cast_matrices
 from jaxvla.models.module import Params, bind, compute_dtype
 from jaxvla.models.qwen3_vl.cache import Cache, extend, start_cache
 from jaxvla.models.qwen3_vl.model import Qwen3VL
@@ -158,13 +159,3 @@ def choose_token(logits_bv: Float[Array, "b v"], rng: Key[Array, ""], sampling: 
         least_b1 = jnp.min(jnp.where(kept_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
         logits_bv = jnp.where(logits_bv >= least_b1, logits_bv, -jnp.inf)
     return jax.random.categorical(rng, logits_bv, axis=-1)
-
-
-def cast_matrices(params: Params, dtype: jnp.dtype) -> Params:
-    """Kernels and embeddings in the compute dtype; without it, each step of a loop would read them in float32."""
-
-    def cast(path: tuple, leaf: Array) -> Array:
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        return leaf.astype(dtype) if name in ("kernel", "embedding") else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, params)

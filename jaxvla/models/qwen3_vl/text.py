@@ -1,4 +1,4 @@
-"""The text decoder: grouped-query attention with normalized queries and keys, SwiGLU, DeepStack, scanned layers."""
+"""The text decoder: causal layers with normalized queries and keys, DeepStack, a scan over the layers."""
 
 from typing import NamedTuple
 
@@ -8,15 +8,16 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.models.adapter import matrix
+from jaxvla.models.decoder import Attention, DecoderLayer, LayerSizes, Look
+from jaxvla.models.layers import Embedding, Linear
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import RMSNorm
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.layers import Embedding, Linear
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.attention import KeyValues, attend
 from jaxvla.ops.losses import chunked_cross_entropy
 from jaxvla.ops.placement import pin
-from jaxvla.ops.rope import Rotation, multimodal_rotation, rotate
+from jaxvla.ops.rope import Rotation, multimodal_rotation
 
 
 class DeepStack(NamedTuple):
@@ -54,69 +55,17 @@ class Surroundings(NamedTuple):
     shown_bt: Array | None
 
 
-class TextAttention(nnx.Module):
-    """Causal attention of the tokens to themselves and to what came before."""
+def _causal(around: Surroundings, past: tuple[KeyValues, ...], implementation: str) -> Look:
+    """Tokens look at themselves, at what came before, and at `past`; besides, they give their own keys and values."""
+    implementation = "xla" if past and implementation == "cudnn" else implementation
 
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
-        text = config.text
-        self.head_dim = text.head_dim
-        self.implementation = config.attention
-        query_dim, key_dim = (text.head_dim * n for n in (text.num_attention_heads, text.num_key_value_heads))
-        options = {"bias": False, "dtype": compute_dtype(config.dtype), "rngs": rngs}
-        self.q_proj = Linear(text.hidden_size, query_dim, **options)
-        self.k_proj = Linear(text.hidden_size, key_dim, **options)
-        self.v_proj = Linear(text.hidden_size, key_dim, **options)
-        self.o_proj = Linear(query_dim, text.hidden_size, **options)
-        self.q_norm = RMSNorm(text.head_dim, text.rms_norm_eps)
-        self.k_norm = RMSNorm(text.head_dim, text.rms_norm_eps)
+    def look(attention: Attention, x_btd: Array) -> tuple[Array, KeyValues]:
+        q_btnh = attention.queries(x_btd, around.rotation)
+        k_btkh = attention.keys(x_btd, around.rotation)
+        own = KeyValues(k_btkh, attention.values(x_btd), *around[1:])
+        return attend(q_btnh, own, past, causal=True, implementation=implementation), own
 
-    def __call__(
-        self, x_btd: Float[Array, "b t d"], around: Surroundings, past: tuple[KeyValues, ...]
-    ) -> tuple[Float[Array, "b t d"], KeyValues]:
-        """The attention's output, and the tokens' own keys and values."""
-
-        def heads(x: Array) -> Array:
-            return x.reshape(*x.shape[:2], -1, self.head_dim)
-
-        q_btnh = rotate(self.q_norm(heads(self.q_proj(x_btd))), around.rotation)
-        k_btkh = rotate(self.k_norm(heads(self.k_proj(x_btd))), around.rotation)
-        own = KeyValues(k_btkh, heads(self.v_proj(x_btd)), *around[1:])
-        implementation = "xla" if past and self.implementation == "cudnn" else self.implementation
-        out_btnh = attend(q_btnh, own, past, causal=True, implementation=implementation)
-        return self.o_proj(out_btnh.reshape(*x_btd.shape[:2], -1)), own
-
-
-class TextMLP(nnx.Module):
-    """SwiGLU."""
-
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
-        dims = (config.text.hidden_size, config.text.intermediate_size)
-        options = {"bias": False, "dtype": compute_dtype(config.dtype), "rngs": rngs}
-        self.gate_proj = Linear(*dims, **options)
-        self.up_proj = Linear(*dims, **options)
-        self.down_proj = Linear(*dims[::-1], **options)
-
-    def __call__(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """down(silu(gate(x)) * up(x))."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x_btd)) * self.up_proj(x_btd))
-
-
-class DecoderLayer(nnx.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
-
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
-        self.input_layernorm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps)
-        self.self_attn = TextAttention(config, rngs)
-        self.post_attention_layernorm = RMSNorm(config.text.hidden_size, config.text.rms_norm_eps)
-        self.mlp = TextMLP(config, rngs)
-
-    def __call__(
-        self, x_btd: Float[Array, "b t d"], around: Surroundings, past: tuple[KeyValues, ...]
-    ) -> tuple[Float[Array, "b t d"], KeyValues]:
-        """The layer's output, and the tokens' own keys and values."""
-        attended_btd, own = self.self_attn(self.input_layernorm(x_btd), around, past)
-        x_btd = x_btd + attended_btd
-        return x_btd + self.mlp(self.post_attention_layernorm(x_btd)), own
+    return look
 
 
 class TextDecoder(nnx.Module):
@@ -126,7 +75,16 @@ class TextDecoder(nnx.Module):
         text, dtype = config.text, compute_dtype(config.dtype)
         self.config = config
         self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, dtype=dtype, rngs=rngs)
-        self.layers = stack_blocks(lambda rngs: DecoderLayer(config, rngs), text.num_hidden_layers, rngs)
+        sizes = LayerSizes(
+            text.hidden_size,
+            text.intermediate_size,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            text.head_dim,
+            text.rms_norm_eps,
+            normed_heads=True,
+        )
+        self.layers = stack_blocks(lambda rngs: DecoderLayer(sizes, dtype, rngs), text.num_hidden_layers, rngs)
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
@@ -167,7 +125,7 @@ class TextDecoder(nnx.Module):
         def step(layer: DecoderLayer, x_btd: Array, xs: tuple) -> tuple[Array, tuple]:
             index, stored = xs
             seen = tuple(run._replace(k_bskh=k, v_bskh=v) for run, (k, v) in zip(past, stored))
-            x_btd, own = layer(pin(x_btd), around, seen)
+            x_btd, own = layer(pin(x_btd), _causal(around, seen, self.config.attention))
             if deepstack is not None:
                 features_bid = stack_nbid[jnp.minimum(index, len(stack_nbid) - 1)]
                 x_btd = x_btd + place(features_bid, deepstack.image_index_bt)

@@ -10,12 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.layers import Embedding, Linear
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import LayerNorm
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.layers import Embedding, Linear
 from jaxvla.models.qwen3_vl.positions import Grids, check_grids, interpolation, num_patches, patch_positions
 from jaxvla.models.stack import scan_blocks, stack_blocks
+from jaxvla.models.vision.blocks import GeluMLP
 from jaxvla.ops.attention import KeyValues, attend
 from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import Rotation, inverse_frequencies, rotate
@@ -61,19 +62,6 @@ class VisionAttention(nnx.Module):
         return self.proj(jnp.concatenate(outputs, axis=1))
 
 
-class VisionMLP(nnx.Module):
-    """Two layers with the tanh approximation of GELU between them."""
-
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
-        options = {"bias": True, "dtype": compute_dtype(config.dtype), "rngs": rngs}
-        self.linear_fc1 = Linear(config.vision.hidden_size, config.vision.intermediate_size, **options)
-        self.linear_fc2 = Linear(config.vision.intermediate_size, config.vision.hidden_size, **options)
-
-    def __call__(self, x_bpd: Float[Array, "b p d"]) -> Float[Array, "b p d"]:
-        """Each patch by itself."""
-        return self.linear_fc2(jax.nn.gelu(self.linear_fc1(x_bpd), approximate=True))
-
-
 class VisionBlock(nnx.Module):
     """Attention and MLP, each behind a norm and beside a residual."""
 
@@ -81,7 +69,8 @@ class VisionBlock(nnx.Module):
         self.norm1 = LayerNorm(config.vision.hidden_size)
         self.norm2 = LayerNorm(config.vision.hidden_size)
         self.attn = VisionAttention(config, rngs)
-        self.mlp = VisionMLP(config, rngs)
+        dtype = compute_dtype(config.dtype)
+        self.mlp = GeluMLP(config.vision.hidden_size, config.vision.intermediate_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, x_bpd: Float[Array, "b p d"], rotation: Rotation, grids: Grids) -> Float[Array, "b p d"]:
         """The block's output."""

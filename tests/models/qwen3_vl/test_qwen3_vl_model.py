@@ -10,9 +10,9 @@ from flax import nnx, traverse_util
 from models.qwen3_vl import cases
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.layers import Linear
 from jaxvla.models.module import bind, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import preset
-from jaxvla.models.qwen3_vl.layers import Linear
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import num_patches
 from jaxvla.models.qwen3_vl.text import TextDecoder
