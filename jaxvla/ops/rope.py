@@ -39,6 +39,18 @@ def multimodal_rotation(positions_3bt: Int[Array, "3 b t"], section: tuple[int, 
     return Rotation(jnp.cos(angles_btf), jnp.sin(angles_btf))
 
 
+def rotation_at(positions_bt: Int[Array, "#b t"], head_dim: int, theta: float) -> Rotation:
+    """The rotation of tokens that stand in one line.
+
+    Args:
+        positions_bt: of the tokens.
+        head_dim: width of the heads.
+        theta: base of the frequencies.
+    """
+    angles_btf = positions_bt[..., None].astype(jnp.float32) * inverse_frequencies(head_dim, theta)
+    return Rotation(jnp.cos(angles_btf), jnp.sin(angles_btf))
+
+
 def rotate(x_btnh: Float[Array, "b t n h"], rotation: Rotation) -> Float[Array, "b t n h"]:
     """Turns the pairs (x[i], x[i + h / 2]) of each head by angle i, in float32; the result has x's dtype."""
     first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)

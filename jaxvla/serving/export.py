@@ -10,7 +10,8 @@ from jaxvla.data.text.tokenizer import tokenizer_from_files
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA
 from jaxvla.models.qwen3_vl.peft import save_peft
-from jaxvla.models.qwen3_vl.weights import check_empty, save_hf
+from jaxvla.models.qwen3_vl.weights import save_hf
+from jaxvla.models.weights import check_empty
 from jaxvla.reasoning.prompt import THINKING_TOKENS
 from jaxvla.serving.policy import read_params
 

@@ -1,4 +1,4 @@
-"""Rectified flow from noise to actions (Lipman et al., 2023; Liu et al., 2023), with the times of pi0 and GR00T N1.
+"""Rectified flow from noise to actions, with the times of pi0 and GR00T N1.
 
 Time runs from 0, noise, to 1, actions. All arrays are float32.
 """
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxvla.models.action_head.config import ActionHeadConfig
+from jaxvla.models.flow_matching import between, euler
 
 
 def flow_time(config: ActionHeadConfig, x_m: Float[Array, " m"]) -> Float[Array, " m"]:
@@ -35,8 +36,7 @@ def noised(
     noise_mad = jax.random.normal(noise_rng, actions_mad.shape)
     x_m = jax.random.beta(time_rng, config.beta_alpha, config.beta_beta, (len(actions_mad),))
     time_m = flow_time(config, x_m)
-    time_m11 = time_m[:, None, None]
-    point_mad = (1 - time_m11) * noise_mad + time_m11 * actions_mad
+    point_mad = between(noise_mad, actions_mad, time_m)
     return point_mad, (time_m * config.num_timestep_buckets).astype(jnp.int32), actions_mad - noise_mad
 
 
@@ -54,9 +54,4 @@ def integrate(
         noise_bad: standard normal.
         num_steps: of equal length.
     """
-
-    def step(actions_bad: Array, bucket: Array) -> tuple[Array, None]:
-        return actions_bad + velocity(actions_bad, jnp.full(len(actions_bad), bucket)) / num_steps, None
-
-    buckets = jnp.arange(num_steps) * config.num_timestep_buckets // num_steps
-    return jax.lax.scan(step, noise_bad, buckets)[0]
+    return euler(velocity, noise_bad, jnp.arange(num_steps) * config.num_timestep_buckets // num_steps)

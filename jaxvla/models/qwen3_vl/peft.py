@@ -12,9 +12,9 @@ from jaxvla.errors import WeightsError
 from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.models.module import Params
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.weight_table import Weight, weight_table
-from jaxvla.models.qwen3_vl.weights import check_empty, written_aside
+from jaxvla.models.qwen3_vl.weight_table import weight_table
 from jaxvla.models.safetensors_io import HostTensor, write_safetensors
+from jaxvla.models.weights import Weight, check_empty, written_aside
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

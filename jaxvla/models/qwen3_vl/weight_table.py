@@ -1,25 +1,17 @@
 """Which tensor of a Hugging Face checkpoint is which parameter: one table, read in both directions."""
 
-import dataclasses
-import math
 from typing import Any
 
 import jax
-from flax import traverse_util
 
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-
-# A linear layer is [out, in] there, [in, out] here. A tensor of more axes, the Conv3d of the patches
-# [out, channel, time, row, column], is flattened behind its first axis before it is transposed.
-COPY = "copy"
-TRANSPOSE = "transpose"
+from jaxvla.models.weights import COPY, TRANSPOSE, Weight, expand, shapes_of
 
 _TEXT = "model.language_model.layers.*."
 _BLOCK = "model.visual.blocks.*."
 _MERGER = "model.visual.merger."
 _DEEPSTACK = "model.visual.deepstack_merger_list.*."
 
-# Hugging Face name, where * counts the layers of a stack; path of the parameter; operation; shape there.
 _TABLE = (
     ("model.language_model.embed_tokens.weight", "text/embed_tokens/embedding", COPY, "vocab d"),
     (_TEXT + "input_layernorm.weight", "text/layers/input_layernorm/scale", COPY, "d"),
@@ -65,57 +57,22 @@ _TABLE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Weight:
-    """One row of the table for one configuration: a parameter, and the tensors of a checkpoint that make it up.
-
-    Attributes:
-        path: of the parameter, "text/norm/scale".
-        hf_names: its tensors; one, or one for each layer of a stack.
-        hf_shape: of each of them.
-        transposed: the tensor, flattened behind its first axis, is the transpose of the parameter.
-        stacked: the parameter has a leading layer axis.
-    """
-
-    path: str
-    hf_names: tuple[str, ...]
-    hf_shape: tuple[int, ...]
-    transposed: bool
-    stacked: bool
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the parameter."""
-        matrix = (math.prod(self.hf_shape[1:]), self.hf_shape[0]) if self.transposed else self.hf_shape
-        return (len(self.hf_names), *matrix) if self.stacked else matrix
-
-
 def weight_table(config: Qwen3VLConfig) -> tuple[Weight, ...]:
     """Every parameter of a model of this configuration; no output head where it is tied to the embedding."""
-    sizes, layers = _sizes(config), _layers(config)
-    rows = []
-    for name, path, operation, shape in _TABLE:
-        if path == "text/lm_head/kernel" and config.tie_word_embeddings:
-            continue
-        stack = next((stack for stack in layers if path.startswith(stack)), None)
-        names = (name,) if stack is None else tuple(name.replace("*", str(i)) for i in range(layers[stack]))
-        if names:
-            hf_shape = tuple(sizes[axis] for axis in shape.split())
-            rows.append(Weight(path, names, hf_shape, operation == TRANSPOSE, stack is not None))
-    return tuple(rows)
+    table = expand(_TABLE, _sizes(config), _layers(config))
+    return tuple(weight for weight in table if weight.path != "text/lm_head/kernel" or not config.tie_word_embeddings)
 
 
 def param_shapes(config: Qwen3VLConfig, dtype: jax.typing.DTypeLike = "float32") -> dict[str, Any]:
     """The parameters as a nested dict of `jax.ShapeDtypeStruct`s, such as sharding rules take; nothing is computed."""
-    flat = {weight.path: jax.ShapeDtypeStruct(weight.shape, dtype) for weight in weight_table(config)}
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return shapes_of(weight_table(config), dtype)
 
 
-def _layers(config: Qwen3VLConfig) -> dict[str, int]:
+def _layers(config: Qwen3VLConfig) -> dict[str, range]:
     return {
-        "text/layers/": config.text.num_hidden_layers,
-        "visual/blocks/": config.vision.depth,
-        "visual/deepstack_mergers/": len(config.vision.deepstack_visual_indexes),
+        "text/layers/": range(config.text.num_hidden_layers),
+        "visual/blocks/": range(config.vision.depth),
+        "visual/deepstack_mergers/": range(len(config.vision.deepstack_visual_indexes)),
     }
 
 

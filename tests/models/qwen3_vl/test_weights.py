@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from models.qwen3_vl import hf_files
 
 from jaxvla.errors import WeightsError
+from jaxvla.models import weights
 from jaxvla.models.module import init_params
-from jaxvla.models.qwen3_vl import weights
 from jaxvla.models.qwen3_vl.config import from_hf, preset, to_hf
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.weight_table import param_shapes, weight_table
