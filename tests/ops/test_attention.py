@@ -41,7 +41,16 @@ START, STOP = np.array([0, 3]), np.array([7, 5])
 SHOWN = np.random.default_rng(0).random((2, T)) < 0.6
 PAST_START, PAST_STOP = np.array([2, 0]), np.array([5, 4])
 # Own mask, options of the own keys, lengths of earlier runs, their masks and ranges, causal.
+SHOWN = np.array([[1, 0, 1, 1, 0, 0, 1], [0, 1, 0, 0, 1, 1, 0]], bool)
 VARIANTS = {
+    "any keys": (
+        np.broadcast_to(SHOWN[:, None], (B, T, T)) & between(T, T, START) & CAUSAL,
+        {"shown_bs": SHOWN, "start_b": START},
+        (5,),
+        (np.broadcast_to(SHOWN[:, None, :5], (B, T, 5)),),
+        ({"shown_bs": SHOWN[:, :5]},),
+        True,
+    ),
     "all": (between(T, T), {}, (), (), (), False),
     "causal": (between(T, T) & CAUSAL, {}, (), (), (), True),
     "left padding": (between(T, T, START) & CAUSAL, {"start_b": START}, (), (), (), True),

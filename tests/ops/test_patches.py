@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxvla.data.transforms import images
-from jaxvla.errors import DataError
-from jaxvla.ops.patches import normalize, patchify
+from jaxvla.errors import ConfigError, DataError
+from jaxvla.ops.patches import normalize, patchify, pixel_shuffle
 
 # What numpy gives in float32, with a rounding after each operation, for every value of a pixel.
 NORMALIZED = ((np.arange(256) / 255).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
@@ -73,3 +73,16 @@ def test_golden_records(samples):
 def test_off_the_grid():
     with pytest.raises(DataError, match="images of 32 x 48 pixels are off the model's grid of 32"):
         patchify(jnp.zeros((32, 48, 3), jnp.uint8))
+
+
+def test_squares_of_patches_become_tokens():
+    side, factor, width = 6, 3, 2
+    x = np.arange(2 * side * side * width, dtype=np.float32).reshape(2, side, side, width)
+    found = np.asarray(pixel_shuffle(x.reshape(2, side * side, width), factor))
+    assert found.shape == (2, 4, 18)
+    for row, column in itertools.product(range(2), range(2)):
+        square = x[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+        np.testing.assert_array_equal(found[:, 2 * row + column], square.reshape(2, -1))
+    for patches, factor in ((35, 1), (36, 4)):
+        with pytest.raises(ConfigError, match=f"{patches} patches are no square whose side is a multiple of {factor}"):
+            pixel_shuffle(np.zeros((1, patches, 2), np.float32), factor)

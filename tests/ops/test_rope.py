@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvla.ops.rope import Rotation, interleaved_axes, inverse_frequencies, multimodal_rotation, rotate
+from jaxvla.ops.rope import Rotation, interleaved_axes, inverse_frequencies, multimodal_rotation, rotate, rotation_at
 
 
 def test_frequencies():
@@ -46,3 +46,11 @@ def test_bfloat16_is_turned_in_float32():
     assert turned.dtype == jnp.bfloat16
     expected = jnp.array([np.cos(0.3) - np.sin(0.3), np.cos(0.3) + np.sin(0.3)], jnp.bfloat16)
     np.testing.assert_array_equal(turned[0, 0, 0].astype(float), expected.astype(float))
+
+
+def test_tokens_in_a_line_turn_as_those_of_an_image_that_stand_in_one():
+    positions = jnp.array([[0, 3, 3, 7]])
+    found = rotation_at(positions, 8, 16.0)
+    expected = multimodal_rotation(jnp.stack([positions] * 3), (2, 1, 1), 16.0)
+    np.testing.assert_array_equal(found.cos_btf, expected.cos_btf)
+    np.testing.assert_array_equal(found.sin_btf, expected.sin_btf)

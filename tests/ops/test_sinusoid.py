@@ -1,7 +1,8 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvla.ops.sinusoid import sinusoid_angles
+from jaxvla.ops.sinusoid import sinusoid_angles, time_waves
 
 
 def test_frequencies_fall_from_one_to_the_slowest():
@@ -10,3 +11,13 @@ def test_frequencies_fall_from_one_to_the_slowest():
     np.testing.assert_allclose(sinusoid_angles(steps, 5, 4)[1], [1, 1e-1, 1e-2, 1e-3, 1e-4], rtol=1e-5)
     np.testing.assert_allclose(sinusoid_angles(steps, 4, 4)[2], [750, 75, 7.5, 0.75], rtol=1e-5)
     assert (sinusoid_angles(steps, 4, 4)[0] == 0).all()
+
+
+def test_waves_of_a_time_are_those_of_float64():
+    times = np.concatenate([[0, 1, 0.001, 0.9], np.random.default_rng(0).uniform(0, 1, 500)]).astype(np.float32)
+    phases = 2 * np.pi * times.astype(np.float64)[:, None] / np.geomspace(4e-3, 4.0, 360)
+    found = jax.jit(lambda x: time_waves(x, 720, 4e-3, 4.0))(times)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, np.concatenate([np.sin(phases), np.cos(phases)], axis=1), atol=1e-6)
+    plain = np.sin(phases.astype(np.float32))
+    assert np.abs(plain - np.sin(phases)).max() > 2e-5, "which float32 alone does not reach"

@@ -16,6 +16,11 @@ from jaxvla.ops.attention import check_implementation
 # Of both streams, whatever rope_theta the config of the language model names.
 ROPE_THETA = 10000.0
 MODEL_TYPE = "smolvla"
+# What LeRobot adapts where nothing else is said: queries and values of the expert, and the projections around it.
+LORA_TARGETS = (
+    r"^expert/layers/(joint|cross)/self_attn/(q|v)_proj/kernel$"
+    r"|^(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)/kernel$"
+)
 # How errors become a loss: as a mean over the slots inside the trajectory and the dimensions that actions have, as
 # LeRobot does since 0.6; or over all slots and all dimensions, those that only fill up included.
 REDUCTIONS = ("valid", "all")
