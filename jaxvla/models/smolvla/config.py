@@ -201,13 +201,13 @@ def preset(name: str) -> SmolVLAConfig:
 
 # What LeRobot's config.json can say that this model does not have, and what it must say instead.
 _REQUIRED = {
-    "type": (MODEL_TYPE,),
-    "vlm_model_name": (VLM,),
-    "attention_mode": ("cross_attn",),
-    "self_attn_every_n_layers": (2,),
-    "add_image_special_tokens": (False,),
-    "adapt_to_pi_aloha": (False,),
-    "n_obs_steps": (1,),
+    "type": MODEL_TYPE,
+    "vlm_model_name": VLM,
+    "attention_mode": "cross_attn",
+    "self_attn_every_n_layers": 2,
+    "add_image_special_tokens": False,
+    "adapt_to_pi_aloha": False,
+    "n_obs_steps": 1,
 }
 _TAKEN = (
     "expert_width_multiplier",
@@ -236,17 +236,20 @@ def from_lerobot(values: Mapping[str, Any], where: str | pathlib.Path = "config.
         ConfigError: another kind of policy, or a variant that this port does not have.
     """
     for key, wanted in _REQUIRED.items():
-        if values.get(key, wanted[0]) not in wanted or (key == "type" and key not in values):
-            raise ConfigError(f"{where}: {key} is {values.get(key)!r}, but this model has {wanted[0]!r}")
-    layers = values.get("num_vlm_layers", PUBLISHED.text.num_hidden_layers)
-    if values.get("num_expert_layers", -1) > 0 and values["num_expert_layers"] != layers:
+        if values.get(key, wanted) != wanted:
+            raise ConfigError(f"{where}: {key} is {values[key]!r}, but this model has {wanted!r}")
+    layers, experts = values.get("num_vlm_layers", PUBLISHED.text.num_hidden_layers), values.get("num_expert_layers", 0)
+    if experts != layers and not (isinstance(experts, int) and experts <= 0):
         raise ConfigError(
-            f"{where}: num_expert_layers is {values['num_expert_layers']}, but this model has an expert of as many "
-            f"layers as num_vlm_layers, {layers}"
+            f"{where}: num_expert_layers is {experts!r}, but this model has an expert of as many layers as "
+            f"num_vlm_layers, {layers!r}"
         )
-    size = values.get("resize_imgs_with_padding", [PUBLISHED.vision.image_size] * 2)
-    if list(size) != [PUBLISHED.vision.image_size] * 2:
-        raise ConfigError(f"{where}: resize_imgs_with_padding is {size}, but this vision tower sees 512 x 512 pixels")
+    seen = PUBLISHED.vision.image_size
+    if values.get("resize_imgs_with_padding", [seen, seen]) not in ([seen, seen], (seen, seen)):
+        raise ConfigError(
+            f"{where}: resize_imgs_with_padding is {values['resize_imgs_with_padding']!r}, but this vision tower sees "
+            f"{[seen, seen]}"
+        )
     plain = dataclasses.asdict(PUBLISHED) | {key: values[key] for key in _TAKEN if key in values}
     plain["text"] |= {"num_hidden_layers": layers}
     return from_mapping(SmolVLAConfig, plain, str(where))

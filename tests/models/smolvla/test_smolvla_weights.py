@@ -143,11 +143,14 @@ def test_configurations(tmp_path):
         ("self_attn_every_n_layers", 4),
         ("num_expert_layers", 8),
         ("add_image_special_tokens", True),
+        ("num_expert_layers", None),
         ("resize_imgs_with_padding", [256, 256]),
+        ("resize_imgs_with_padding", None),
         ("vlm_model_name", "some/other"),
         ("num_steps", 0),
         ("chunk_size", "fifty"),
         ("num_vlm_layers", 15),
+        ("num_vlm_layers", "all"),
     ):
         assert key.removeprefix("num_vlm") in failure(from_lerobot, lerobot_files.VALUES | {key: value}, "here")
     assert "does not exist" in failure(read_lerobot_config, tmp_path / "nowhere")
