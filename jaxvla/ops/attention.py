@@ -42,6 +42,11 @@ def check_implementation(name: str) -> None:
         raise ConfigError(f"no attention named {name!r}; there are: {', '.join(IMPLEMENTATIONS)}")
 
 
+def flexible(name: str) -> str:
+    """`name`, or "xla" in the place of "cudnn": for calls that its kernel does not take, with `past` or `shown_bs`."""
+    return "xla" if name == "cudnn" else name
+
+
 def attend(
     q_btnh: Float[Array, "b t n h"],
     own: KeyValues,

@@ -14,7 +14,7 @@ from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import RMSNorm
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.stack import scan_blocks, stack_blocks
-from jaxvla.ops.attention import KeyValues, attend
+from jaxvla.ops.attention import KeyValues, attend, flexible
 from jaxvla.ops.losses import chunked_cross_entropy
 from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import Rotation, multimodal_rotation
@@ -57,7 +57,7 @@ class Surroundings(NamedTuple):
 
 def _causal(around: Surroundings, past: tuple[KeyValues, ...], implementation: str) -> Look:
     """Tokens look at themselves, at what came before, and at `past`; besides, they give their own keys and values."""
-    implementation = "xla" if past and implementation == "cudnn" else implementation
+    implementation = flexible(implementation) if past else implementation
 
     def look(attention: Attention, x_btd: Array) -> tuple[Array, KeyValues]:
         q_btnh = attention.queries(x_btd, around.rotation)

@@ -14,7 +14,7 @@ from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import RMSNorm
 from jaxvla.models.smolvla.config import ROPE_THETA, SmolVLAConfig
 from jaxvla.models.stack import scan_blocks, stack_blocks
-from jaxvla.ops.attention import KeyValues, attend
+from jaxvla.ops.attention import KeyValues, attend, flexible
 from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import rotation_at
 
@@ -80,7 +80,7 @@ class Expert(nnx.Module):
         steps_a, head_dim = jnp.arange(x_baf.shape[1]), self.config.text.head_dim
         behind = rotation_at(context.length_b[:, None] + steps_a, head_dim, ROPE_THETA)
         alone = rotation_at(steps_a[None], head_dim, ROPE_THETA)
-        options = {"implementation": "xla" if self.config.attention == "cudnn" else self.config.attention}
+        options = {"implementation": flexible(self.config.attention)}
 
         def step(pair: ExpertPair, x_baf: Array, stored: tuple) -> tuple[Array, Array | None]:
             (joint_k, joint_v), (cross_k, cross_v) = stored

@@ -15,7 +15,7 @@ from jaxvla.models.layers import Embedding
 from jaxvla.models.module import bind, compute_dtype, params_of
 from jaxvla.models.smolvla.config import ROPE_THETA, SmolVLAConfig
 from jaxvla.models.stack import scan_blocks, stack_blocks
-from jaxvla.ops.attention import KeyValues, attend
+from jaxvla.ops.attention import KeyValues, attend, flexible
 from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import rotation_at
 
@@ -66,7 +66,7 @@ class TextReader(nnx.Module):
         """
         config, valid_bt = self.config, prefix.valid_bt
         rotation = rotation_at(jnp.cumsum(valid_bt, 1) - 1, config.text.head_dim, ROPE_THETA)
-        options = {"implementation": "xla" if config.attention == "cudnn" else config.attention}
+        options = {"implementation": flexible(config.attention)}
 
         def look(attention: Attention, x_btd: Array) -> tuple[Array, tuple[Array, Array]]:
             q, k, v = attention.queries(x_btd, rotation), attention.keys(x_btd, rotation), attention.values(x_btd)
