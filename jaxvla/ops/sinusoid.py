@@ -36,5 +36,5 @@ def time_waves(time_b: Float[Array, " b"], dim: int, min_period: float, max_peri
     time_b1 = time_b.astype(jnp.float32)[:, None]
     coarse_b1 = jnp.floor(time_b1 * 4096) / 4096
     turns_bf = coarse_b1 * coarse_f % 1 + (time_b1 - coarse_b1) * coarse_f + time_b1 * fine_f
-    phases_bf = 2 * math.pi * turns_bf
+    phases_bf = 2 * math.pi * (turns_bf - jnp.round(turns_bf))
     return jnp.concatenate([jnp.sin(phases_bf), jnp.cos(phases_bf)], axis=-1)

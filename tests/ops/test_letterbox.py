@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ def bilinear(image, height, width):
 )
 def test_the_image_lies_at_the_bottom_right(size, inner):
     image = np.random.default_rng(0).uniform(size=(*size, 3)).astype(np.float32)
-    found = np.asarray(resize_with_pad(image[None], 32, 32))[0]
+    found = np.asarray(resize_with_pad(jnp.asarray(image[None]), 32, 32))[0]
     top, left = 32 - inner[0], 32 - inner[1]
     np.testing.assert_allclose(found[top:, left:], bilinear(image, *inner), atol=1e-5)
     assert not found[:top].any()
@@ -31,5 +32,5 @@ def test_the_image_lies_at_the_bottom_right(size, inner):
 
 
 def test_an_image_of_the_size_of_the_canvas_stays():
-    image = np.random.default_rng(0).uniform(size=(2, 16, 16, 3)).astype(np.float32)
+    image = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 16, 16, 3)), jnp.float32)
     assert resize_with_pad(image, 16, 16) is image

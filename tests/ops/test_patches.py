@@ -78,11 +78,11 @@ def test_off_the_grid():
 def test_squares_of_patches_become_tokens():
     side, factor, width = 6, 3, 2
     x = np.arange(2 * side * side * width, dtype=np.float32).reshape(2, side, side, width)
-    found = np.asarray(pixel_shuffle(x.reshape(2, side * side, width), factor))
+    found = np.asarray(pixel_shuffle(jnp.asarray(x.reshape(2, side * side, width)), factor))
     assert found.shape == (2, 4, 18)
     for row, column in itertools.product(range(2), range(2)):
         square = x[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
         np.testing.assert_array_equal(found[:, 2 * row + column], square.reshape(2, -1))
     for patches, factor in ((35, 1), (36, 4)):
         with pytest.raises(ConfigError, match=f"{patches} patches are no square whose side is a multiple of {factor}"):
-            pixel_shuffle(np.zeros((1, patches, 2), np.float32), factor)
+            pixel_shuffle(jnp.zeros((1, patches, 2)), factor)

@@ -12,7 +12,7 @@ from models.smolvla import cases, oracle
 
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LoraConfig, adapt, add_lora, merge
-from jaxvla.models.module import bind, init_params
+from jaxvla.models.module import init_params
 from jaxvla.models.smolvla.config import LORA_TARGETS, preset
 from jaxvla.models.smolvla.loss import reduce_errors, sample_losses
 from jaxvla.models.smolvla.model import SmolVLA, draw_time, pad_last, prepare_images
@@ -88,7 +88,7 @@ def test_the_tree_of_parameters_is_that_of_the_weight_table():
 
 
 def test_programs_do_not_grow_with_depth():
-    batch = cases.make_batch(cases.CASES["one_camera"])
+    batch = jax.tree.map(jnp.asarray, cases.make_batch(cases.CASES["one_camera"]))
 
     def size(text_layers, vision_layers):
         text = dataclasses.replace(CONFIG.text, num_hidden_layers=text_layers)
@@ -99,7 +99,7 @@ def test_programs_do_not_grow_with_depth():
             model, context = cases.look(params, batch, config)
             return model.errors(context, batch["actions"], batch["noise"], batch["time"]).sum()
 
-        return len(str(jax.make_jaxpr(jax.grad(loss))(param_shapes(config))).splitlines())
+        return str(jax.make_jaxpr(jax.grad(loss))(param_shapes(config))).count(" = ")
 
     assert 100 < size(4, 2) == size(16, 12)
 
@@ -112,23 +112,17 @@ def test_what_is_frozen():
     assert CONFIG.frozen_modules == ()
 
 
-def test_bfloat16_stays_near_and_is_used():
-    config = dataclasses.replace(CONFIG, dtype="bfloat16")
-    found = cases.errors(cases.jax_result("one_camera", config), cases.jax_result("one_camera"))
-    assert 1e-4 < found["expert_layers3"] < 0.1
-    assert found["actions"] < 0.1
-
-
 def test_reductions_of_the_loss():
     rng = np.random.default_rng(0)
-    errors = rng.uniform(size=(3, 5, 7))
+    errors = rng.uniform(size=(3, 5, 7)).astype(np.float32)
     slots = np.arange(5) < np.array([5, 2, 0])[:, None]
     dims = np.arange(7) < np.array([4, 4, 6])[:, None]
     kept = slots[:, :, None] & dims[:, None]
-    np.testing.assert_allclose(reduce_errors(errors, slots, dims, "valid"), errors[kept].mean(), rtol=1e-6)
-    np.testing.assert_allclose(reduce_errors(errors, slots, dims, "all"), errors.mean(), rtol=1e-6)
+    arrays = [jnp.asarray(x) for x in (errors, slots, dims)]
+    np.testing.assert_allclose(reduce_errors(*arrays, "valid"), errors[kept].mean(), rtol=1e-6)
+    np.testing.assert_allclose(reduce_errors(*arrays, "all"), errors.mean(), rtol=1e-6)
     expected = [errors[0][kept[0]].mean(), errors[1][kept[1]].mean(), 0]
-    np.testing.assert_allclose(sample_losses(errors, slots, dims), expected, rtol=1e-6)
+    np.testing.assert_allclose(sample_losses(*arrays), expected, rtol=1e-6)
 
 
 def test_adapters_of_lerobots_targets():
@@ -151,11 +145,11 @@ def test_times_lie_near_the_noise():
 
 
 def test_images_and_widths():
-    image = np.full((1, 16, 32, 3), 255, np.uint8)
+    image = jnp.full((1, 16, 32, 3), 255, jnp.uint8)
     seen = np.asarray(prepare_images(image, CONFIG))
     np.testing.assert_allclose(seen[0, :, 0, 0], [-1] * 16 + [1] * 16, atol=1e-6)
-    np.testing.assert_array_equal(pad_last(np.ones((2, 3)), 5, "proprio"), [[1, 1, 1, 0, 0]] * 2)
+    np.testing.assert_array_equal(pad_last(jnp.ones((2, 3)), 5, "proprio"), [[1, 1, 1, 0, 0]] * 2)
     with pytest.raises(ConfigError, match="actions has 7 values, but this model takes 6"):
-        pad_last(np.ones((2, 7)), 6, "actions")
+        pad_last(jnp.ones((2, 7)), 6, "actions")
     with pytest.raises(ConfigError, match="num_steps must be at least 1"):
-        bind(cases.graph(), cases.seeded_params()).sample(None, np.zeros((1, 5, 7)), 0)
+        sampled(0)(cases.seeded_params(), cases.make_batch(cases.CASES["one_camera"]))

@@ -1,7 +1,6 @@
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
@@ -27,4 +26,4 @@ def test_sizes_that_contradict_each_other(change, words):
 def test_patches_of_images_of_another_size():
     tower = SiglipTower(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match="are not those of images of 8 pixels, which have 4 of 48 values"):
-        tower(np.zeros((1, 9, 48), np.float32))
+        tower(jnp.zeros((1, 9, 48)))
