@@ -30,6 +30,7 @@ from flax import traverse_util
 
 from jaxvla import cli
 from jaxvla.errors import ConfigError
+from jaxvla.models.layers import cast_matrices
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.qwen3_vl.cache import Cache, start_cache
 from jaxvla.models.qwen3_vl.config import PRESETS, Qwen3VLConfig, preset, to_hf
