@@ -113,3 +113,8 @@ def test_configurations_from_plain_values():
     config = from_mapping(ActionHeadConfig, {"size": "dit_tiny", "t_clamp": None, "diffusion": {"num_levels": 50}})
     assert (config.depth, config.t_clamp, config.diffusion.num_levels) == (4, None, 50)
     assert from_mapping(ActionHeadConfig, {}).depth == 16
+
+
+def test_sampling_begins_at_the_noisiest_bucket():
+    assert flow_matching.first_bucket(FLOW) == 0
+    assert int(diffusion.first_bucket(DDPM)) == 19 * 1000 // 20
