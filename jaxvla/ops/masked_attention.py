@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxvla.ops.dropout import dropout
 
 # Finite, so that a sample that sees no key has a softmax without NaN.
 _HIDDEN = -1e30
@@ -18,7 +20,11 @@ class Keys(NamedTuple):
 
 
 def attend_where(
-    q_btnh: Float[Array, "b t n h"], keys: Keys, visible_bs: Bool[Array, "b s"] | None = None
+    q_btnh: Float[Array, "b t n h"],
+    keys: Keys,
+    visible_bs: Bool[Array, "b s"] | None = None,
+    dropout_rate: float = 0.0,
+    rng: Key[Array, ""] | None = None,
 ) -> Float[Array, "b t n h"]:
     """softmax(q k / sqrt(h)) v over the keys that are visible to their sample; the softmax is float32.
 
@@ -29,8 +35,10 @@ def attend_where(
         q_btnh: queries.
         keys: as many heads as the queries have.
         visible_bs: which keys the queries of each sample see; None for all.
+        dropout_rate: share of the weights that are dropped, after the softmax.
+        rng: draws which; None for none of them.
     """
-    weights_bnts = weights_where(q_btnh, keys.k_bsnh, visible_bs)
+    weights_bnts = dropout(weights_where(q_btnh, keys.k_bsnh, visible_bs), dropout_rate, rng)
     return jnp.einsum("bnts,bsnh->btnh", weights_bnts.astype(keys.v_bsnh.dtype), keys.v_bsnh).astype(q_btnh.dtype)
 
 

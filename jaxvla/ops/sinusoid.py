@@ -1,10 +1,10 @@
-"""Sinusoids of a step number or of a time, the input of time embeddings."""
+"""Sinusoids of a step number or of a time, the input of time embeddings, and of places in a sequence or a map."""
 
 import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 
 def sinusoid_angles(step_b: Int[Array, " b"], num_frequencies: int, last: int) -> Float[Array, "b f"]:
@@ -38,3 +38,32 @@ def time_waves(time_b: Float[Array, " b"], dim: int, min_period: float, max_peri
     turns_bf = coarse_b1 * coarse_f % 1 + (time_b1 - coarse_b1) * coarse_f + time_b1 * fine_f
     phases_bf = 2 * math.pi * (turns_bf - jnp.round(turns_bf))
     return jnp.concatenate([jnp.sin(phases_bf), jnp.cos(phases_bf)], axis=-1)
+
+
+def place_table(place_n: Num[np.ndarray, " n"], dim: int) -> Float[np.ndarray, "n d"]:
+    """sin and cos of place * 10000^(-2 i / dim) for i = 0 .. dim / 2 - 1, in turn; float64 until it is float32.
+
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.5.
+
+    Args:
+        place_n: of each token, such as 0, 1, 2.
+        dim: d, even.
+    """
+    angles_nf = np.asarray(place_n, np.float64)[:, None] * 10000.0 ** (-np.arange(0, dim, 2) / dim)
+    return np.stack([np.sin(angles_nf), np.cos(angles_nf)], -1).reshape(len(place_n), dim).astype(np.float32)
+
+
+def grid_table(height: int, width: int, dim: int) -> Float[np.ndarray, "n d"]:
+    """`place_table` of the row, then of the column, of every pixel of a feature map, row by row: [h * w, d].
+
+    Rows are counted from 1 and scaled so that the last one is at 2 pi, columns likewise, as in DETR (Carion et al.,
+    2020).
+
+    Args:
+        height, width: of the map.
+        dim: d, a multiple of 4: half of it is the row's.
+    """
+    rows_hd, columns_wd = (
+        place_table(2 * np.pi * np.arange(1, size + 1) / (size + 1e-6), dim // 2) for size in (height, width)
+    )
+    return np.concatenate([np.repeat(rows_hd, width, 0), np.tile(columns_wd, (height, 1))], -1)

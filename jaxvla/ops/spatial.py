@@ -13,18 +13,24 @@ def coordinate_grid(height: int, width: int) -> Float[Array, "h w 2"]:
     return jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)
 
 
-def max_pool(x_bhwc: Float[Array, "b h w c"], window: int = 3, stride: int = 2) -> Float[Array, "b y x c"]:
-    """Max pooling with SAME padding, y = ceil(h / stride).
+def max_pool(
+    x_bhwc: Float[Array, "b h w c"], window: int = 3, stride: int = 2, padding: int | None = None
+) -> Float[Array, "b y x c"]:
+    """Max pooling, with as much padding at every edge as is given; else with SAME padding, y = ceil(h / stride).
 
     Rows and columns are reduced one after the other by maxima of strided slices. The gradient of these is a few
     elementwise passes, where that of `reduce_window` is a scatter, four times slower on CPU.
     """
     for axis in (1, 2):
         size = x_bhwc.shape[axis]
-        pooled = -(-size // stride)
-        padding = max((pooled - 1) * stride + window - size, 0)
         edges = [(0, 0)] * 4
-        edges[axis] = (padding // 2, padding - padding // 2)
+        if padding is None:
+            pooled = -(-size // stride)
+            total = max((pooled - 1) * stride + window - size, 0)
+            edges[axis] = (total // 2, total - total // 2)
+        else:
+            pooled = (size + 2 * padding - window) // stride + 1
+            edges[axis] = (padding, padding)
         padded = jnp.pad(x_bhwc, edges, constant_values=-jnp.inf)
         span = (pooled - 1) * stride + 1
         slices = [jax.lax.slice_in_dim(padded, i, i + span, stride, axis) for i in range(window)]

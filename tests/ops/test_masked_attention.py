@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvla.ops import masked_attention
+from jaxvla.ops.dropout import dropout
 from jaxvla.ops.masked_attention import Keys, weights_where
 
 B, T, S, N, H = 3, 5, 6, 2, 4
@@ -72,3 +73,15 @@ def test_weights_are_what_values_are_averaged_with():
     weights = weights_where(q, k, visible)
     np.testing.assert_allclose(attend_where(q, Keys(k, one_hot), visible), weights.transpose(0, 2, 1, 3), atol=1e-6)
     np.testing.assert_allclose(weights.sum(-1), np.broadcast_to([[[1.0]], [[0.0]]], (2, 3, 5)), atol=1e-6)
+
+
+def test_dropped_weights_are_those_of_the_key():
+    q, keys = arrays()
+    rng, visible = jax.random.key(1), jnp.asarray(VISIBLE)
+    found = masked_attention.attend_where(q, keys, visible, 0.5, rng)
+    weights = dropout(weights_where(q, keys.k_bsnh, visible), 0.5, rng)
+    assert 0.3 < (np.asarray(weights)[1] == 0).mean() < 0.7
+    np.testing.assert_allclose(found, np.einsum("bnts,bsnh->btnh", weights, keys.v_bsnh), atol=1e-6)
+    assert (
+        masked_attention.attend_where(q, keys, visible, 0.5) == masked_attention.attend_where(q, keys, visible)
+    ).all()

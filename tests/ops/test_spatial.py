@@ -32,6 +32,14 @@ def test_max_pool_and_its_gradient_are_those_of_reduce_window(size):
     np.testing.assert_allclose(weighted_sum(max_pool, x)[1], weighted_sum(reference, x)[1], rtol=1e-6)
 
 
+def test_max_pool_with_as_much_padding_at_every_edge():
+    x = jax.random.normal(jax.random.key(0), (1, 8, 7, 2))
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    expected = jax.lax.reduce_window(padded, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
+    assert expected.shape == (1, 4, 4, 2)
+    assert (max_pool(x, padding=1) == expected).all()
+
+
 def test_spatial_softmax_finds_peaks():
     x = np.zeros((1, 5, 7, 2), np.float32)
     x[0, 0, 6, 0] = 50
