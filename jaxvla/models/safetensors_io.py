@@ -31,6 +31,7 @@ _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),  # counters that torch's BatchNorm keeps beside its parameters
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100 * 10**6  # the bound of the reference implementation
@@ -99,14 +100,15 @@ class HostTensor:
 
 @contextlib.contextmanager
 def open_checkpoint(folder: pathlib.Path) -> Iterator[dict[str, StoredTensor]]:
-    """The tensors of a folder by name, with their files open inside the context.
+    """The tensors of a folder, or of one file, by name, with their files open inside the context.
 
     Raises:
         WeightsError: no weights, a missing or damaged file, or an index that does not tell what the shards hold.
     """
     with contextlib.ExitStack() as stack:
-        if (folder / SINGLE).is_file():
-            yield read_header(stack.enter_context(_opened(folder / SINGLE)))
+        single = folder if folder.is_file() else folder / SINGLE
+        if single.is_file():
+            yield read_header(stack.enter_context(_opened(single)))
             return
         if not (folder / INDEX).is_file():
             raise WeightsError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX}; other formats are not read")

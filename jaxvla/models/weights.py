@@ -68,6 +68,24 @@ class Weight:
         return (len(self.hf_names), *matrix) if self.stacked else matrix
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of the tensors of a folder, by the names there. What is missing is an error.
+
+    Attributes:
+        used: tensors that parameters were made of.
+        unused: the others, and why.
+    """
+
+    used: tuple[str, ...]
+    unused: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """For a terminal: how many were used, then each that was not."""
+        reasons = [f"{name} is not used: {reason}" for name, reason in self.unused.items()]
+        return [f"{len(self.used)} tensors were read, {len(self.unused)} were not used", *reasons]
+
+
 def expand(rows: Iterable[Row], sizes: Mapping[str, int], layers: Mapping[str, Sequence[int]]) -> tuple[Weight, ...]:
     """The rows of a table for one configuration.
 
@@ -203,6 +221,8 @@ def _check_shapes(where: str | pathlib.Path, stored: Mapping[str, StoredTensor],
                     f"{where} does not fit the configuration: {name} is {list(stored[name].shape)} there, "
                     f"{list(weight.hf_shape)} here; use the config.json that came with the weights"
                 )
+            if stored[name].dtype.kind == "i":
+                raise WeightsError(f"{where} holds {name} as {stored[name].dtype}: use weights that are not quantized")
 
 
 def _load(

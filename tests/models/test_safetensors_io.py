@@ -103,7 +103,7 @@ def test_no_safetensors_file(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda h: h["b"].update(dtype="I8"), "b is stored as I8, only F64, F32, F16, BF16 are read"),
+        (lambda h: h["b"].update(dtype="I8"), "b is stored as I8, only F64, F32, F16, BF16, I64 are read"),
         (lambda h: h["b"].update(data_offsets=[0, 20]), r"b \[2, 3\] float32 is said to take 20 bytes"),
         (lambda h: h["b"].update(shape=[-2, -3]), "damaged header"),
         (lambda h: h["b"].update(shape=[True, 6]), "damaged header"),

@@ -1,6 +1,5 @@
 """SmolVLA's weights from and to LeRobot's folders, without torch, with a report of every tensor."""
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -14,29 +13,19 @@ from jaxvla.models.module import Params
 from jaxvla.models.safetensors_io import StoredTensor, open_checkpoint, write_checkpoint
 from jaxvla.models.smolvla.config import MODEL_TYPE, SmolVLAConfig
 from jaxvla.models.smolvla.weight_table import UNUSED, VLM_PREFIX, weight_table
-from jaxvla.models.weights import Weight, check_empty, check_names, host_tensors, read_params, written_aside
+from jaxvla.models.weights import (
+    LoadReport,
+    Weight,
+    check_empty,
+    check_names,
+    host_tensors,
+    read_params,
+    written_aside,
+)
 
 # What torch.compile puts between the names of a policy.
 _COMPILED = "_orig_mod."
 _LATER_LAYER = re.compile(re.escape(VLM_PREFIX) + r"model\.text_model\.layers\.(\d+)\.")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """What became of the tensors of a folder, by the names of LeRobot. What is missing is an error.
-
-    Attributes:
-        used: tensors that parameters were made of.
-        unused: the others, and why.
-    """
-
-    used: tuple[str, ...]
-    unused: Mapping[str, str]
-
-    def lines(self) -> list[str]:
-        """For a terminal: how many were used, then each that was not."""
-        reasons = [f"{name} is not used: {reason}" for name, reason in self.unused.items()]
-        return [f"{len(self.used)} tensors were read, {len(self.unused)} were not used", *reasons]
 
 
 def read_lerobot_config(folder: str | pathlib.Path) -> dict[str, Any]:
