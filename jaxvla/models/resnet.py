@@ -78,16 +78,6 @@ class EncoderConfig:
         activation(self.activation)
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockOptions:
-    """What all residual blocks of a network share."""
-
-    act: Callable[[Array], Array]
-    bottleneck: bool
-    cond_dim: int | None
-    dtype: jax.typing.DTypeLike
-
-
 class ConvNorm(nnx.Module):
     """Convolution without bias, then GroupNorm. Kernel [height, width, in, out]."""
 
@@ -122,6 +112,17 @@ class ConvNorm(nnx.Module):
         return group_norm(y_bhwc, self.scale[...], self.bias[...], NUM_GROUPS)
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+    """What all residual blocks of a network share; `unit` makes their convolutions with a norm, as `ConvNorm` does."""
+
+    act: Callable[[Array], Array]
+    bottleneck: bool
+    cond_dim: int | None
+    dtype: jax.typing.DTypeLike
+    unit: Callable[..., nnx.Module] = ConvNorm
+
+
 class ResidualBlock(nnx.Module):
     """act(shortcut(x) + branch(x)), then FiLM where there is a conditioning vector.
 
@@ -130,23 +131,23 @@ class ResidualBlock(nnx.Module):
     """
 
     def __init__(self, in_channels: int, filters: int, stride: int, options: BlockOptions, rngs: nnx.Rngs) -> None:
-        shared = {"dtype": options.dtype, "rngs": rngs}
+        unit, shared = options.unit, {"dtype": options.dtype, "rngs": rngs}
         self.act = options.act
         if options.bottleneck:
             out_channels = 4 * filters
             self.branch = nnx.Dict(
-                conv0=ConvNorm(in_channels, filters, 1, **shared),
-                conv1=ConvNorm(filters, filters, 3, stride, **shared),
-                conv2=ConvNorm(filters, out_channels, 1, scale_init=0.0, **shared),
+                conv0=unit(in_channels, filters, 1, **shared),
+                conv1=unit(filters, filters, 3, stride, **shared),
+                conv2=unit(filters, out_channels, 1, scale_init=0.0, **shared),
             )
         else:
             out_channels = filters
             self.branch = nnx.Dict(
-                conv0=ConvNorm(in_channels, filters, 3, stride, **shared),
-                conv1=ConvNorm(filters, filters, 3, **shared),
+                conv0=unit(in_channels, filters, 3, stride, **shared),
+                conv1=unit(filters, filters, 3, **shared),
             )
         changes = stride > 1 or in_channels != out_channels
-        self.shortcut = ConvNorm(in_channels, out_channels, 1, stride, **shared) if changes else None
+        self.shortcut = unit(in_channels, out_channels, 1, stride, **shared) if changes else None
         self.film = None if options.cond_dim is None else FiLM(options.cond_dim, out_channels, **shared)
 
     def __call__(self, x_bhwc: Float[Array, "b h w c"], cond_bk: Float[Array, "b k"] | None) -> Array:
