@@ -212,6 +212,8 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
             spec = job.texts.wording.specs[stage]
             columns = f"{spec.prefix_length} + {spec.num_slots} slots + {spec.suffix_length}"
             print(f"stage {stage:<6} from step {first}: {columns} columns")
+    if job.weights:
+        print("weights      " + f"\n{'':<13}".join(job.weights))
     if adapters := job.adapters():
         print(f"adapters     {adapters}")
     print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxvla.agents.agent import Agent
+from jaxvla.agents import act
+from jaxvla.agents.agent import Agent, Start
 from jaxvla.agents.contrastive_rl import make_contrastive_rl
 from jaxvla.agents.ecot import make_ecot
 from jaxvla.agents.gc_bc import make_gc_bc
@@ -13,7 +14,7 @@ from jaxvla.agents.lc_bc import make_lc_bc
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
 
-__all__ = ["Agent", "agents", "make_agent"]
+__all__ = ["Agent", "Start", "agents", "make_agent", "start_of"]
 
 agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "gc_bc": make_gc_bc,
@@ -22,7 +23,11 @@ agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "gc_iql": make_gc_iql,
     "contrastive_rl_td": make_contrastive_rl,
     "ecot": make_ecot,
+    "act": act.make_act,
 }
+
+# Of the methods whose settings can name files of weights.
+_STARTS: dict[str, Callable[[Any], Start | None]] = {"act": act.start_of}
 
 
 def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> Agent:
@@ -39,3 +44,12 @@ def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> A
     if name not in agents:
         raise ConfigError(f"no agent named {name!r}; there are: {', '.join(agents)}")
     return agents[name](agent_kwargs, spec)
+
+
+def start_of(name: str, agent: Agent) -> Start | None:
+    """The parameters that the settings of the agent called `name` say training starts from; None where all are drawn.
+
+    Raises:
+        ConfigError, WeightsError: the files are no local ones, are missing or damaged, or hold another model.
+    """
+    return _STARTS[name](agent) if name in _STARTS else None

@@ -1,7 +1,7 @@
 """What every method offers. Training, evaluation and serving know agents by this alone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -33,6 +33,18 @@ class Targets:
             for follower, name in self.following
         }
         return params | moved
+
+
+class Start(NamedTuple):
+    """Some of an agent's parameters, which training reads from files instead of drawing them.
+
+    Attributes:
+        load: from the shardings of all parameters to these.
+        report: lines for people: which tensors are read, and which are not and why.
+    """
+
+    load: Callable[[Params], Params]
+    report: tuple[str, ...]
 
 
 class PartialMetric(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxvla.agents import Agent, make_agent
+from jaxvla.agents import Agent, make_agent, start_of
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
 from jaxvla.assets import Assets, DatasetAssets
@@ -52,6 +52,7 @@ class Job:
         instructions: the tables of training and validation; None for an agent that follows none.
         assets: for the checkpoints.
         pretrained: reads the parameters that training starts from; None where all are drawn at random.
+        weights: lines on what it reads, where the agent's own settings name the files.
     """
 
     config: TrainConfig
@@ -62,6 +63,7 @@ class Job:
     instructions: tuple[InstructionTable, InstructionTable] | None
     assets: Assets
     pretrained: Pretrained | None
+    weights: tuple[str, ...] = ()
 
     def drawn(self, start: int, stop: int) -> dict[str, float]:
         """By name, the share of each dataset in the batches of steps `start` + 1 to `stop`; empty where it is one."""
@@ -199,7 +201,11 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     data_config.tasks.check(agent.batch_keys)
     tables = None if language is None else (language.table(training), language.table(validation))
-    return Job(config, agent, training, validation, texts, tables, assets, pretrained)
+    start = start_of(config.agent, agent)
+    if start is not None:
+        pretrained = start.load
+    report = () if start is None else start.report
+    return Job(config, agent, training, validation, texts, tables, assets, pretrained, report)
 
 
 def _of_datasets(config: MixtureConfig, training: Mixture) -> dict[str, Any]:

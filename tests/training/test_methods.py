@@ -14,6 +14,7 @@ from jaxvla.agents import make_agent
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import BatchSpec, InstructionSpec
 from jaxvla.models.resnet import ARCHITECTURES, Architecture
+from jaxvla.models.vision import frozen_resnet
 from jaxvla.parallel.mesh import make_mesh
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.loop import train
@@ -26,6 +27,7 @@ METHODS = {
     "gc_ddpm_bc": ENCODER | {"score_network": {"hidden_dim": 8, "num_blocks": 1}, "diffusion": {"num_levels": 4}},
     "gc_iql": ENCODER | {"hidden_dims": (8,), "target_rate": 0.1},
     "contrastive_rl_td": ENCODER | {"hidden_dims": (8,), "target_rate": 0.1},
+    "act": {"encoder": {"name": "resnet-small"}, "transformer": {"width": 8, "num_heads": 2, "mlp_dim": 8}},
     "ecot": {
         "backbone": dataclasses.asdict(ecot_cases.BACKBONE),
         "action_head": ecot_cases.HEAD,
@@ -51,6 +53,7 @@ def small_encoders():
     with pytest.MonkeyPatch.context() as patch:
         for name, film in (("small", False), ("small-film", True)):
             patch.setitem(ARCHITECTURES, name, Architecture((1,), num_filters=4, film=film))
+        patch.setitem(frozen_resnet.ARCHITECTURES, "resnet-small", Architecture((2,), num_filters=4))
         yield
 
 
