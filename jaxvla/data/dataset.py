@@ -2,16 +2,18 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Collection
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxvla.data import opening, skipping
+from jaxvla.data.formats import arrays
 from jaxvla.data.formats.index import NO_TEXT
 from jaxvla.data.given_statistics import training_statistics
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig, check_image_size
+from jaxvla.data.tables import Normalized, blocks, kept_rows, steps_of
 from jaxvla.data.text.paraphrases import Paraphrases
 from jaxvla.data.transforms import filters, selection
 from jaxvla.data.transforms.action_checks import check_actions, describe_actions
@@ -67,8 +69,8 @@ class Dataset:
         source: the trajectories of all groups, end to end.
         config: how they are used.
         statistics: of the training split, whichever split this is.
-        actions: float32 [sum T, d], transformed and normalized.
-        proprio: float32 [sum (T + 1), p], normalized.
+        actions: float32 [sum T, d], transformed, and normalized where they are indexed.
+        proprio: float32 [sum (T + 1), p], likewise.
         drawable: int64 [m], the transitions that can be drawn, as rows of `actions`; ascending, group after group.
         group_sizes: how many of them each group has.
         weights: the share of batches that each group has.
@@ -81,8 +83,8 @@ class Dataset:
     statistics: Statistics
     action_normalizer: Normalizer
     proprio_normalizer: Normalizer
-    actions: np.ndarray
-    proprio: np.ndarray
+    actions: Normalized
+    proprio: Normalized
     drawable: np.ndarray
     group_sizes: tuple[int, ...]
     weights: tuple[float, ...]
@@ -116,11 +118,14 @@ class Dataset:
         They lie behind a trajectory's end, or from a transition on that is not taught.
         """
         horizon = self.config.action_horizon
-        padded = np.maximum(horizon - self.learned_ahead(self.drawable), 0).sum()
+        padded = sum(
+            int(np.maximum(horizon - self.learned_ahead(self.drawable[rows]), 0).sum())
+            for rows in arrays.rows_at_a_time(len(self.drawable))
+        )
         return float(padded / (self.num_transitions * horizon))
 
     def learned_ahead(self, transitions: np.ndarray) -> np.ndarray:
-        """How many slots of the chunks that begin at transitions int [n], rows of `actions`, are learned: int64 [n].
+        """How many slots of the chunks that begin at transitions int [n], rows of `actions`, are learned: int [n].
 
         What follows a transition that is not taught answers to what happened in it, which nobody can foresee. Slots
         behind the end repeat the last action; with `learn_padding` they are learned, where all before them are.
@@ -137,7 +142,7 @@ class Dataset:
 
     def annotations(self) -> tuple[str, ...]:
         """All annotations, trajectory after trajectory: the table that a batch's `language` points into."""
-        return tuple(text for texts in self.source.language for text in texts)
+        return self.source.language.all()
 
 
 def open_dataset(
@@ -159,7 +164,7 @@ def open_dataset(
     convention = _convention(source_config, config)
     source, groups, report = _open_source(source_config, config, root, split, convention)
     convention.check(source.actions.shape[1], source.proprio.shape[1])
-    table = _transform_actions(source, convention)
+    table = _transform_actions(source, root, convention)
     report += _describe_untaught(source, split)
     if config.skip_unlabeled:
         report += _describe_unlabelled(source, split)
@@ -176,7 +181,7 @@ def open_dataset(
     if mask != statistics.action_mask:
         statistics = dataclasses.replace(statistics, action_mask=mask)
     proprio_normalizer = Normalizer(config.normalization, statistics.proprio)
-    actions, proprio = action_normalizer.forward(table), proprio_normalizer.forward(source.proprio)
+    actions, proprio = Normalized(table, action_normalizer), Normalized(source.proprio, proprio_normalizer)
     drawable, left_out = _choose_drawn(source, config, root, split, (actions, proprio))
     report += left_out
     group_sizes = _group_sizes(source_config, groups, source, drawable)
@@ -243,12 +248,16 @@ def _convention(source_config: SourceConfig, config: DataConfig) -> ActionConven
     return dataclasses.replace(source_config.actions, relabel=config.relabel_actions)
 
 
-def _transform_actions(source: TrajectorySource, convention: ActionConvention) -> np.ndarray:
+def _transform_actions(source: TrajectorySource, root: pathlib.Path, convention: ActionConvention) -> np.ndarray:
     """Actions [sum T, d] in robot units, after the transforms of whole trajectories."""
     if not (convention.relabel or convention.binarize):
         return source.actions
-    tables = (source.table(i) for i in range(len(source)))
-    return np.concatenate([convention.transform(table.actions, table.proprio) for table in tables])
+
+    def transform(block: slice) -> np.ndarray:
+        tables = (source.table(i) for i in range(block.start, block.stop))
+        return np.concatenate([convention.transform(table.actions, table.proprio) for table in tables])
+
+    return kept_rows(root, "actions", source, convention, transform)
 
 
 def _check_dimensions(
@@ -263,17 +272,21 @@ def _check_dimensions(
 
 
 def _outliers(
-    source: TrajectorySource, config: FilterConfig, actions: np.ndarray, proprio: np.ndarray
+    source: TrajectorySource, config: FilterConfig, actions: Normalized, proprio: Normalized
 ) -> dict[int, skipping.Skipped]:
     """By its number, each trajectory that is left out for a value, and why."""
     found: dict[int, skipping.Skipped] = {}
-    tables = (("action", actions, source.lengths), ("proprio", proprio, source.lengths + 1))
-    for name, values, lengths in tables:
-        if largest := getattr(config, f"max_{name}"):
-            reason = f"{'an action' if name == 'action' else 'a state'} beyond config.data.filters.max_{name}"
-            for i, (step, dimension, value) in filters.beyond(values, lengths, largest).items():
-                where = f"trajectory {source.keys[i]!r}: step {step}, dimension {dimension}: {value:g} normalized"
-                found.setdefault(i, (reason, where))
+    tables = (("action", actions, source.action_starts, 0), ("proprio", proprio, source.frame_starts, 1))
+    for name, values, starts, more in tables:
+        largest = getattr(config, f"max_{name}")
+        reason = f"{'an action' if name == 'action' else 'a state'} beyond config.data.filters.max_{name}"
+        for block in blocks(source) if largest else ():
+            lengths, start = source.lengths[block] + more, int(starts[block.start])
+            rows = values[start : start + int(lengths.sum())]
+            for i, (step, dimension, value) in filters.beyond(rows, lengths, largest).items():
+                number = block.start + i
+                where = f"trajectory {source.keys[number]!r}: step {step}, dimension {dimension}: {value:g} normalized"
+                found.setdefault(number, (reason, where))
     return found
 
 
@@ -282,10 +295,10 @@ def _choose_drawn(
     config: DataConfig,
     root: pathlib.Path,
     split: str,
-    tables: tuple[np.ndarray, np.ndarray],
+    tables: tuple[Normalized, Normalized],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """`Dataset.drawable`, of normalized tables, and lines that say what `config.filters` leave out."""
-    chosen = config.filters
+    chosen, drawable = config.filters, _drawable(source, root, config)
     outliers = _outliers(source, chosen, *tables)
     report = skipping.describe([*outliers.values()], len(source), split)
     if len(outliers) == len(source):
@@ -293,43 +306,57 @@ def _choose_drawn(
             f"{root}: config.data.filters leave all {len(source)} {split} trajectories out: raise max_action="
             f"{chosen.max_action:g} or max_proprio={chosen.max_proprio:g}"
         )
-    drawable = _drawable(source, config, outliers)
+    if outliers:
+        drawable = drawable[~np.isin(source.locate(drawable)[0], [*outliers])]
     if not chosen.max_steps or split != "train":
         return drawable, report
     trajectory, _ = source.locate(drawable)
-    seeds = selection.seeds(source.keys, np.split(source.actions, source.action_starts[1:]))
+    parts = (part for block in blocks(source) for part in _actions_of(source, block))
+    seeds = selection.seeds(source.keys, parts)
     kept = drawable[filters.some_of_each(trajectory, chosen.max_steps, seeds)]
     most = f"at most {chosen.max_steps} of a trajectory"
     return kept, (*report, f"subsampled   {len(kept)} of {len(drawable)} train transitions, {most}")
 
 
-def _drawable(source: TrajectorySource, config: DataConfig, outliers: Collection[int]) -> np.ndarray:
-    """See `Dataset`."""
-    trajectory, step = source.locate(np.arange(len(source.actions)))
-    can = config.goal_relabeling.has_goal(step, source.lengths[trajectory]) & source.taught
-    if outliers:
-        can &= ~np.isin(trajectory, [*outliers])
-    if config.skip_unlabeled:
-        can &= source.texts != NO_TEXT
-    return np.flatnonzero(can)
+def _actions_of(source: TrajectorySource, block: slice) -> Iterator[np.ndarray]:
+    """The actions of each of successive trajectories, as they are stored."""
+    for start, length in zip(source.action_starts[block].tolist(), source.lengths[block].tolist()):
+        yield source.actions[start : start + length]
+
+
+def _drawable(source: TrajectorySource, root: pathlib.Path, config: DataConfig) -> np.ndarray:
+    """See `Dataset`; without what `config.filters` leave out."""
+    goals = config.goal_relabeling
+
+    def choose(block: slice) -> np.ndarray:
+        rows, step, length = steps_of(source, block)
+        can = goals.has_goal(step, length) & source.taught[rows]
+        if config.skip_unlabeled:
+            can &= source.texts[rows] != NO_TEXT
+        return rows.start + np.flatnonzero(can)
+
+    return kept_rows(root, "drawable", source, (goals.nearest, config.skip_unlabeled), choose)
 
 
 def _describe_untaught(source: TrajectorySource, split: str) -> tuple[str, ...]:
-    count, total = int((~source.taught).sum()), len(source.taught)
+    total = len(source.taught)
+    count = total - np.count_nonzero(source.taught)
     return (f"not taught   {count} of {total} {split} transitions, which are not drawn",) if count else ()
 
 
 def _describe_unlabelled(source: TrajectorySource, split: str) -> tuple[str, ...]:
-    count, total = int((source.texts == NO_TEXT).sum()), len(source.texts)
+    count, total = np.count_nonzero(source.texts == NO_TEXT), len(source.texts)
     return (f"unlabelled   {count} of {total} {split} transitions, which are not drawn",) if count else ()
 
 
 def _group_sizes(
     config: SourceConfig, groups: np.ndarray, source: TrajectorySource, drawable: np.ndarray
 ) -> tuple[int, ...]:
-    trajectory, _ = source.locate(drawable)
     count = len(config.include) if config.format == "bridge_tfrecord" else 1
-    return tuple(np.bincount(groups[source.file_of[trajectory]], minlength=count).tolist())
+    # The trajectories of a group are successive, so both ends of its transitions are found in `drawable`.
+    first = np.searchsorted(groups[source.file_of], np.arange(count + 1))
+    ends = np.searchsorted(drawable, np.append(source.action_starts, len(source.actions))[first])
+    return tuple(np.diff(ends).tolist())
 
 
 def _check_groups(

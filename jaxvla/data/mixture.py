@@ -74,7 +74,7 @@ class Mixture:
                 f"config.data.camera_sizes.{min(strange)} is of no camera; there are: {', '.join(sorted(cameras))}"
             )
         counts = {
-            "text_starts": [sum(map(len, dataset.source.language)) for dataset in self.datasets],
+            "text_starts": [len(dataset.source.language.numbers) for dataset in self.datasets],
             "trajectory_starts": [len(dataset.source) for dataset in self.datasets],
             "drawable_starts": [dataset.num_transitions for dataset in self.datasets],
         }

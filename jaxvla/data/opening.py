@@ -3,25 +3,28 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxvla.config import local_path
-from jaxvla.data import skipping
+from jaxvla.data import choosing, columns, skipping
+from jaxvla.data.columns import Columns
 from jaxvla.data.files import check_folder, reading
-from jaxvla.data.formats import bridge_tfrecord, lerobot_meta, rlds, rlds_files
-from jaxvla.data.formats.index import MIN_TRANSITIONS, Index
+from jaxvla.data.formats import arrays, bridge_tfrecord, lerobot_meta, rlds, rlds_files, sidecar
+from jaxvla.data.formats.arrays import Pieces
+from jaxvla.data.formats.index import VERSION, Index
 from jaxvla.data.formats.indexing import open_indices
 from jaxvla.data.formats.lerobot import LeRobotFormat
 from jaxvla.data.formats.rlds_files import Part
 from jaxvla.data.formats.rlds_versions import find_version, has_dataset
 from jaxvla.data.formats.split_slices import SplitSlice
 from jaxvla.data.formats.standard import Standardize
-from jaxvla.data.source import TrajectorySource
+from jaxvla.data.source import TrajectorySource, find_sizes
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.data.text.paraphrases import Paraphrases
-from jaxvla.data.transforms import filters, selection
+from jaxvla.data.transforms import selection
 from jaxvla.errors import ConfigError, DataError
 
 _VALIDATION = ("val", "validation")
@@ -175,8 +178,8 @@ def index_split(
     with reading(root):
         files = _stored_files(config, root, split)
     paths = [*dict.fromkeys(path for group in files.groups for path in group)]
-    indices, missing = _read_indices(config, root, paths, files.parts, standardize)
-    return paths, indices, (*files.notes, *missing)
+    reader = _Reader.of(config, root, standardize)
+    return paths, reader.read(paths, files.parts), (*files.notes, *reader.notes)
 
 
 def _stored_files(config: SourceConfig, root: pathlib.Path, split: str) -> _Files:
@@ -230,78 +233,86 @@ def open_source(
         files = _find_groups(config, root, stored)
     paths = [path for group in files.groups for path in group]
     groups = np.repeat(np.arange(len(files.groups)), [*map(len, files.groups)])
-    cameras = stored_cameras(config, root, standardize)
-    indices, missing = _read_indices(config, root, paths, files.parts, standardize)
-    kept, skipped = selection.usable(paths, indices, cameras)
-    total = sum(index.total for index in indices)
+    cameras = tuple(stored_cameras(config, root, standardize).items())
+    reader = _Reader.of(config, root, standardize)
+    with reading(root):
+        opened, made = _open_columns(config, root, (split, share), paths, files.parts, reader, cameras)
+    skipped, total = [tuple(why) for why in made["skipped"]], made["total"]
     skipping.check(skipped, total, stored, config.max_skipped, str(root))
-    notes = (*files.notes, *skipping.describe(skipped, total, stored), *missing)
-    if share:
-        count = sum(len(index.lengths) for index in kept)
-        kept = selection.hold_out(kept, share, split)
-        own = sum(len(index.lengths) for index in kept)
-        held_out = own if split == "val" else count - own
-        notes += (
-            f"held out     {held_out} of {count} trajectories for val, which has no files of its own (validation_share="
-            f"{share:g})",
-        )
-    kept, left_out = _choose(config, root, kept, split)
-    filled = np.flatnonzero([len(index.lengths) for index in kept])
-    chosen = [kept[i] for i in filled]
-    notes += left_out
+    notes = (*files.notes, *skipping.describe(skipped, total, stored), *reader.notes, *made["left_out"])
     if paraphrases is not None:
-        notes += paraphrases.describe({text for index in chosen for texts in index.language for text in texts})
+        notes += paraphrases.describe(set(opened.language.distinct))
+    sizes = {camera: {tuple(size) for size in own} for camera, own in made["sizes"].items()}
+    where = tuple(paths[i] for i in made["files"]), opened, cameras, sizes
     others = {} if paraphrases is None else paraphrases.of
-    where = tuple(paths[i] for i in filled), chosen, tuple(cameras.items())
     source = TrajectorySource(*where, image_size, resize, others, camera_sizes or {})
-    return source, groups[filled], notes
+    return source, groups[made["files"]], notes
 
 
-def _choose(
-    config: SourceConfig, root: pathlib.Path, indices: list[Index], split: str
-) -> tuple[list[Index], tuple[str, ...]]:
-    """The trajectories and transitions that a configuration takes of a split, and lines that say what it leaves out."""
-    notes: tuple[str, ...] = ()
-    count = sum(len(index.lengths) for index in indices)
-    if split == "train" and (config.max_trajectories or config.trajectory_share < 1):
-        indices = selection.subset(indices, config.max_trajectories, config.trajectory_share, config.subset_seed)
-        left = sum(len(index.lengths) for index in indices)
-        notes += (f"subset       {left} of {count} train trajectories (subset_seed={config.subset_seed})",)
-    if not config.drop_first and not config.no_op_below:
-        return indices, notes
-    options = config.actions, config.drop_first, config.no_op_below
-    found = [filters.idle_steps(index, *options) for index in indices]
-    total = sum(len(index.actions) for index in indices)
-    counts = {reason: sum(int(own[reason].sum()) for own in found) for reason in found[0]}
-    reasons = ", ".join(f"{number} {reason}" for reason, number in counts.items() if number) or "none"
-    notes += (f"dropped      {sum(counts.values())} of {total} {split} transitions: {reasons}",)
-    kept, short = zip(*(selection.drop(index, np.any([*own.values()], 0)) for index, own in zip(indices, found)))
-    lost = [key for keys in short for key in keys]
-    if not any(len(index.lengths) for index in kept):
-        raise DataError(
-            f"{root}: of no {split} trajectory {MIN_TRANSITIONS} transitions are left: lower bridgedata_config."
-            f"no_op_below={config.no_op_below:g} or drop_first={config.drop_first}"
-        )
-    if lost:
-        notes += (f"             fewer than {MIN_TRANSITIONS} are left of {len(lost)} trajectories, such as {lost[0]}",)
-    return list(kept), notes
-
-
-def _read_indices(
+def _open_columns(
     config: SourceConfig,
     root: pathlib.Path,
+    part: tuple[str, float],
     paths: list[str],
     parts: tuple[Part, ...],
-    standardize: Standardize | None,
-) -> tuple[list[Index], tuple[str, ...]]:
-    """The indices of files, and lines that say what the dataset has not."""
-    if config.format not in _SPLITTING:
-        return open_indices(paths, bridge_tfrecord.build_index), ()
-    reader = _reader(config, root, standardize)
-    indices = open_indices(paths, reader.build_index, repr(reader), reader.variant)
-    rlds_files.check_counts(parts, [index.total for index in indices])
-    chosen = [index.between(part.start, part.stop, part.left_out) for index, part in zip(indices, parts)]
-    return chosen, reader.notes()
+    reader: "_Reader",
+    cameras: tuple[tuple[str, str], ...],
+) -> tuple[Columns, dict[str, Any]]:
+    """The columns of a split, mapped from where they were kept or made and kept, and what was noted when they were.
+
+    `part` is the split, and the share of the training split that is held out for "val".
+    """
+    split, share = part
+    settings = (VERSION, reader.variant, parts, cameras, split, share, choosing.settings(config, split))
+    # Options may say of which content files are that an index is made of, and name no other place.
+    name, stamp = sidecar.fingerprint((), paths, settings), sidecar.fingerprint(paths, settings, reader.options)
+
+    def make() -> tuple[dict[str, Pieces], dict[str, Any]]:
+        indices = reader.read(paths, parts)
+        masks, skipped = selection.usable(paths, indices, dict(cameras))
+        total = sum(index.total for index in indices)
+        skipping.check(skipped, total, "train" if share else split, config.max_skipped, str(root))
+        found, left_out = choosing.choose(config, root, split, share, indices, masks)
+        filled = [i for i, own in enumerate(found) if own.keep.any()]
+        chosen = [found[i] for i in filled]
+        pieces, shapes = columns.layout(chosen, cameras)
+        sizes = find_sizes([paths[i] for i in filled], columns.first_frames(chosen, cameras))
+        noted = {"skipped": skipped, "total": total, "left_out": left_out, "files": filled, "shapes": shapes}
+        return pieces, noted | {"sizes": {camera: sorted(own) for camera, own in sizes.items()}}
+
+    found = arrays.kept(root / f"{split}_columns-{name}.arrays", stamp, make)
+    shapes = {camera: [tuple(shape) for shape in own] for camera, own in found.notes["shapes"].items()}
+    return Columns.read(found, shapes, name, stamp), found.notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """How the files of a dataset are indexed.
+
+    Attributes:
+        build, options, variant: see `open_indices`.
+        notes: lines that say what is known of the whole before, and what it has not.
+    """
+
+    build: Callable[[str], Index]
+    options: str
+    variant: str
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: SourceConfig, root: pathlib.Path, standardize: Standardize | None) -> "_Reader":
+        if config.format not in _SPLITTING:
+            return cls(bridge_tfrecord.build_index, "", "", ())
+        reader = _reader(config, root, standardize)
+        return cls(reader.build_index, repr(reader), reader.variant, reader.notes())
+
+    def read(self, paths: list[str], parts: tuple[Part, ...]) -> list[Index]:
+        """The indices of files, or of the parts of them that are said."""
+        indices = open_indices(paths, self.build, self.options, self.variant)
+        if not parts:
+            return indices
+        rlds_files.check_counts(parts, [index.total for index in indices])
+        return [index.between(part.start, part.stop, part.left_out) for index, part in zip(indices, parts)]
 
 
 def _reader(

@@ -6,23 +6,30 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from jaxvla.data.columns import Columns, FirstFrame, Part, first_frames
 from jaxvla.data.files import reading
 from jaxvla.data.formats import frame_files
 from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.formats.protobuf import byte_values
 from jaxvla.data.formats.records import RecordFile, open_records
+from jaxvla.data.formats.strings import Annotations
 from jaxvla.data.schema import Trajectory
 from jaxvla.data.transforms import images
 from jaxvla.data.transforms.tasks import add_paraphrases
 from jaxvla.errors import DataError
 
 _OPEN_FILES = 256
+_COLUMNS = (
+    *("lengths", "actions", "proprio", "taught", "texts", "vectors", "keys", "steps", "stored", "taught_ahead"),
+    *("file_of", "action_starts", "frame_starts"),
+)
 
 
 class _OpenFiles:
@@ -52,19 +59,20 @@ class TrajectorySource:
     """The trajectories of `paths`, file after file. Picklable; holds no open files and no pixels.
 
     Args:
-        paths: data files.
-        indices: their indices, of trajectories that fit each other and have frames of all cameras (`selection.usable`).
+        paths: data files, each with a trajectory at least.
+        columns: their tables, and where their frames lie.
         cameras: (name in batches, name in the files) of each camera that is used.
+        found_sizes: by camera, the different sizes of the first frame of each file, see `find_sizes`.
         image_size: (height, width) of the frames that are given out; () for the stored size.
         resize: how frames get there, one of `images.FILTERS`.
         paraphrases: by annotation, other words for it, which stand in `language` behind a trajectory's annotations.
         camera_sizes: by camera, the size of frames of another size than `image_size`.
 
     Attributes:
-        lengths, actions, proprio, taught, language, texts, vectors, keys, steps, stored: of all trajectories, as in
-            `Index`.
+        lengths, actions, proprio, taught, texts, vectors, keys, steps, stored, taught_ahead, file_of, action_starts,
+            frame_starts: see `Columns`.
+        language: the annotations of each trajectory; those of the columns, or in memory where there are paraphrases.
         rephrasings: which of all annotations are paraphrases of which; None where there are none.
-        taught_ahead: int64 [sum T], how many transitions from here on, within the trajectory, are taught without a gap.
         stored_sizes: (height, width) at which the frames of a camera are stored; cameras with several sizes are left
             out. Of encoded images, each file's first frame of a camera says it for the file.
 
@@ -73,48 +81,38 @@ class TrajectorySource:
     """
 
     paths: tuple[str, ...]
-    indices: dataclasses.InitVar[Sequence[Index]]
+    columns: Columns
     cameras: tuple[tuple[str, str], ...]
+    found_sizes: Mapping[str, Collection[tuple[int, int]]]
     image_size: tuple[int, ...] = ()
     resize: str = "lanczos"
     paraphrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     camera_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self, indices: Sequence[Index]) -> None:
-        counts = [len(index.lengths) for index in indices]
-        fields = {
-            "lengths": np.concatenate([index.lengths for index in indices]),
-            "actions": np.concatenate([index.actions for index in indices]),
-            "proprio": np.concatenate([index.proprio for index in indices]),
-            "taught": np.concatenate([index.taught for index in indices]),
-            "language": tuple(texts for index in indices for texts in index.language),
-            "texts": np.concatenate([index.texts for index in indices]),
-            "vectors": np.concatenate([index.vectors for index in indices]),
-            "keys": tuple(key for index in indices for key in index.keys),
-            "steps": np.concatenate([index.steps for index in indices]),
-            "stored": np.concatenate([index.stored for index in indices]),
-            "file_of": np.repeat(np.arange(len(indices)), counts),
-            "_offsets": {n: np.concatenate([i.frames[s].offsets for i in indices]) for n, s in self.cameras},
-            "_sizes": {n: np.concatenate([i.frames[s].sizes for i in indices]) for n, s in self.cameras},
-            "_shapes": {n: [i.frames[s].shape for i in indices] for n, s in self.cameras},
-            "_files": {n: [i.frames[s].files for i in indices] for n, s in self.cameras},
-        }
-        fields["action_starts"] = np.cumsum(fields["lengths"]) - fields["lengths"]
-        fields["frame_starts"] = fields["action_starts"] + np.arange(len(fields["lengths"]))
-        fields["_text_counts"] = np.array([len(texts) for texts in fields["language"]], np.int64)
-        fields["rephrasings"] = None
+    def __post_init__(self) -> None:
+        fields = {name: getattr(self.columns, name) for name in _COLUMNS}
+        fields |= {"language": self.columns.language, "rephrasings": None}
         if self.paraphrases:
-            fields["language"], fields["rephrasings"] = add_paraphrases(fields["language"], self.paraphrases)
-        totals = np.array([len(texts) for texts in fields["language"]], np.int64)
-        fields["_text_starts"] = np.cumsum(totals) - totals
-        fields["taught_ahead"] = _run_lengths(fields["taught"], fields["lengths"])
-        for name, value in fields.items():
+            language, fields["rephrasings"] = add_paraphrases(self.columns.language, self.paraphrases)
+            fields["language"] = Annotations.of(language)
+        only = {camera: min(sizes) for camera, sizes in self.found_sizes.items() if len(sizes) == 1}
+        for name, value in (fields | {"stored_sizes": only}).items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "_found_sizes", self._find_sizes())
-        only = {camera: min(sizes) for camera, sizes in self._found_sizes.items() if len(sizes) == 1}
-        object.__setattr__(self, "stored_sizes", only)
         if not self.image_size:
             object.__setattr__(self, "image_size", self._only_size())
+
+    @classmethod
+    def of(
+        cls,
+        paths: Sequence[str],
+        indices: Sequence[Index],
+        cameras: Sequence[tuple[str, str]],
+        image_size: tuple[int, ...] = (),
+    ) -> "TrajectorySource":
+        """In memory, of whole indices: of trajectories that fit each other and have frames of all cameras."""
+        parts = [Part(index, np.ones(len(index.lengths), bool)) for index in indices]
+        found = find_sizes(paths, first_frames(parts, cameras))
+        return cls(tuple(paths), Columns.of(parts, cameras), tuple(cameras), found, image_size)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -156,8 +154,8 @@ class TrajectorySource:
             int32 [b], entries of all annotations, trajectory after trajectory; -1 where there is none.
         """
         text = self.texts[self.action_starts[trajectories] + steps]
-        drawn = np.floor(uniforms * self._text_counts[trajectories]).astype(np.int64)
-        annotation = self._text_starts[trajectories] + np.where(text == ANY_TEXT, drawn, text)
+        drawn = np.floor(uniforms * self.columns.language.counts[trajectories]).astype(np.int64)
+        annotation = self.language.starts[trajectories] + np.where(text == ANY_TEXT, drawn, text)
         return np.where(text == NO_TEXT, -1, annotation).astype(np.int32)
 
     def frames(self, i: int, steps: Sequence[int], camera: str) -> np.ndarray:
@@ -181,13 +179,13 @@ class TrajectorySource:
         Raises:
             DataError: a file that ends too early or cannot be read, or an image that cannot be decoded.
         """
-        shapes, image_size = self._shapes[camera], self.size_of(camera)
+        shapes, image_size = self.columns.shapes[camera], self.size_of(camera)
         try:  # around all of them: `reading` would cost a tenth of the time of a frame
             for file, offset, size, k in sorted(zip(*self._places(trajectories, steps, camera), range(len(out)))):
                 row = out[k]
                 if size == row.nbytes and shapes[file] == row.shape:
                     if _open_files.get(self.paths[file]).read_into(offset, row) != size:
-                        raise self._cut_off(file, offset)
+                        raise _cut_off(self.paths[file], offset)
                 else:
                     row[:] = images.to_array(self._picture(camera, file, offset, size), image_size, self.resize)
         except OSError as error:
@@ -203,8 +201,8 @@ class TrajectorySource:
         return tuple(f"{camera:<12} {self._path_of(camera)}" for camera, _ in self.cameras)
 
     def _path_of(self, camera: str) -> str:
-        encoded = () in self._shapes[camera] or any(self._files[camera])
-        sizes, own = sorted(self._found_sizes[camera]), self.size_of(camera)
+        encoded = () in self.columns.shapes[camera] or len(self.columns.beside[camera].names) > 0
+        sizes, own = sorted(self.found_sizes[camera]), self.size_of(camera)
         last = images.size_text(own)
         way = f"camera -> {' or '.join(map(images.size_text, sizes))} {'encoded' if encoded else 'stored'} -> {last}"
         if len(sizes) > 1:
@@ -219,66 +217,37 @@ class TrajectorySource:
     def _places(self, trajectories: np.ndarray, steps: np.ndarray, camera: str) -> tuple[list[int], ...]:
         """The files, offsets and sizes of frames."""
         rows = self.frame_starts[trajectories] + steps
-        where = self.file_of[trajectories], self._offsets[camera][rows], self._sizes[camera][rows]
+        where = self.file_of[trajectories], self.columns.offsets[camera][rows], self.columns.sizes[camera][rows]
         return tuple(found.tolist() for found in where)
 
     def _picture(self, camera: str, file: int, offset: int, size: int) -> Image.Image:
         """One frame as it is stored."""
-        data, shape = self._read(camera, file, offset, size), self._shapes[camera][file]
-        name = self._name(camera, file, offset)
+        place, shape = self._place(camera, file, offset, size), self.columns.shapes[camera][file]
+        data, name = _read(place, dict(self.cameras)[camera]), _name(place, camera)
         if shape:
             pixels = byte_values(data) if size > math.prod(shape) else np.frombuffer(data, np.uint8)
             if pixels is None or pixels.size != math.prod(shape):
                 raise DataError(f"{name}: no picture of {list(shape)}; the file changed, make it again")
             return images.raw_picture(pixels, shape)
         picture = images.open_picture(data, name)
-        if picture.size[::-1] not in self._found_sizes[camera]:
-            known = " or ".join(map(images.size_text, sorted(self._found_sizes[camera])))
+        if picture.size[::-1] not in self.found_sizes[camera]:
+            known = " or ".join(map(images.size_text, sorted(self.found_sizes[camera])))
             raise DataError(
                 f"{name}: {images.size_text(picture.size[::-1])} pixels, but the files begin with frames of {known}: "
                 "encode all frames of a camera at one size"
             )
         return picture
 
-    def _find_sizes(self) -> dict[str, set[tuple[int, int]]]:
-        """By camera, the sizes (height, width) of the first frame of each file."""
-        files = np.unique(self.file_of).tolist()
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            return {c: set(pool.map(functools.partial(self._size_in, c), files)) for c, _ in self.cameras}
-
-    def _size_in(self, camera: str, file: int) -> tuple[int, int]:
-        """(height, width) of the first frame of a file."""
-        shape, row = self._shapes[camera][file], int(self.frame_starts[np.searchsorted(self.file_of, file)])
-        if shape:
-            return tuple(shape[:2])
-        offset, size = int(self._offsets[camera][row]), int(self._sizes[camera][row])
-        return images.read_size(self._read(camera, file, offset, size), self._name(camera, file, offset))
-
-    def _read(self, camera: str, file: int, offset: int, size: int) -> bytes:
-        files = self._files[camera][file]
-        if files:
-            path, number = frame_files.locate(self.paths[file], files, offset)
-            with reading(path):
-                return frame_files.read_frame(path, dict(self.cameras)[camera], number)
-        with reading(self.paths[file]):
-            data = _open_files.get(self.paths[file]).read(offset, size)
-        if len(data) != size:
-            raise self._cut_off(file, offset)
-        return data
-
-    def _name(self, camera: str, file: int, offset: int) -> str:
-        files = self._files[camera][file]
-        if files:
-            path, number = frame_files.locate(self.paths[file], files, offset)
-            return f"{path}: {camera} at frame {number}"
-        return f"{self.paths[file]}: {camera} at byte {offset}"
-
-    def _cut_off(self, file: int, offset: int) -> DataError:
-        return DataError(f"{self.paths[file]}: ends before the frame at byte {offset}; it changed, make it again")
+    def _place(self, camera: str, file: int, offset: int, size: int) -> "_Place":
+        beside = self.columns.beside[camera]
+        first, end = beside.starts[file : file + 2].tolist()
+        if first == end:
+            return _Place(self.paths[file], offset, size)
+        return _Place(*frame_files.locate(self.paths[file], beside.names, offset, first), None)
 
     def _only_size(self) -> tuple[int, int]:
         """The one size at which all frames of all cameras are stored."""
-        sizes = sorted(set().union(*self._found_sizes.values()))
+        sizes = sorted(set().union(*self.found_sizes.values()))
         if len(sizes) > 1:
             raise DataError(
                 f"{self.paths[0]} and others store frames of {', '.join(map(images.size_text, sizes))} pixels: set "
@@ -287,9 +256,49 @@ class TrajectorySource:
         return sizes[0]
 
 
-def _run_lengths(taught: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """How many transitions from each on, within its trajectory, are True."""
-    rows = np.arange(len(taught))
-    gaps = np.minimum.accumulate(np.where(taught, len(taught), rows)[::-1])[::-1]
-    ends = np.repeat(np.cumsum(lengths), lengths)
-    return np.minimum(gaps, ends) - rows
+def find_sizes(paths: Sequence[str], first: Mapping[str, Sequence[FirstFrame]]) -> dict[str, set[tuple[int, int]]]:
+    """By camera, the sizes (height, width) of the first frame of each file.
+
+    Raises:
+        DataError: one is no picture, or its file ends before it.
+    """
+
+    def size_of(camera: str, path: str, frame: FirstFrame) -> tuple[int, int]:
+        if frame.shape:
+            return tuple(frame.shape[:2])
+        place = _Place(path, frame.offset, frame.size)
+        if frame.files:
+            place = _Place(*frame_files.locate(path, frame.files, frame.offset), None)
+        return images.read_size(_read(place, frame.stored), _name(place, camera))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {
+            camera: set(pool.map(functools.partial(size_of, camera), paths, frames)) for camera, frames in first.items()
+        }
+
+
+class _Place(NamedTuple):
+    """Where a frame lies: `size` bytes from `at` on, or, without a size, frame `at` of a video or Parquet file."""
+
+    path: str
+    at: int
+    size: int | None
+
+
+def _read(place: _Place, stored: str) -> bytes:
+    """The bytes of a frame of a camera, by its name in the files."""
+    with reading(place.path):
+        if place.size is None:
+            return frame_files.read_frame(place.path, stored, place.at)
+        data = _open_files.get(place.path).read(place.at, place.size)
+    if len(data) != place.size:
+        raise _cut_off(place.path, place.at)
+    return data
+
+
+def _name(place: _Place, camera: str) -> str:
+    return f"{place.path}: {camera} at {'frame' if place.size is None else 'byte'} {place.at}"
+
+
+def _cut_off(path: str, offset: int) -> DataError:
+    return DataError(f"{path}: ends before the frame at byte {offset}; it changed, make it again")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jaxvla.data.conversion.workers import completed
 from jaxvla.data.formats import sidecar
+from jaxvla.data.formats.mapping import let_go
 from jaxvla.data.quantiles import CAPACITY, Sketch
 from jaxvla.data.schema import Trajectory
 from jaxvla.data.source import TrajectorySource
@@ -203,23 +204,22 @@ def open_statistics(
 
     Args:
         root: the folder of the data; see `sidecar.places`.
-        source: see `collect`.
+        source: see `collect`; one of a split that was opened, whose columns say by their stamp what they are made of.
         transform: see `collect`.
         num_workers: see `collect`.
 
     Raises:
         DataError: see `collect`.
     """
-    arrays = [source.actions, source.proprio, source.lengths, source.taught]
+    probed = hashlib.sha256()
     if transform is not None:
         for i in np.unique(np.linspace(0, len(source) - 1, _PROBES).astype(int)).tolist():
             table = transform(source.table(i))
-            arrays += [table.actions, table.proprio]
-    content = hashlib.sha256()
-    for array in arrays:
-        content.update(np.ascontiguousarray(array))
-    # What the files hold is not enough: features and trajectories are chosen.
-    name = sidecar.fingerprint(source.paths, (_VERSION, _ADDRESS.sub("", repr(transform))), content.hexdigest())
+            for array in (table.actions, table.proprio):
+                probed.update(np.ascontiguousarray(array))
+    settings = _VERSION, _ADDRESS.sub("", repr(transform)), probed.hexdigest()
+    # Files alone are not enough: features and trajectories are chosen, which the stamp says.
+    name = sidecar.fingerprint((), source.columns.stamp, settings)
     return sidecar.kept(
         root / f"dataset_statistics-{name}.json",
         lambda content: Statistics.from_json(json.loads(content)),
@@ -251,6 +251,7 @@ def _jobs(
 ) -> Iterator[_Block]:
     rows = np.append(0, np.cumsum(source.lengths))
     for number, (start, stop) in enumerate(blocks):
+        let_go()
         tables = tuple(source.table(i) for i in range(start, stop))
         yield _Block(number, tables, source.taught[rows[start] : rows[stop]], transform, capacity)
 

@@ -153,11 +153,12 @@ def _split_text(dataset: Dataset, store: ReasoningStore | None, name: str) -> tu
             f"{unlabelled.size} {name} trajectories have steps without an instruction, such as "
             f"{source.keys[unlabelled[0]]!r}: set config.data.skip_unlabeled=True"
         )
+    keys, language = tuple(source.keys), tuple(source.language)
     found = None
     if store is not None:
-        found = join(store, source.keys, source.lengths, source.language, _places(source), source.stored)
+        found = join(store, keys, source.lengths, language, _places(source), source.stored)
     episodes = np.full(len(source), -1) if found is None else found.episodes
-    return SplitText(source.keys, source.language, np.stack([trajectory, step], 1), episodes, store), found
+    return SplitText(keys, language, np.stack([trajectory, step], 1), episodes, store), found
 
 
 def _joined(mixture: Mixture, parts: Sequence[SplitText], stores: Sequence[ReasoningStore | None]) -> SplitText:

@@ -54,8 +54,8 @@ def test_published_statistics_take_the_place_of_the_datas_own(bridge_rlds, publi
     low, high = np.array(given["q01"])[:6], np.array(given["q99"])[:6]
     raw = np.concatenate([dataset.source.table(i).actions for i in range(25)]).astype(np.float64)
     moved = np.clip(2 * (raw[:, :6] - low) / (high - low) - 1, -1, 1)
-    np.testing.assert_allclose(dataset.actions[:, :6], moved, atol=2e-6)
-    np.testing.assert_array_equal(dataset.actions[:, 6], raw[:, 6])  # which the file's mask leaves out
+    np.testing.assert_allclose(dataset.actions[:][:, :6], moved, atol=2e-6)
+    np.testing.assert_array_equal(dataset.actions[:][:, 6], raw[:, 6])  # which the file's mask leaves out
     middle = dataset.action_normalizer.inverse(np.zeros(7))
     np.testing.assert_allclose(middle, [*(low + high) / 2, 0], atol=1e-8)
     assert middle[0] == pytest.approx(-0.000208787, abs=1e-8)

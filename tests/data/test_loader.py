@@ -109,7 +109,7 @@ def test_padding_is_learned_where_a_run_says_so(tmp_path):
     masks = {step: mask for step, mask in zip(steps.tolist(), batch["action_pad_mask"].tolist())}
     assert masks == {0: [True, False, False], 2: [True] * 3, 3: [True] * 3}
     row = steps.tolist().index(2)
-    np.testing.assert_array_equal(batch["actions"][row], dataset.actions[[2, 3, 3]])
+    np.testing.assert_array_equal(batch["actions"][row], dataset.actions[np.array([2, 3, 3])])
 
 
 def test_what_is_not_taught_is_seen_but_neither_drawn_nor_learned(tmp_path):

@@ -18,7 +18,7 @@ from jaxvla.errors import DataError
 
 def open_source(paths, size=()):
     paths = tuple(str(path) for path in paths)
-    return TrajectorySource(paths, open_indices(paths, bridge_tfrecord.build_index), (("images0", "images0"),), size)
+    return TrajectorySource.of(paths, open_indices(paths, bridge_tfrecord.build_index), (("images0", "images0"),), size)
 
 
 @pytest.fixture
@@ -83,11 +83,11 @@ def test_the_index_is_kept_and_rebuilt_when_the_file_changes(files):
 
 def test_a_damaged_index_is_rebuilt(files):
     path = str(files[0])
-    index = open_indices([path], bridge_tfrecord.build_index)[0]
+    actions = open_indices([path], bridge_tfrecord.build_index)[0].actions.copy()
     with open(f"{path}.index", "r+b") as file:
         file.truncate(200)
     again = open_indices([path], bridge_tfrecord.build_index)[0]
-    np.testing.assert_array_equal(again.actions, index.actions)
+    np.testing.assert_array_equal(again.actions, actions)
 
 
 def test_the_index_of_a_read_only_folder_goes_to_the_cache(files, tmp_path, monkeypatch):
@@ -196,15 +196,16 @@ def test_only_the_cameras_that_are_used_matter(tmp_path, changes, what):
     path = str(write(tmp_path / "t" / "train" / "out.tfrecord", whole))
     for _ in range(2):
         indices = open_indices([path], bridge_tfrecord.build_index)
-        kept, skipped = usable([path], indices, {"images0": "images1"})
-        assert (kept[0].lengths.tolist(), skipped) == ([3, 3, 4], [])
-        kept, skipped = usable([path], indices, {"a": "images0", "b": "images1"})
+        keep, skipped = usable([path], indices, {"images0": "images1"})
+        assert (indices[0].lengths[keep[0]].tolist(), skipped) == ([3, 3, 4], [])
+        keep, skipped = usable([path], indices, {"a": "images0", "b": "images1"})
+        kept = [indices[0].select(keep[0])]
         assert kept[0].lengths.tolist() == [3, 4]
         ((reason, detail),) = skipped
         assert reason == "camera 'images0' cannot be used"
         assert detail.startswith(f"{path}: trajectory 't/train/1#0': ")
         assert what in detail
-    source = TrajectorySource((path,), kept, (("a", "images0"), ("b", "images1")))
+    source = TrajectorySource.of((path,), kept, (("a", "images0"), ("b", "images1")))
     np.testing.assert_array_equal(source.frames(1, [3], "a")[0], frame(2, 3))
     np.testing.assert_array_equal(source.frames(1, [3], "b")[0], frame(9, 3))
 
@@ -214,8 +215,9 @@ def test_files_of_other_dimensions_or_without_the_camera_are_left_out(tmp_path):
     blind = without(without(trajectory(4, 2), "observations/images0"), "next_observations/images0")
     files = {"a": [trajectory(0, 3), trajectory(1, 4)], "b": [odd], "c": [blind], "d": []}
     paths = [str(write(tmp_path / name / "train" / "out.tfrecord", rows)) for name, rows in files.items()]
-    kept, skipped = usable(paths, open_indices(paths, bridge_tfrecord.build_index), {"images0": "images0"})
-    assert [index.lengths.tolist() for index in kept] == [[3, 4], [], [], []]
+    indices = open_indices(paths, bridge_tfrecord.build_index)
+    keep, skipped = usable(paths, indices, {"images0": "images0"})
+    assert [index.lengths[own].tolist() for index, own in zip(indices, keep)] == [[3, 4], [], [], []]
     assert skipped == [
         ("other dimensions than the rest", f"{paths[1]}: trajectory 'b/train/0#0': actions [6], most have [7]"),
         ("no camera 'images0'", f"{paths[2]}: trajectory 'c/train/0#0'"),
@@ -298,7 +300,7 @@ def encoded_source(folder, files, size=()):
         unlabelled = ((),), np.full(2, NO_TEXT, np.int32), np.zeros((0, 0), np.float32)
         indices.append(Index(np.array([2]), *tables, *unlabelled, (str(number),), found))
         paths.append(str(path))
-    return TrajectorySource(tuple(paths), indices, (("images0", "image_0"),), size)
+    return TrajectorySource.of(tuple(paths), indices, (("images0", "image_0"),), size)
 
 
 def test_encoded_frames_say_their_size(tmp_path):

@@ -110,7 +110,7 @@ def test_every_step_of_the_real_data(tf, tfds, bridge, split):
     reader, paths, found = read_here(bridge, split)
     assert len(found) == len(theirs) == 25
     cameras = tuple((camera, f"observation/{camera}") for camera in CAMERAS)
-    source = TrajectorySource(tuple(paths), [reader.build_index(path) for path in paths], cameras, (64, 64))
+    source = TrajectorySource.of(tuple(paths), [reader.build_index(path) for path in paths], cameras, (64, 64))
     seen = 0
     for number, (trajectory, (steps, others)) in enumerate(zip(found, theirs)):
         assert_steps_equal(trajectory, steps, {f"observation/{camera}" for camera in CAMERAS})
@@ -132,7 +132,7 @@ def test_pictures_that_tfds_decodes_itself(tfds, bridge):
     """With Pillow they are the same; TensorFlow's faster transform of JPEGs rounds otherwise, by at most 17 of 255."""
     reader, paths, _ = read_here(bridge)
     cameras = tuple((camera, f"observation/{camera}") for camera in CAMERAS)
-    source = TrajectorySource(tuple(paths), [reader.build_index(path) for path in paths], cameras, (64, 64))
+    source = TrajectorySource.of(tuple(paths), [reader.build_index(path) for path in paths], cameras, (64, 64))
     errors = []
     for number, (steps, _) in enumerate(read_by_tfds(tfds, bridge)):
         for camera in CAMERAS:
@@ -260,7 +260,7 @@ def test_every_kind_of_picture(tf, odd):
     indices = [reader.build_index(path) for path in paths]
     whole = [theirs for theirs in odd.theirs if len(theirs[0]) > 2]  # an episode of n steps has n - 1 transitions
     for name in PICTURES:
-        source = TrajectorySource(tuple(paths), indices, ((name, f"observation/{name}"),), ())
+        source = TrajectorySource.of(tuple(paths), indices, ((name, f"observation/{name}"),), ())
         assert source.keys == tuple(f"a/b#{number}" for number in range(2, 7))
         for number, (steps, _) in enumerate(whole):
             theirs = np.stack([step["observation"][name] for step in steps])

@@ -270,7 +270,7 @@ def test_loader_takes_texts(tmp_path, tokenizer):
     dataset = open_dataset(SourceConfig("bridge_tfrecord", str(root), (("**",),)), DataConfig(), "train")
     store = MemoryStore({(i, t): Reasoning(move=f"{i} {t}") for i in range(3) for t in range(5)})
     drawn = np.stack(dataset.source.locate(dataset.drawable), 1)
-    texts = SplitText(dataset.source.keys, dataset.source.language, drawn, np.arange(3), store)
+    texts = SplitText(tuple(dataset.source.keys), tuple(dataset.source.language), drawn, np.arange(3), store)
     assert texts.instructions == dataset.annotations()
     made = dataclasses.replace(batches(tokenizer), split=texts)
     assert isinstance(made, TextSource)

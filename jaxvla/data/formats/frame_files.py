@@ -1,6 +1,7 @@
 """Frames that lie in files of their own beside an indexed one: in videos, or as pictures in Parquet files."""
 
 import os
+from collections.abc import Sequence
 
 from jaxvla.data.formats import parquet, video
 
@@ -8,14 +9,16 @@ FILE_BITS = 40  # a trillion frames for a file, eight million files
 _IN_FILE = (1 << FILE_BITS) - 1
 
 
-def locate(beside: str, files: tuple[str, ...], offset: int) -> tuple[str, int]:
+def locate(beside: str, files: Sequence[str], offset: int, first: int = 0) -> tuple[str, int]:
     """The path of the file that a frame lies in, and its number there.
 
     Args:
         beside: the indexed file.
         files, offset: see `Frames`.
+        first: which of `files` is the first one of the indexed file.
     """
-    return os.path.normpath(os.path.join(os.path.dirname(beside), files[offset >> FILE_BITS])), offset & _IN_FILE
+    name = files[first + (offset >> FILE_BITS)]
+    return os.path.normpath(os.path.join(os.path.dirname(beside), name)), offset & _IN_FILE
 
 
 def read_frame(path: str, camera: str, number: int) -> bytes:

@@ -1,12 +1,13 @@
 """The offset index: everything of a data file but its pixels, and where each frame's pixels lie in it.
 
-One format module per storage format builds it; what stands in it is the same for all. It is kept beside the file.
+One format module per storage format builds it; what stands in it is the same for all. `indexing.py` keeps it.
 """
 
 import collections
 import contextlib
 import dataclasses
 import json
+import re
 import zlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 
@@ -19,7 +20,8 @@ MIN_TRANSITIONS = 2
 OTHER_KIND = "other dimensions than the rest"
 # What stands in `Index.texts` where a transition has no text of its own.
 ANY_TEXT, NO_TEXT = -1, -2
-VERSION = 7
+# Of the indices, and of what is made of them.
+VERSION = 8
 _NO_ROWS = {
     "actions": np.empty((0, 0), np.float32),
     "proprio": np.empty((0, 0), np.float32),
@@ -29,6 +31,7 @@ _NO_ROWS = {
     "steps": np.empty(0, np.int32),
 }
 _ARRAYS = ("lengths", *_NO_ROWS, "numbers", "stored")
+_ALIGNMENT = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,10 +94,13 @@ class Index:
 
     def __post_init__(self) -> None:
         frames = self.lengths + 1
-        steps = np.arange(frames.sum()) - np.repeat(np.cumsum(frames) - frames, frames)
-        every = {"numbers": np.arange(len(frames)), "steps": steps.astype(np.int32), "stored": frames}
+        every = {
+            "numbers": lambda: np.arange(len(frames)),
+            "steps": lambda: np.concatenate([np.arange(count, dtype=np.int32) for count in (0, *frames.tolist())]),
+            "stored": lambda: frames,
+        }
         for name in [name for name in every if getattr(self, name) is None]:
-            object.__setattr__(self, name, every[name])
+            object.__setattr__(self, name, every[name]())
 
     @property
     def total(self) -> int:
@@ -147,7 +153,7 @@ class Index:
         )
 
     def dumps(self, stamp: str) -> bytes:
-        """One JSON line (stamp, strings, array shapes) and the raw arrays."""
+        """One JSON line (stamp, strings, array shapes), filled up so that they are aligned, and the raw arrays."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         for camera, frames in self.frames.items():
             arrays |= {f"offsets/{camera}": frames.offsets, f"sizes/{camera}": frames.sizes}
@@ -162,17 +168,20 @@ class Index:
         }
         body = b"".join(array.tobytes() for array in arrays.values())
         header["crc32"] = zlib.crc32(body)
-        return json.dumps(header).encode() + b"\n" + body
+        line = json.dumps(header).encode()
+        return line + b" " * (-(len(line) + 1) % _ALIGNMENT) + b"\n" + body
 
     @classmethod
-    def loads(cls, content: bytes, stamp: str) -> "Index | None":
+    def loads(cls, content: bytes | memoryview, stamp: str) -> "Index | None":
         """The inverse of `dumps`; None where `content` was made for another state of the file or is not whole.
+
+        The arrays are views of `content`.
 
         Raises:
             Any error, where it is none of ours.
         """
-        line, _, body = content.partition(b"\n")
-        header = json.loads(line)
+        end = re.search(rb"\n", content).end()
+        header, body = json.loads(bytes(content[:end])), memoryview(content)[end:]
         if header["stamp"] != stamp or header["crc32"] != zlib.crc32(body):
             return None
         arrays, offset = {}, 0

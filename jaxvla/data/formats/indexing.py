@@ -1,4 +1,4 @@
-"""The indices of many files: built once, by all cores, and kept beside the files."""
+"""The indices of many files: built once, by all cores, kept beside the files, and mapped."""
 
 import contextlib
 import functools
@@ -13,6 +13,7 @@ from jaxvla.data.conversion.workers import Job, Result, completed
 from jaxvla.data.files import reading
 from jaxvla.data.formats import sidecar
 from jaxvla.data.formats.index import VERSION, Index
+from jaxvla.data.formats.mapping import let_go_of, map_file
 
 # So many bytes of files are indexed by several processes: below, their start takes longer than they save.
 _MANY_BYTES = 1 << 30
@@ -24,7 +25,7 @@ def open_indices(
     """The index of each file: read from beside it, or built and kept there where it is missing or out of date.
 
     Each is kept as soon as it is built, so that after an interruption the others alone are built. Gigabytes are shared
-    between processes.
+    between processes. What is kept is mapped, so that the arrays of all files together take no memory.
 
     Args:
         paths: data files.
@@ -46,7 +47,7 @@ def open_indices(
     # Closed at once, that an interruption does not wait for files that are not begun.
     with bar, contextlib.closing(run(job, missing, max(1, min(cores, len(missing))))) as built:
         for path, index in built:
-            found[path] = index
+            found[path] = index or _find_index(path, options, variant) or build(path)
             bar.update(missing[path])
     return [found[path] for path in paths]
 
@@ -55,17 +56,25 @@ def _find_index(path: str, options: str, variant: str) -> Index | None:
     """The index that is kept of a file, if there is one."""
     with reading(path):
         stamp = sidecar.fingerprint([path], VERSION, options)
-        return sidecar.find(_beside(path, variant), lambda kept: Index.loads(kept.read_bytes(), stamp))
+        return sidecar.find(_beside(path, variant), lambda kept: _read_index(kept, stamp))
 
 
-def _build_index(path: str, build: Callable[[str], Index], options: str, variant: str) -> tuple[str, Index]:
-    """Builds and keeps the index of a file; says which."""
+def _read_index(path: pathlib.Path, stamp: str) -> Index | None:
+    with open(path, "rb") as file:
+        content = map_file(file)
+    index = Index.loads(content, stamp)
+    let_go_of(content)  # what the checksum went through is not used yet
+    return index
+
+
+def _build_index(path: str, build: Callable[[str], Index], options: str, variant: str) -> tuple[str, Index | None]:
+    """Builds the index of a file and says which; gives it where it cannot be kept."""
     with reading(path):
         stamp = sidecar.fingerprint([path], VERSION, options)
         index = build(path)
         content = index.dumps(stamp)
-        sidecar.keep(_beside(path, variant), lambda file: file.write(content))
-        return path, index
+        kept = sidecar.keep(_beside(path, variant), lambda file: file.write(content))
+        return path, None if kept else index
 
 
 def _beside(path: str, variant: str) -> pathlib.Path:

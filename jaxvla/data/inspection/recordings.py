@@ -80,7 +80,7 @@ class Recordings:
             DataError: the first frame of one of the files is no picture.
         """
         paths, indices = self._chosen(numbers)
-        return TrajectorySource(paths, indices, ((camera, camera),), _ANY_SIZE)
+        return TrajectorySource.of(paths, indices, ((camera, camera),), _ANY_SIZE)
 
     def tables(self, number: int) -> TrajectorySource:
         """One of the n episodes, whether it is looked at or not.
@@ -90,7 +90,7 @@ class Recordings:
         """
         if not 0 <= number < len(self.split_of):
             raise ConfigError(f"there is no episode {number}: {self.root} has 0 to {len(self.split_of) - 1}")
-        return TrajectorySource(*self._chosen(np.array([number])), (), _ANY_SIZE)
+        return TrajectorySource.of(*self._chosen(np.array([number])), (), _ANY_SIZE)
 
     def _chosen(self, numbers: np.ndarray) -> tuple[tuple[str, ...], list[Index]]:
         return _select(self._paths, self._indices, numbers)
@@ -146,7 +146,8 @@ def open_recordings(config: SourceConfig, said: bool, max_episodes: int, seed: i
     paths = [path for own, _, _ in opened for path in own]
     indices = [index for _, own, _ in opened for index in own]
     faults = [fault for path, index in zip(paths, indices) for fault in _faults(path, index)]
-    kept, skipped = selection.usable(paths, indices, {})
+    keep, skipped = selection.usable(paths, indices, {})
+    kept = [index.select(own) for index, own in zip(indices, keep)]
     lengths = [len(index.lengths) for index in kept]
     if not sum(lengths):
         why = f" (such as {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
@@ -156,7 +157,7 @@ def open_recordings(config: SourceConfig, said: bool, max_episodes: int, seed: i
     numbers = np.arange(sum(lengths))
     if 0 < max_episodes < len(numbers):
         numbers = np.sort(np.random.default_rng(seed).choice(numbers, max_episodes, replace=False))
-    source = TrajectorySource(*_select(paths, kept, numbers), (), _ANY_SIZE)
+    source = TrajectorySource.of(*_select(paths, kept, numbers), (), _ANY_SIZE)
     config.actions.check(source.actions.shape[1], source.proprio.shape[1])
     return Recordings(
         root=root,

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from jaxvla.data.source import TrajectorySource
+from jaxvla.data.tables import blocks
 from jaxvla.data.transforms.actions import CLOSED_BELOW, OPEN_ABOVE, ActionConvention
 from jaxvla.data.transforms.normalization import CONSTANT_BELOW, FieldStatistics
 from jaxvla.errors import ConfigError
@@ -24,30 +25,50 @@ EXPLAINED = 0.2
 ENOUGH = 100
 STATES_THEMSELVES = 0.95
 
+# Transitions that are looked at, in so many pieces, where there are more.
+_MOST = 1 << 18
+_PIECES = 64
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Steps:
-    """All transitions of a source: actions [n, d], the states before and after them [n, p], and whose they are."""
+    """Transitions of whole trajectories: actions [n, d], the states before and after them [n, p], and whose they are.
+
+    `numbers` int64 [m] are the trajectories, `starts` int64 [m] the rows that each begins with.
+    """
 
     source: TrajectorySource
+    numbers: np.ndarray
+    starts: np.ndarray
     actions: np.ndarray
     before: np.ndarray
     after: np.ndarray
 
     @classmethod
     def of(cls, source: TrajectorySource) -> "_Steps":
-        starts = source.frame_starts
-        states = (np.delete(source.proprio, frames, axis=0) for frames in (starts + source.lengths, starts))
-        return cls(source, source.actions, *states)
+        """All transitions of a source, or of a larger one about `_MOST`, in pieces from everywhere in it."""
+        each = max(1, -(-len(source.taught) // _MOST))
+        pieces = list(blocks(source, _MOST // _PIECES))[::each]
+        numbers = np.concatenate([np.arange(piece.start, piece.stop) for piece in pieces])
+        rows = np.concatenate([np.arange(*_extent(source.action_starts, source.lengths, piece)) for piece in pieces])
+        frames = rows + np.repeat(numbers, source.lengths[numbers])
+        starts = np.cumsum(source.lengths[numbers]) - source.lengths[numbers]
+        return cls(source, numbers, starts, source.actions[rows], source.proprio[frames], source.proprio[frames + 1])
 
     def place(self, row: int) -> str:
         """Names transition `row`."""
-        number = int(np.searchsorted(self.source.action_starts, row, "right")) - 1
-        return f"step {row - int(self.source.action_starts[number])} of trajectory {self.source.keys[number]!r}"
+        number = int(np.searchsorted(self.starts, row, "right")) - 1
+        return f"step {row - int(self.starts[number])} of trajectory {self.source.keys[int(self.numbers[number])]!r}"
+
+
+def _extent(starts: np.ndarray, lengths: np.ndarray, piece: slice) -> tuple[int, int]:
+    """First transition of successive trajectories, and the one behind their last."""
+    last = piece.stop - 1
+    return int(starts[piece.start]), int(starts[last] + lengths[last])
 
 
 def check_actions(source: TrajectorySource, convention: ActionConvention, own: bool = True) -> tuple[str, ...]:
-    """Holds what `convention` says against the actions and states of a source.
+    """Holds what `convention` says against the actions and states of a source; see `_Steps.of`.
 
     Args:
         source: the data.
@@ -184,7 +205,7 @@ def _jumps(steps: _Steps, convention: ActionConvention) -> list[str]:
     count, dims = steps.actions.shape
     tables = {"proprio": (steps.before, steps.after, np.arange(count))}
     if not convention.relabel:  # relabelled ones are differences
-        rows = np.delete(np.arange(count), steps.source.action_starts) - 1
+        rows = np.delete(np.arange(count), steps.starts) - 1
         tables["action"] = (steps.actions[rows], steps.actions[rows + 1], rows)
     handled = convention.angles if convention.wrap or not convention.relabel else ()
     remarks = []

@@ -42,9 +42,14 @@ class GoalConfig:
         if not 0 <= self.delta[0] < self.delta[1]:
             raise ConfigError(f"{where}.delta must be (a, b) with 0 <= a < b, not {self.delta}")
 
+    @property
+    def nearest(self) -> int:
+        """How many transitions a goal of this strategy needs behind the observation's own."""
+        return self.delta[0] if self.strategy == "delta_goals" else 0
+
     def has_goal(self, step: np.ndarray, length: np.ndarray) -> np.ndarray:
         """Which transitions `step` [b] of trajectories of `length` [b] transitions can have a goal, bool [b]."""
-        return step < length - (self.delta[0] if self.strategy == "delta_goals" else 0)
+        return step < length - self.nearest
 
     def draw(self, step: np.ndarray, length: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """Goal frames for transitions `step` [b] of trajectories of `length` [b]; `uniforms` float64 [b, 2] in [0, 1).

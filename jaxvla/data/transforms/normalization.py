@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvla.data.formats.arrays import rows_at_a_time
 from jaxvla.errors import ConfigError, DataError
 
 KINDS = ("normal", "bounds", "bounds_q99", "none")
@@ -29,7 +30,7 @@ class FieldStatistics:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "FieldStatistics":
-        """Computes the statistics of `values` [n, d]; moments in float64.
+        """Computes the statistics of `values` [n, d]; moments in float64. No more than a column of it is copied.
 
         Quantiles are interpolated linearly, but not over a jump of more than half of the range: between the two
         positions of a gripper there is no value, so the one farther out is taken.
@@ -39,16 +40,17 @@ class FieldStatistics:
         """
         if not len(values):
             raise DataError("no transitions to compute statistics from")
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            raise DataError(f"value at transition {row}, dimension {column} is {values[row, column]}")
-        low, high = values.min(0), values.max(0)
-        moments = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
-        methods = ("linear", "lower", "higher")
-        between, below, above = (np.quantile(values, [0.01, 0.99], axis=0, method=method) for method in methods)
-        jump = above - below > (high - low) / 2
-        q01, q99 = np.where(jump, [below[0], above[1]], between)
-        return cls(*(np.asarray(x, np.float32) for x in (*moments, low, high, q01, q99)))
+        low, high, row = np.inf, -np.inf, 0
+        for part in _rows(values):
+            if not np.isfinite(part).all():
+                at, column = np.argwhere(~np.isfinite(part))[0]
+                raise DataError(f"value at transition {row + at}, dimension {column} is {part[at, column]}")
+            low, high, row = np.minimum(part.min(0), low), np.maximum(part.max(0), high), row + len(part)
+        mean = _sum(values, lambda part: part) / len(values)
+        deviation = np.sqrt(_sum(values, lambda part: np.square(part - mean)) / len(values))
+        bounds = [_quantiles(values[:, d]) for d in range(values.shape[1])]
+        q01, q99 = np.array(bounds).T if bounds else np.empty((2, 0))
+        return cls(*(np.asarray(x, np.float32) for x in (mean, deviation, low, high, q01, q99)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FieldStatistics":
@@ -185,3 +187,26 @@ class Normalizer:
             shift, scale, limit = values["mean"], values["std"], np.inf
         limit = np.where(constant, 0.0, np.where(active, limit, np.inf))
         return _Map(np.where(active, shift, 0.0), np.where(active & ~constant, scale, 1.0), 0.0 - limit, limit)
+
+
+def _rows(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of a table, some at a time."""
+    return (values[rows] for rows in rows_at_a_time(len(values)))
+
+
+def _sum(values: np.ndarray, of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The sum of what becomes of rows, in float64: to the bit that of all of them in one array."""
+    if values.shape[1] == 1:  # numpy adds up a single column in pairs, several a row after the other
+        return of(values.astype(np.float64)).sum(0)
+    total = np.zeros((0, values.shape[1]))
+    for part in _rows(values):
+        total = np.add.reduce(np.concatenate([total, of(part.astype(np.float64))]), axis=0, keepdims=True)
+    return total[0]
+
+
+def _quantiles(column: np.ndarray) -> tuple[float, float]:
+    """q01 and q99 of the values of one dimension, see `FieldStatistics.of`."""
+    methods = ("linear", "lower", "higher")
+    between, below, above = (np.quantile(column, [0.01, 0.99], method=method) for method in methods)
+    jump = above - below > (column.max() - column.min()) / 2
+    return tuple(np.where(jump, [below[0], above[1]], between).tolist())

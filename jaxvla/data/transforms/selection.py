@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxvla.data.formats.index import MIN_TRANSITIONS, OTHER_KIND, Frames, Index, compare_kinds, most_common
+from jaxvla.data.formats.index import MIN_TRANSITIONS, OTHER_KIND, Index, compare_kinds, most_common
 from jaxvla.data.skipping import Skipped
 from jaxvla.errors import ConfigError, DataError
 
@@ -15,8 +15,8 @@ _HASHES = 1 << 48
 
 def usable(
     paths: Sequence[str], indices: Sequence[Index], cameras: Mapping[str, str]
-) -> tuple[list[Index], list[Skipped]]:
-    """The trajectories of each file that can be used, and all others: those skipped by the indices among them.
+) -> tuple[list[np.ndarray], list[Skipped]]:
+    """Which trajectories of each file can be used, bool [n], and all others: those skipped by the indices among them.
 
     Args:
         paths: the files.
@@ -35,15 +35,15 @@ def usable(
                 f"set bridgedata_config.cameras.{name}"
             )
     kind = most_common(index.kind for _, index in filled for _ in index.keys)
-    kept, skipped = [], []
+    masks, skipped = [], []
     for path, index in zip(paths, indices):
         wrong = _wrong(index, kind, cameras.values()) if len(index.lengths) else {}
         skipped += index.skipped
         skipped += [(reason, f"{path}: trajectory {index.keys[i]!r}{what}") for i, (reason, what) in wrong.items()]
         keep = np.ones(len(index.lengths), bool)
         keep[[*wrong]] = False
-        kept.append(index.select(keep))
-    return kept, skipped
+        masks.append(keep)
+    return masks, skipped
 
 
 def _wrong(index: Index, kind: tuple[int, int, int], cameras: Collection[str]) -> dict[int, tuple[str, str]]:
@@ -59,8 +59,8 @@ def _wrong(index: Index, kind: tuple[int, int, int], cameras: Collection[str]) -
     }
 
 
-def hold_out(indices: Sequence[Index], share: float, split: str) -> list[Index]:
-    """The part of the trajectories that is `split`: about `share` of them are "val", the others "train".
+def hold_out(indices: Sequence[Index], usable: Sequence[np.ndarray], share: float, split: str) -> list[np.ndarray]:
+    """Which of the `usable` trajectories are `split`: about `share` of them are "val", the others "train".
 
     Which is decided by a hash of a trajectory's key and actions: neither by the order of files nor by what else there
     is, but that one trajectory is held out at least. Keys alone would not do, for some datasets give the same to many.
@@ -68,31 +68,33 @@ def hold_out(indices: Sequence[Index], share: float, split: str) -> list[Index]:
     Raises:
         ConfigError: nothing would be left in the split.
     """
-    shares = [np.array([_hash(key, part) for key, part in zip(index.keys, _parts(index))]) for index in indices]
+    shares = [_shares(index, own) for index, own in zip(indices, usable)]
     least = min((own.min() for own in shares if len(own)), default=0)
-    masks = [(own < share) | (own == least) for own in shares]
-    kept = [index.select(mask if split == "val" else ~mask) for index, mask in zip(indices, masks)]
-    if not any(len(index.lengths) for index in kept):
-        total = sum(map(len, shares))
+    held_out = [(own < share) | (own == least) for own in shares]
+    masks = [own & (out if split == "val" else ~out) for own, out in zip(usable, held_out)]
+    if not any(mask.any() for mask in masks):
+        total = sum(int(own.sum()) for own in usable)
         raise ConfigError(
             f"bridgedata_config.validation_share={share} of {total} trajectories leaves none for training: lower it, "
             "or add data"
         )
-    return kept
+    return masks
 
 
-def subset(indices: Sequence[Index], most: int, share: float, seed: int) -> list[Index]:
-    """About `share` of the trajectories, and of these at most `most` (0 for all): one at least, where there is any.
+def subset(
+    indices: Sequence[Index], usable: Sequence[np.ndarray], most: int, share: float, seed: int
+) -> list[np.ndarray]:
+    """About `share` of the `usable` trajectories, and of these at most `most` (0 for all): one at least, where there is
+    any.
 
     Which is decided by a hash, as in `hold_out`, of another seed each time: a smaller subset is part of a larger one.
     """
-    salt = f"subset {seed} "
-    shares = [np.array([_hash(salt + key, part) for key, part in zip(i.keys, _parts(i))]) for i in indices]
-    ranked = np.sort(np.concatenate(shares))
+    shares = [_shares(index, own, f"subset {seed} ") for index, own in zip(indices, usable)]
+    ranked = np.sort(np.concatenate([own[mask] for own, mask in zip(shares, usable)]))
     count = max(int((ranked < share).sum()), 1)
     count = min(count, most) if most else count
     limit = ranked[:count].max(initial=0.0)
-    return [index.select(own <= limit) for index, own in zip(indices, shares)]
+    return [own <= limit for own in shares]
 
 
 def drop(index: Index, steps: np.ndarray) -> tuple[Index, tuple[str, ...]]:
@@ -115,19 +117,24 @@ def drop(index: Index, steps: np.ndarray) -> tuple[Index, tuple[str, ...]]:
         proprio=kept.proprio[frames],
         taught=kept.taught[keep],
         texts=kept.texts[keep],
-        frames={camera: Frames(f.offsets[frames], f.sizes[frames], f.shape) for camera, f in kept.frames.items()},
+        frames={camera: found.select(frames) for camera, found in kept.frames.items()},
         steps=kept.steps[frames],
     )
     return dropped, lost
 
 
-def seeds(keys: Sequence[str], actions: Sequence[np.ndarray]) -> np.ndarray:
+def seeds(keys: Iterable[str], actions: Iterable[np.ndarray]) -> np.ndarray:
     """A number for each trajectory that follows from its key and its actions alone: uint64 [n]."""
     return np.array([_hash(f"seed {key}", own) * _HASHES for key, own in zip(keys, actions)], np.uint64)
 
 
-def _parts(index: Index) -> list[np.ndarray]:
-    return np.split(index.actions, np.cumsum(index.lengths)[:-1]) if len(index.lengths) else []
+def _shares(index: Index, usable: np.ndarray, salt: str = "") -> np.ndarray:
+    """The hash of each trajectory, float64 [n]; inf where it is not usable."""
+    found = np.full(len(usable), np.inf)
+    ends = np.cumsum(index.lengths)
+    for i in np.flatnonzero(usable).tolist():
+        found[i] = _hash(salt + index.keys[i], index.actions[ends[i] - index.lengths[i] : ends[i]])
+    return found
 
 
 def _hash(key: str, actions: np.ndarray) -> float:

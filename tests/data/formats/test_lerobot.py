@@ -156,7 +156,7 @@ def test_actions_made_of_states_end_before_the_last_frame(tmp_path):
     root = write(tmp_path / "d")
     dataset = open_split(root, actions=ActionConvention(relabel=True, gripper=(1,), open=0.0, closed=-9.0))
     assert [*dataset.source.lengths] == [4, 3, 5]
-    np.testing.assert_allclose(dataset.actions[:4, 0], 0, atol=1e-6)  # the episode's number, which does not move
+    np.testing.assert_allclose(dataset.actions[:4][:, 0], 0, atol=1e-6)  # the episode's number, which does not move
     assert [*open_split(root, data={"relabel_actions": False}).source.lengths] == [5, 4, 6]
 
 

@@ -31,7 +31,7 @@ def test_real_episodes_match_the_golden_file(samples, folder):
     assert reader.cameras == tuple(f"observation/image_{i}" for i in range(4))
     paths = tuple(find_files(folder, "train"))
     indices = open_indices(paths, reader.build_index)
-    source = TrajectorySource(paths, indices, (("images0", "observation/image_0"),), (64, 64))
+    source = TrajectorySource.of(paths, indices, (("images0", "observation/image_0"),), (64, 64))
     assert len(source) == len(golden) == 25
     content = pathlib.Path(paths[0]).read_bytes()
     for i, episode in enumerate(golden):

@@ -82,6 +82,8 @@ def test_derived_files_lie_beside_the_data(root, cache):
     made = set(files(root)) - set(before)
     assert {name.split("/")[-1].split("-")[0] for name in made} == {
         "out.tfrecord.index",
+        "train_columns",
+        "drawable",
         "dataset_statistics",
         "instructions",
     }
@@ -92,7 +94,7 @@ def test_a_read_only_folder_sends_them_to_the_cache(root, cache, capfd):
     before = files(root)
     make_read_only(root)
     first = open_all(root)
-    assert len(files(cache)) == 3
+    assert len(files(cache)) == 5
     assert files(root) == before
     assert_same(open_all(root), first)
     assert capfd.readouterr().err == ""
@@ -200,6 +202,10 @@ def without_arrays(path):
         ("**/*.index", empty),
         ("**/*.index", other_json),
         ("**/*.index", without_arrays),
+        ("*_columns-*", cut),
+        ("*_columns-*", flip),
+        ("*_columns-*", empty),
+        ("drawable-*", cut),
         ("dataset_statistics-*", cut),
         ("dataset_statistics-*", empty),
         ("dataset_statistics-*", other_json),
@@ -215,6 +221,8 @@ def test_a_garbled_file_is_made_again(root, pattern, damage, capfd):
     path.unlink()  # the table of the first is mapped
     path.write_bytes(content)
     damage(path)
+    if pattern == "**/*.index":  # which are read only where these are not there
+        next(root.glob("*_columns-*")).unlink()
     assert_same(open_all(root), first)
     assert path.read_bytes() == content
     assert capfd.readouterr().err == ""

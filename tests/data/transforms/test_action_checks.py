@@ -6,6 +6,7 @@ import pytest
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.formats.index import NO_TEXT, Index
 from jaxvla.data.source import TrajectorySource
+from jaxvla.data.transforms import action_checks
 from jaxvla.data.transforms.action_checks import check_actions, describe_actions
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.data.transforms.normalization import FieldStatistics
@@ -33,7 +34,7 @@ def source(actions, proprio, lengths=LENGTHS):
     texts, taught = np.full(len(actions), NO_TEXT, np.int32), np.ones(len(actions), bool)
     unlabelled = {"language": ((),) * len(lengths), "texts": texts, "vectors": np.empty((0, 0), np.float32)}
     index = Index(np.array(lengths), actions, proprio, taught, **unlabelled, keys=names, frames={})
-    return TrajectorySource(("file",), [index], (), (8, 8))
+    return TrajectorySource.of(("file",), [index], (), (8, 8))
 
 
 def check(actions, proprio, convention=BRIDGE, lengths=LENGTHS):
@@ -190,3 +191,21 @@ def test_the_description_says_what_is_done():
     assert describe_actions(ActionConvention(), statistics)[0] == (
         "7: 7 as stored, nothing is said of them in bridgedata_config.actions"
     )
+
+
+def test_of_many_transitions_pieces_are_looked_at(monkeypatch):
+    monkeypatch.setattr(action_checks, "_MOST", 100)
+    monkeypatch.setattr(action_checks, "_PIECES", 10)
+    lengths = (10,) * 40
+    actions, proprio = robot(lengths=lengths)
+    actions[:, 6] = np.arange(400) % 10 // 5
+    assert check(actions, proprio, lengths=lengths) == ()
+    steps = action_checks._Steps.of(source(actions, proprio, lengths))
+    assert steps.numbers.tolist() == list(range(0, 40, 4))
+    np.testing.assert_array_equal(
+        steps.after - steps.before, np.diff(proprio.reshape(40, 11, 7)[::4], axis=1).reshape(-1, 7)
+    )
+    actions[93, 6] = 7.0
+    assert check(actions, proprio, lengths=lengths) == ()
+    actions[83, 6] = 7.0
+    assert "(7 at step 3 of trajectory 't8')" in one(check(actions, proprio, lengths=lengths))

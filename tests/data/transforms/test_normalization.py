@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from jaxvla.data.formats.arrays import rows_at_a_time
+from jaxvla.data.transforms import normalization
 from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
 from jaxvla.errors import ConfigError, DataError
 
@@ -157,3 +159,20 @@ def test_bad_settings_are_refused(values):
         Normalizer("z-score", s)
     with pytest.raises(ConfigError, match="3 entries for 4"):
         Normalizer("normal", s, (True,) * 3)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 7])
+def test_a_table_in_pieces_has_the_statistics_of_one_array_to_the_bit(dims, monkeypatch):
+    """What checkpoints were normalized by must not move when a dataset is read in another way."""
+    rng = np.random.default_rng(dims)
+    values = rng.normal(3, 2, (30_000, dims)).astype(np.float32)
+    values[:, -1] = rng.random(30_000) < 0.005
+    monkeypatch.setattr(normalization, "rows_at_a_time", lambda count: rows_at_a_time(count, 777))
+    found = FieldStatistics.of(values)
+    moments = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    expected = [np.asarray(x, np.float32) for x in (*moments, values.min(0), values.max(0))]
+    for x, y in zip((found.mean, found.std, found.min, found.max), expected):
+        np.testing.assert_array_equal(x, y)
+    between = np.quantile(values[:, :-1], [0.01, 0.99], axis=0).astype(np.float32)
+    np.testing.assert_array_equal([found.q01[:-1], found.q99[:-1]], between)
+    assert (found.q01[-1], found.q99[-1]) == (0, 0)
