@@ -25,7 +25,8 @@ def training_statistics(
 ) -> tuple[Statistics, tuple[str, ...]]:
     """The statistics of a training split, and lines that say where they are from, where that is a file.
 
-    A file without states, or with zeros in their place, as OpenVLA's published ones have, leaves them to the data.
+    A file without states, or with zeros in their place, as OpenVLA's published ones have, leaves them to the data. Its
+    mask of actions counts where the configuration has none.
 
     Args:
         config: says which file, if any.
@@ -41,6 +42,8 @@ def training_statistics(
         return open_statistics(root, source, convention), ()
     path = local_path(config.statistics_path, "statistics_path")
     given, name = read_statistics(path, config.statistics_name)
+    if config.action_mask:
+        given = dataclasses.replace(given, action_mask=config.action_mask)
     what = f"{path} ({name})" if name else str(path)
     _check_width(what, root, "actions", given.actions, source.actions)
     line = f"statistics   of {what}, {given.num_transitions} transitions"
