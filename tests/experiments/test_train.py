@@ -41,8 +41,9 @@ def data(tmp_path_factory):
 def settings(tmp_path, monkeypatch):
     """The tiny preset, shortened, of augmented images and single actions, on one of the simulated devices."""
     use_devices(1, monkeypatch)
-    presets = load(ROOT / "configs" / "train_config.py")
-    config = presets.get_config("gc_bc_tiny").to_dict() | {"augment": presets.AUGMENT}
+    configs = ROOT / "configs"
+    config = load(configs / "train_config.py").get_config("gc_bc_tiny").to_dict()
+    config["augment"] = load(configs / "train_base.py").AUGMENT
     config |= {"batch_size": 8, "num_steps": 6, "log_interval": 1, "eval_interval": 3, "save_interval": 3}
     config["save_dir"] = str(tmp_path / "runs")
     config["data"] |= {"image_size": (), "action_horizon": 1}
