@@ -214,7 +214,7 @@ def mappings(cls, prefix=""):
     for name, hint in typing.get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from mappings(hint, f"{prefix}{name}.")
-        elif typing.get_origin(hint) in (dict, collections.abc.Mapping):
+        elif any(typing.get_origin(one) in (dict, collections.abc.Mapping) for one in (hint, *typing.get_args(hint))):
             yield f"{prefix}{name}"
 
 

@@ -20,7 +20,9 @@ from jaxvla.parallel.sharding import path_string
 BOUNDS, CONSTANT, FREE = (-1.0, 1.0), (0.0, 0.0), (-math.inf, math.inf)
 SCORE = {"time_dim": 8, "hidden_dim": 16, "num_blocks": 1, "dropout_rate": 0.0}
 IMITATION = {"encoder": {"name": "small"}, "hidden_dims": (8,), "dropout_rate": 0.0}
+TRANSFORMER = {"width": 8, "num_heads": 2, "mlp_dim": 8, "num_encoder_layers": 1, "num_latent_layers": 1}
 SETTINGS = {
+    "act": {"encoder": {"name": "small"}, "transformer": TRANSFORMER | {"latent_dim": 2, "dropout_rate": 0.0}},
     "gc_bc": IMITATION | {"policy": {"std": "state_dependent"}},
     "lc_bc": IMITATION | {"encoder": {"name": "small-film"}, "policy": {"std": "state_dependent"}},
     "gc_ddpm_bc": {"encoder": {"name": "small"}, "score_network": SCORE, "diffusion": {"num_levels": 4}},
@@ -50,10 +52,17 @@ def small_encoders():
         yield
 
 
+def spec_of(method):
+    if method == "ecot":
+        return ecot_cases.SPEC
+    history = {"obs_horizon": 1} if method == "act" else {}
+    return dataclasses.replace(SPEC, instruction=InstructionSpec(5), **history)
+
+
 @functools.cache
 def case(method, several_action_dims=False):
     """Parameters, a batch, and everything that the agent makes of both; one dimension never moves."""
-    spec = ecot_cases.SPEC if method == "ecot" else dataclasses.replace(SPEC, instruction=InstructionSpec(5))
+    spec = spec_of(method)
     limits = (CONSTANT, *[BOUNDS] * (spec.action_dim - 1))
     spec = dataclasses.replace(spec, action_limits=limits, several_action_dims=several_action_dims)
     agent = make_agent(method, SETTINGS[method], spec)
@@ -62,11 +71,13 @@ def case(method, several_action_dims=False):
     if method == "ecot":  # whose fresh head hardly moves
         decoder = jax.tree.map(lambda x: 20 * x, params["action_head"]["action_decoder"])
         params["action_head"] = params["action_head"] | {"action_decoder": decoder}
-    told = next(key for key in ("text", "instruction", "goals") if key in batch)
+    if method == "act":
+        params = params | {"action": jax.tree.map(lambda x: 4 * x, params["action"])}
+    told = [key for key in ("text", "instruction", "goals") if key in batch]
 
     @ecot_cases.quick_jit
     def everything(params, batch):
-        task = {key: batch[key] for key in (told, "action_dim_mask") if key in batch}
+        task = {key: batch[key] for key in (*told, "action_dim_mask") if key in batch}
         acted = agent.act(params, batch["observations"], task)
         found = {"validation": agent.evaluate(params, batch, KEY), "acted": acted}
         if method == "ecot":  # whose loss compiles for long; test_ecot.py has it
@@ -117,7 +128,7 @@ def lacking(method, rows):
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_agents_ask_for_masks_of_dimensions_where_datasets_differ(method):
-    spec = ecot_cases.SPEC if method == "ecot" else dataclasses.replace(SPEC, instruction=InstructionSpec(5))
+    spec = spec_of(method)
     for several in (False, True):
         agent = make_agent(method, SETTINGS[method], dataclasses.replace(spec, several_action_dims=several))
         assert ("action_dim_mask" in agent.batch_keys) is several
