@@ -34,7 +34,7 @@ DATA := sample$(if $(filter-out one,$(LEVEL)),_$(LEVEL))
 # The more there is to tell apart, the more scenes it takes.
 SCENES_one := 1000
 SCENES_few := 2500
-SCENES_full := 5000
+SCENES_full := 8000
 SCENES := $(or $(SCENES_$(LEVEL)),$(error LEVEL must be one, few or full, not $(LEVEL)))
 
 # Scenes of all levels, which no policy of `make train` sees: the seed is another.
