@@ -209,7 +209,8 @@ def without_labels(text):
 
 
 def with_nan(job):
-    job.training.datasets[0].actions[:] = np.nan
+    dataset = job.training.datasets[0]
+    object.__setattr__(dataset, "actions", np.full(dataset.actions.shape, np.nan, np.float32))
     return job
 
 

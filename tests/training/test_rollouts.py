@@ -52,11 +52,11 @@ def test_the_time_of_rollouts_is_told_and_is_not_that_of_steps(whole):
 
     def wait(step, played):
         if played == 1:
-            signal.sigtimedwait([], 0.3)
+            signal.sigtimedwait([], 0.9)
 
     train_linear(slow, rollout=ROLLOUT, interrupt=wait, num_steps=30)
-    assert min(metrics_of(slow, "timer/rollout_s").values()) > 0.3
-    assert metrics_of(slow, "timer/step_ms")[30] < 30
+    assert min(metrics_of(slow, "timer/rollout_s").values()) > 0.9
+    assert metrics_of(slow, "timer/step_ms")[30] < 90
 
 
 def test_stopped_and_resumed_has_the_same_successes(whole, tmp_path):
