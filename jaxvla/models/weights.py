@@ -8,6 +8,7 @@ tensors = host_tensors(params, table)             made one by one, when they are
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
@@ -41,6 +42,34 @@ _ALIGNMENT = 64  # XLA takes over host memory aligned so as a CPU array; other m
 
 # [start, stop) along every axis of an array.
 Box = tuple[tuple[int, int], ...]
+
+
+def read_config(folder: str | pathlib.Path, key: str, kind: str, example: str) -> dict[str, Any]:
+    """The config.json of a folder of weights.
+
+    Args:
+        folder: holds it.
+        key: under which it says what it is of.
+        kind: what it must say there.
+        example: what to give in place of a folder that has none.
+
+    Raises:
+        WeightsError: no such folder or file, not JSON, or of something else.
+    """
+    path = pathlib.Path(folder).expanduser() / "config.json"
+    if not path.is_file():
+        there = "has no config.json" if path.parent.is_dir() else "does not exist"
+        raise WeightsError(f"{path.parent} {there}: give a local folder {example}")
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON: download it again") from error
+    found = values.get(key) if isinstance(values, dict) else None
+    if found != kind:
+        raise WeightsError(f"{path} has {key} {found!r}; only {kind!r} is read")
+    return values
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxvla.models.module import Params
 from jaxvla.models.qwen3_vl.config import MODEL_TYPE, Qwen3VLConfig, to_hf
 from jaxvla.models.qwen3_vl.weight_table import weight_table
 from jaxvla.models.safetensors_io import StoredTensor, open_checkpoint, write_checkpoint
-from jaxvla.models.weights import check_empty, check_names, host_tensors, read_params, written_aside
+from jaxvla.models.weights import check_empty, check_names, host_tensors, read_config, read_params, written_aside
 
 # What stands beside the weights and is copied as it is.
 TOKENIZER_FILES = (
@@ -38,20 +38,7 @@ def read_hf_config(folder: str | pathlib.Path) -> dict[str, Any]:
     Raises:
         WeightsError: no such folder or file, not JSON, or the configuration of another architecture.
     """
-    path = pathlib.Path(folder).expanduser() / "config.json"
-    if not path.is_file():
-        there = "has no config.json" if path.parent.is_dir() else "does not exist"
-        raise WeightsError(f"{path.parent} {there}: give a local folder of Hugging Face weights")
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: download it again") from error
-    model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type != MODEL_TYPE:
-        raise WeightsError(f"{path} has model_type {model_type!r}; only {MODEL_TYPE!r} is read")
-    return values
+    return read_config(folder, "model_type", MODEL_TYPE, "of Hugging Face weights")
 
 
 def load_hf(

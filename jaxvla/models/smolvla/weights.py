@@ -19,6 +19,7 @@ from jaxvla.models.weights import (
     check_empty,
     check_names,
     host_tensors,
+    read_config,
     read_params,
     written_aside,
 )
@@ -34,20 +35,7 @@ def read_lerobot_config(folder: str | pathlib.Path) -> dict[str, Any]:
     Raises:
         WeightsError: no such folder or file, not JSON, or that of another policy.
     """
-    path = pathlib.Path(folder).expanduser() / "config.json"
-    if not path.is_file():
-        there = "has no config.json" if path.parent.is_dir() else "does not exist"
-        raise WeightsError(f"{path.parent} {there}: give a local folder such as a download of lerobot/smolvla_base")
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: download it again") from error
-    kind = values.get("type") if isinstance(values, dict) else None
-    if kind != MODEL_TYPE:
-        raise WeightsError(f"{path} has type {kind!r}; only {MODEL_TYPE!r} is read")
-    return values
+    return read_config(folder, "type", MODEL_TYPE, "such as a download of lerobot/smolvla_base")
 
 
 def load_lerobot(
