@@ -134,11 +134,16 @@ def make_act(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ACTAgent:
     """The agent of a configuration's `agent_kwargs`.
 
     Raises:
-        ConfigError: see `ACTConfig` and the models that it configures; or batches without cameras, or with a history.
+        ConfigError: see `ACTConfig` and the models that it configures; or batches without cameras, with cameras
+            of several sizes, or with a history.
     """
     config = from_mapping(ACTConfig, agent_kwargs, "config.agent_kwargs")
     if not spec.cameras:
         raise ConfigError("act needs at least one camera, and the data has none: name some in its configuration")
+    if spec.camera_sizes:
+        raise ConfigError(
+            f"act sees all cameras at one size: empty config.data.camera_sizes, now {dict(spec.camera_sizes)}"
+        )
     if spec.obs_horizon != 1:
         raise ConfigError(f"act sees the present alone: set config.data.obs_horizon to 1, not {spec.obs_horizon}")
     return ACTAgent(config, spec, graph_of(lambda rngs: _network(config, spec, rngs)))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import pathlib
 import runpy
@@ -239,3 +240,21 @@ def test_weights_of_another_resnet_are_named(tmp_path):
         start_of("act", make(path=str(path)))
     with pytest.raises(WeightsError, match="holds no weights"):
         start_of("act", make(path=str(tmp_path / "nowhere")))
+
+
+def test_pixels_of_a_camera_that_is_not_there_change_nothing(case):
+    agent, params, batch = case
+    seen = dict(batch["observations"])
+    mask = np.array([[[True, False]], [[True, True]], [[True, False]]])
+    act = quick_jit(lambda observations: agent.act(params, observations, {}))
+    first, other = (
+        np.asarray(act(seen | {"camera_mask": mask, "images1": x})) for x in (seen["images1"], 255 - seen["images1"])
+    )
+    np.testing.assert_array_equal(first[[0, 2]], other[[0, 2]])
+    assert np.abs(first[1] - other[1]).max() > 0
+    np.testing.assert_allclose(act(seen | {"camera_mask": np.ones_like(mask)}), act(seen), rtol=1e-5, atol=1e-6)
+
+
+def test_cameras_of_several_sizes_are_refused():
+    with pytest.raises(ConfigError, match=r"empty config.data.camera_sizes, now \{'images1': \(4, 4\)\}"):
+        make(dataclasses.replace(SPEC, camera_sizes=(("images1", (4, 4)),)))

@@ -133,6 +133,7 @@ class DecoderLayer(nnx.Module):
         slots_ad: Float[Array, "a d"],
         context_bsd: Float[Array, "b s d"],
         placed_bsd: Float[Array, "b s d"],
+        visible_bs: Bool[Array, "b s"] | None,
         rng: Rng,
     ) -> Float[Array, "b a d"]:
         """The slots after this layer.
@@ -142,6 +143,7 @@ class DecoderLayer(nnx.Module):
             slots_ad: their learned positions.
             context_bsd: what the encoder gives.
             placed_bsd: the same with its positions added.
+            visible_bs: which of it may be looked at; None for all.
             rng: of dropout.
         """
         weights_rng, read_rng, cross_rng, seen_rng, mlp_rng = _split(rng, 5)
@@ -149,7 +151,7 @@ class DecoderLayer(nnx.Module):
         placed = x_bad + slots_ad
         read = self.attention(placed, placed, x_bad, None, weights_rng)
         x_bad = self.attention_norm(x_bad + dropout(read, self.dropout_rate, read_rng))
-        seen = self.cross_attention(x_bad + slots_ad, placed_bsd, context_bsd, None, cross_rng)
+        seen = self.cross_attention(x_bad + slots_ad, placed_bsd, context_bsd, visible_bs, cross_rng)
         x_bad = self.cross_attention_norm(x_bad + dropout(seen, self.dropout_rate, seen_rng))
         return self.mlp_norm(x_bad + self.mlp(x_bad, mlp_rng))
 

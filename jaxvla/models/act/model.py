@@ -133,18 +133,20 @@ class ACT(nnx.Module):
         """The chunk, float32; without `rng`, dropout is off.
 
         Args:
-            observations: images uint8 [b, 1, h, w, 3] of every camera, and proprio [b, 1, p].
+            observations: images uint8 [b, 1, h, w, 3] of every camera, and proprio [b, 1, p]. Where it holds a
+                `camera_mask`, bool [b, 1, c], nobody looks at the pixels of the others.
             latent_bz: which way to go.
             rng: of dropout.
         """
         encoder_rng, decoder_rng = (None, None) if rng is None else jax.random.split(rng)
         x_bsd, places_sd = self._tokens(observations, latent_bz)
-        context_bsd = encode(self.encoder, x_bsd, places_sd, None, encoder_rng)
+        visible_bs = _shown(observations.get("camera_mask"), x_bsd.shape[1], len(self.places[...]))
+        context_bsd = encode(self.encoder, x_bsd, places_sd, visible_bs, encoder_rng)
         placed_bsd = context_bsd + places_sd.astype(context_bsd.dtype)
         slots_ad = self.slots[...]
 
         def step(layer: DecoderLayer, x_bad: Array, key: Rng) -> tuple[Array, None]:
-            return layer(x_bad, slots_ad, context_bsd, placed_bsd, key), None
+            return layer(x_bad, slots_ad, context_bsd, placed_bsd, visible_bs, key), None
 
         nothing_bad = jnp.zeros((len(latent_bz), *slots_ad.shape), self.dtype)
         x_bad, _ = scan_blocks(self.decoder, step, nothing_bad, _keys(self.decoder, decoder_rng))
@@ -165,6 +167,15 @@ class ACT(nnx.Module):
         grid_sd = jnp.asarray(np.tile(grid_table(height, width, pixels_bsd.shape[-1]), (c, 1)))
         x_bsd = jnp.concatenate([jnp.stack(tokens, axis=1), pixels_bsd], axis=1)
         return x_bsd, jnp.concatenate([self.places[...], grid_sd])
+
+
+def _shown(mask_boc: Bool[Array, "b o c"] | None, num_tokens: int, num_first: int) -> Bool[Array, "b s"] | None:
+    """Which tokens may be looked at: the first ones, and the pixels of cameras that there are; None for all."""
+    if mask_boc is None:
+        return None
+    mask_bc = mask_boc[:, -1]
+    pixels_bs = jnp.repeat(mask_bc, (num_tokens - num_first) // mask_bc.shape[1], axis=1)
+    return jnp.concatenate([jnp.ones((len(mask_bc), num_first), bool), pixels_bs], axis=1)
 
 
 def _keys(layers: nnx.Module, rng: Rng) -> Array | None:
