@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxvla.data.schema import CAMERA_MASK, PROPRIO, BatchSpec
-from jaxvla.data.transforms.images import enlarges, resize, size_text
+from jaxvla.data.transforms.images import as_stored, enlarges, resize, size_text
 from jaxvla.data.transforms.normalization import Normalizer
 from jaxvla.errors import PolicyError
 
@@ -73,7 +73,7 @@ class Views:
                 "sees; set the camera to at least that size",
                 *(what, size_text(value.shape[:2]), size_text(stored)),
             )
-        pixels = resize(value[None], stored) if camera in self.stored_sizes else value[None]
+        pixels = as_stored(value[None], stored) if camera in self.stored_sizes else value[None]
         return resize(pixels, size, self.resize)[0]
 
     def _check(self, name: str, value: np.ndarray, what: str) -> None:

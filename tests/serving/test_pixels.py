@@ -179,14 +179,14 @@ def test_without_a_stored_size_frames_go_straight_to_the_policy():
     camera = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     look = prepared({"images1": (16, 20)}, camera)
     np.testing.assert_array_equal(look(), images.resize(camera[None], (8, 8))[0])
-    np.testing.assert_array_equal(look("images1"), images.resize(images.resize(camera[None], (16, 20)), (8, 8))[0])
+    np.testing.assert_array_equal(look("images1"), images.resize(images.as_stored(camera[None], (16, 20)), (8, 8))[0])
 
 
 def test_a_camera_of_another_size_gets_there_likewise():
     camera = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     look = prepared({"images1": (16, 20)}, camera, camera_sizes=(("images1", (4, 6)),))
     assert look().shape == (8, 8, 3)
-    np.testing.assert_array_equal(look("images1"), images.resize(images.resize(camera[None], (16, 20)), (4, 6))[0])
+    np.testing.assert_array_equal(look("images1"), images.resize(images.as_stored(camera[None], (16, 20)), (4, 6))[0])
 
 
 def test_a_camera_that_is_too_small_is_told_once(caplog):

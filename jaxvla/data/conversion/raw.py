@@ -208,7 +208,7 @@ def _decode(paths: list[pathlib.Path], im_size: int) -> tuple[np.ndarray, tuple[
         if before and size != before:
             detail = f"{path}: {images.size_text(size)} pixels, the frame before it {images.size_text(before)}"
             raise UnusableError("frames change their size", detail)
-        frames[t] = images.to_array(picture, frames.shape[1:3])
+        frames[t] = images.store(picture, frames.shape[1:3])
     return frames, size
 
 

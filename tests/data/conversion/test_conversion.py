@@ -78,7 +78,7 @@ def test_frames_are_resized_as_everywhere_else(tmp_path):
     to_numpy(tmp_path / "raw", tmp_path / "out")
     (trajectory,) = load(tmp_path / "out" / "task" / "train" / "out.npy")
     frames = np.stack([images.decode(jpeg(t), "frame") for t in range(4)])
-    expected = images.resize(frames, (SIZE, SIZE))
+    expected = images.as_stored(frames, (SIZE, SIZE))
     np.testing.assert_array_equal([step["images0"] for step in trajectory["observations"]], expected)
 
 

@@ -1,3 +1,4 @@
+import concurrent.futures
 import io
 import struct
 import zlib
@@ -98,6 +99,54 @@ def test_filters_weigh_pixels_otherwise():
     images.check_filter("area", "key")
     with pytest.raises(ConfigError, match="key must be one of lanczos, bicubic, bilinear, area, not 'nearest'"):
         images.check_filter("nearest", "key")
+
+
+def weights(size: int, new: int, kernel) -> np.ndarray:
+    """[new, size]: what pixels count in those of a side of the new size, the kernel widened where it shrinks."""
+    scale = size / new
+    offsets = np.arange(size) + 0.5 - (np.arange(new)[:, None] + 0.5) * scale
+    table = kernel(np.abs(offsets) / max(scale, 1))
+    return table / table.sum(1, keepdims=True)
+
+
+def cubic(x: np.ndarray) -> np.ndarray:
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+KERNELS = {
+    "lanczos": lambda x: np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0),
+    "bicubic": cubic,
+    "bilinear": lambda x: np.maximum(1 - x, 0),
+    "area": lambda x: (x < 0.5).astype(float),
+}
+
+
+@pytest.mark.parametrize("method", KERNELS)
+@pytest.mark.parametrize("size", [(30, 48), (131, 101), (60, 25)])
+def test_filters_are_near_to_exact_ones(method, size):
+    frame = np.random.default_rng(0).integers(40, 216, (61, 101, 3), dtype=np.uint8)
+    table = KERNELS[method]
+    rows, columns = weights(61, size[0], table), weights(101, size[1], table)
+    exact = np.clip(np.einsum("yj,jkc,xk->yxc", rows, frame.astype(float), columns), 0, 255)
+    resized = images.resize(frame[None], size, method)[0]
+    assert np.abs(resized - exact).mean() < 0.5
+    assert np.abs(resized - exact).max() < 2
+    np.testing.assert_array_equal(images.to_array(Image.fromarray(frame), size, method), resized)
+
+
+def test_stored_frames_are_those_of_pillow():
+    frame = picture(60, 80)
+    expected = np.asarray(Image.fromarray(frame).resize((40, 30), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(images.as_stored(frame[None], (30, 40))[0], expected)
+    np.testing.assert_array_equal(images.store(Image.fromarray(frame), (30, 40)), expected)
+
+
+def test_threads_resize_alike():
+    frames = np.random.default_rng(0).integers(0, 256, (64, 60, 80, 3), dtype=np.uint8)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        resized = list(pool.map(lambda frame: images.resize(frame[None], (30, 40))[0], frames))
+    np.testing.assert_array_equal(resized, images.resize(frames, (30, 40)))
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
