@@ -14,6 +14,8 @@ METHOD ?= ecot_tiny
 LEVEL ?= one
 VENV := .venv
 BIN := $(VENV)/bin
+# XLA allocates the buffers of a program anew at each call on CPUs. On large pages the system clears fewer of them.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 # pip and uv name the folder of local wheels differently.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 

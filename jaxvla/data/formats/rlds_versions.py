@@ -73,6 +73,6 @@ def _others(root: pathlib.Path, dataset: str) -> str:
         return f"but its configurations {', '.join(below[:_SHOWN])}: set bridgedata_config.tfds_name to one of these"
     near = difflib.get_close_matches(dataset, names, n=3, cutoff=0.5)
     if near:
-        return f"did you mean {' or '.join(near)}? There are {len(names)} datasets: correct bridgedata_config.tfds_name"
+        return f"did you mean {' or '.join(near)}? There are {len(names)} in all: correct bridgedata_config.tfds_name"
     shown = ", ".join([*names[:_SHOWN], *["..."] * (len(names) > _SHOWN)]) or "no folders <dataset>/<version>"
     return f"it holds {shown}: correct bridgedata_config.tfds_name or the data path"
