@@ -67,7 +67,7 @@ class LeRobotFormat:
         found = [
             _find_numbers(info, option, name) for option, name in (("action_key", action), ("proprio_key", proprio))
         ]
-        return cls(*found, relabel, _stamp(info), info)
+        return cls(*found, relabel, stamp_of(info), info)
 
     @property
     def variant(self) -> str:
@@ -198,27 +198,8 @@ class _Table:
     task_index: np.ndarray
 
     def rows(self, episode: Episode, fps: float, where: str) -> np.ndarray:
-        """The rows of an episode, frame after frame, int64 [frames].
-
-        Raises:
-            UnusableError: meta speaks of another number, they are not numbered from 0, or their times are not those of
-                `fps`.
-        """
-        rows = np.flatnonzero(self.episode_index == episode.number)
-        if len(rows) != episode.length:
-            raise UnusableError("lengths disagree", f"{where}: {len(rows)} rows, {episode.length} frames by meta")
-        if not len(rows):
-            raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: no frames")
-        steps = np.arange(len(rows))
-        if (self.frame_index[rows] != steps).any():
-            raise UnusableError(
-                "frames are not numbered from 0 on", f"{where}: {self.frame_index[rows][:3].tolist()}..."
-            )
-        wrong = np.flatnonzero(~(abs(self.timestamp[rows] - steps / fps) < _WITHIN / fps))
-        if len(wrong):
-            detail = f"frame {wrong[0]} has timestamp {self.timestamp[rows[wrong[0]]]:g} s, by fps {fps:g} it is "
-            raise UnusableError("times are not those of fps", f"{where}: {detail}{wrong[0] / fps:g} s")
-        return rows
+        """As `find_rows`."""
+        return find_rows(episode, fps, self.episode_index, self.frame_index, self.timestamp, where)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,28 +221,57 @@ class _Camera:
         if isinstance(found, str):
             return found
         if found is not None:
-            start = episode.videos[self.name][1]
-            first = np.searchsorted(found.times, start - _WITHIN / fps)
-            numbers, shape = first + np.arange(len(rows)), (*found.size, 3)
-            wrong = _compare(found.times, start, numbers, fps)
+            numbers, wrong = find_frames(found.times, episode.videos[self.name][1], len(rows), fps)
+            shape = (*found.size, 3)
             if wrong:
                 return f"{self.files[file].removeprefix(_UP)} {wrong}"
         offsets = (np.int64(file) << FILE_BITS) + numbers[steps]
         return Frames(offsets, np.ones(len(steps), np.int64), shape, self.files)
 
 
-def _compare(times: np.ndarray, start: float, numbers: np.ndarray, fps: float) -> str:
-    """What is wrong with frames `numbers` of a video, shown at `times`, of an episode that begins at second `start`."""
+def find_rows(
+    episode: Episode,
+    fps: float,
+    episode_index: np.ndarray,
+    frame_index: np.ndarray,
+    timestamp: np.ndarray,
+    where: str,
+) -> np.ndarray:
+    """The rows of an episode among those of a file whose columns are given, frame after frame, int64 [frames].
+
+    Raises:
+        UnusableError: meta speaks of another number, they are not numbered from 0, or their times are not those of
+            `fps`.
+    """
+    rows = np.flatnonzero(episode_index == episode.number)
+    if len(rows) != episode.length:
+        raise UnusableError("lengths disagree", f"{where}: {len(rows)} rows, {episode.length} frames by meta")
+    if not len(rows):
+        raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: no frames")
+    steps = np.arange(len(rows))
+    if (frame_index[rows] != steps).any():
+        raise UnusableError("frames are not numbered from 0 on", f"{where}: {frame_index[rows][:3].tolist()}...")
+    wrong = np.flatnonzero(~(abs(timestamp[rows] - steps / fps) < _WITHIN / fps))
+    if len(wrong):
+        detail = f"frame {wrong[0]} has timestamp {timestamp[rows[wrong[0]]]:g} s, by fps {fps:g} it is "
+        raise UnusableError("times are not those of fps", f"{where}: {detail}{wrong[0] / fps:g} s")
+    return rows
+
+
+def find_frames(times: np.ndarray, start: float, count: int, fps: float) -> tuple[np.ndarray, str]:
+    """The numbers of `count` frames of a video, shown at `times`, of an episode that begins at second `start`.
+
+    Beside them, what is wrong with them.
+    """
+    numbers = np.searchsorted(times, start - _WITHIN / fps) + np.arange(count)
     if numbers[-1] >= len(times):
-        return f"has {len(times)} frames, the episode needs number {numbers[0]} to {numbers[-1]}"
-    expected = start + np.arange(len(numbers)) / fps
+        return numbers, f"has {len(times)} frames, the episode needs number {numbers[0]} to {numbers[-1]}"
+    expected = start + np.arange(count) / fps
     wrong = np.flatnonzero(~(abs(times[numbers] - expected) < _WITHIN / fps))
     if not len(wrong):
-        return ""
-    at = wrong[0]
-    return (
-        f"shows frame {numbers[at]} at {times[numbers[at]]:g} s, by fps {fps:g} of info.json it is {expected[at]:g} s"
-    )
+        return numbers, ""
+    at, shown = wrong[0], times[numbers[wrong[0]]]
+    return numbers, (f"shows frame {numbers[at]} at {shown:g} s, by fps {fps:g} of info.json it is {expected[at]:g} s")
 
 
 def _look(root: pathlib.Path, camera: str, is_video: bool, file: str) -> "video.Track | str | None":
@@ -299,7 +309,7 @@ def _text(tasks: Mapping[int, str], number: int | float, where: str) -> str:
     return tasks[number]
 
 
-def _stamp(info: Info) -> str:
+def stamp_of(info: Info) -> str:
     """Names the present content of all files that an index is made from, by their sizes and times of modification."""
     digest = hashlib.sha256()
     meta = sorted(

@@ -112,7 +112,7 @@ class Info:
             rows = parquet.read_rows(str(path))
         else:
             path = self.root / "meta/tasks.jsonl"
-            rows = _json_lines(path)
+            rows = json_lines(path)
         return dict(_each(path, rows, _task))
 
     def file(self, template: str, **fields: Any) -> str:
@@ -285,7 +285,7 @@ def _episodes_2(info: Info, videos: list[str]) -> Iterable[Episode]:
         return Episode(number, int(row["length"]), info.file(data_path, **fields), own)
 
     path = info.root / "meta/episodes.jsonl"
-    return _each(path, _json_lines(path), read)
+    return _each(path, json_lines(path), read)
 
 
 def _episodes_3(info: Info, videos: list[str]) -> Iterable[Episode]:
@@ -331,7 +331,12 @@ def _task(row: Mapping[str, Any]) -> tuple[int, str]:
     return int(row["task_index"]), text.strip()
 
 
-def _json_lines(path: pathlib.Path) -> list[Any]:
+def json_lines(path: pathlib.Path) -> list[Any]:
+    """The values of a file of JSON lines.
+
+    Raises:
+        DataError: it is missing or damaged; names it.
+    """
     if not path.exists():
         raise DataError(f"{path} is missing: download it")
     with reading(path):

@@ -24,9 +24,14 @@ def read_rows(path: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     Raises:
         DataError: it is missing, damaged, or lacks a column; names it.
     """
+    return read_table(path, columns).to_pylist()
+
+
+def read_table(path: str, columns: Sequence[str] = ()) -> Any:
+    """Some of the columns of a file, or all, as Arrow's table; raises as `read_rows`."""
     file = _open(path)
     _check_columns(path, file, columns)
-    return _guarded(path, lambda: file.read(columns=list(columns) or None)).to_pylist()
+    return _guarded(path, lambda: file.read(columns=list(columns) or None))
 
 
 def read_columns(path: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -38,7 +38,7 @@ class Track:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Table:
+class Table:
     """When each frame is shown, and the frames from which decoding may begin, in the stream's units of time.
 
     `shown` int64 [n] is ascending. `key_numbers` int64 [k] are the places of key frames in the order of decoding:
@@ -61,11 +61,43 @@ def read_track(path: str) -> Track:
     Raises:
         DataError: it is no video, is cut off, or does not say where its frames lie. OSError: it cannot be read.
     """
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = container.streams.video[0]
-        table = _read_table(stream, path)
+        table = read_table(stream, path)
         context = stream.codec_context
         return Track((context.height, context.width), table.shown * float(stream.time_base))
+
+
+def opened(path: str) -> Any:
+    """A video file, open for reading; raises as `read_track`."""
+    import av  # here, for it loads FFmpeg
+
+    try:
+        container = av.open(path, options=_TRUSTED)
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise _no_video(path) from error
+    if not container.streams.video or container.streams.video[0].codec_context is None:
+        raise _no_video(path)
+    return container
+
+
+def read_table(stream: Any, path: str) -> Table:
+    """Where the frames of an open file's stream lie; raises as `read_track`."""
+    entries = [entry for entry in stream.index_entries if not entry.is_discard]
+    if not entries:
+        raise DataError(
+            f"{path}: does not say where its frames lie: rewrite it with ffmpeg -i IN -c copy -movflags +faststart OUT"
+        )
+    end, size = max(entry.pos + entry.size for entry in entries), os.stat(path).st_size
+    if end > size:
+        raise DataError(f"{path}: is cut off: its frames end at byte {end}, the file at {size}: download it again")
+    decoded = np.array([entry.timestamp for entry in entries], np.int64)
+    keys = np.flatnonzero([entry.is_keyframe for entry in entries])
+    # Frames are shown at the same distances as they are decoded, each a constant later.
+    shown = np.sort(decoded) - decoded.min() + (stream.start_time or 0)
+    return Table(shown, keys)
 
 
 def read_frame(path: str, number: int) -> np.ndarray:
@@ -104,11 +136,11 @@ class Decoder:
     def __init__(self, path: str) -> None:
         self.decoded = 0
         self._path = path
-        self._container = _opened(path)
+        self._container = opened(path)
         self._stream = self._container.streams.video[0]
         # Threads of its own would hold frames back until later ones are read, and the loader has threads already.
         self._stream.codec_context.thread_count = 1
-        self._table = _read_table(self._stream, path)
+        self._table = read_table(self._stream, path)
         self._frames: Iterator[Any] | None = None
         self._last: tuple[int, Any] | None = None
 
@@ -174,20 +206,6 @@ class _Own(threading.local):
 _own = _Own()
 
 
-def _opened(path: str) -> Any:
-    import av  # here, for it loads FFmpeg
-
-    try:
-        container = av.open(path, options=_TRUSTED)
-    except av.error.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise
-        raise _no_video(path) from error
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        raise _no_video(path)
-    return container
-
-
 def _no_video(path: str) -> DataError:
     return DataError(f"{path}: is no video, or is cut off: download or make it again")
 
@@ -196,19 +214,3 @@ def _broken() -> type[Exception]:
     import av
 
     return av.error.FFmpegError
-
-
-def _read_table(stream: Any, path: str) -> _Table:
-    entries = [entry for entry in stream.index_entries if not entry.is_discard]
-    if not entries:
-        raise DataError(
-            f"{path}: does not say where its frames lie: rewrite it with ffmpeg -i IN -c copy -movflags +faststart OUT"
-        )
-    end, size = max(entry.pos + entry.size for entry in entries), os.stat(path).st_size
-    if end > size:
-        raise DataError(f"{path}: is cut off: its frames end at byte {end}, the file at {size}: download it again")
-    decoded = np.array([entry.timestamp for entry in entries], np.int64)
-    keys = np.flatnonzero([entry.is_keyframe for entry in entries])
-    # Frames are shown at the same distances as they are decoded, each a constant later.
-    shown = np.sort(decoded) - decoded.min() + (stream.start_time or 0)
-    return _Table(shown, keys)
