@@ -26,9 +26,8 @@ from jaxvla.data.inspection.findings import find, remarks
 from jaxvla.data.inspection.measures import measure
 from jaxvla.data.inspection.page import render
 from jaxvla.data.inspection.pictures import look
-from jaxvla.data.inspection.recordings import Recordings, find_config, open_recordings
+from jaxvla.data.inspection.recordings import Recordings, choose_config, open_recordings
 from jaxvla.data.inspection.summary import summarize
-from jaxvla.data.mixture_config import name_of, read_mixture
 from jaxvla.data.openvla_statistics import write_openvla
 from jaxvla.data.source_config import SourceConfig
 from jaxvla.envs import film
@@ -52,7 +51,9 @@ flags.DEFINE_integer("seed", 0, "Which episodes and frames are drawn.", lower_bo
 
 def main(words: Sequence[str]) -> None:
     page = cli.output_path(str(local_path(FLAGS.output_path, "--output_path") / PAGE))
-    name, config, said = configured(words[1:])
+    given = FLAGS["bridgedata_config"].value
+    root = local_path(words[1]) if words[1:] else None
+    name, config, said = choose_config(root, given and given.to_dict(), FLAGS.dataset)
     if FLAGS.statistics_path and not said:
         raise ConfigError("--statistics_path needs --bridgedata_config, which says what the actions are")
     recordings = open_recordings(config, said, FLAGS.max_episodes, FLAGS.seed)
@@ -81,26 +82,6 @@ def save_statistics(path: pathlib.Path, name: str, config: SourceConfig) -> path
     mask = dataset.action_normalizer.mask or ()
     write_openvla(path, {name: dataclasses.replace(dataset.statistics, action_mask=mask)})
     return path
-
-
-def configured(words: Sequence[str]) -> tuple[str, SourceConfig, bool]:
-    """The dataset of the path, or of the config, or of the config at the path, its name; and whether there is a config.
-
-    Raises:
-        ConfigError: neither is given.
-        DataError: nothing that is read lies at the path.
-    """
-    given = FLAGS["bridgedata_config"].value
-    if given is None:
-        if not words:
-            raise ConfigError("give the folder of a dataset, or --bridgedata_config data_config.py:NAME")
-        found = find_config(local_path(words[0]))
-        return name_of(found.data_path), found, False
-    sources = read_mixture(given.to_dict() | ({"data_path": words[0]} if words else {})).sources
-    name = FLAGS.dataset or next(iter(sources))
-    if name not in sources or (len(sources) > 1 and not FLAGS.dataset):
-        raise ConfigError(f"--dataset must be one of those of the config, {', '.join(sources)}, not {FLAGS.dataset!r}")
-    return name, sources[name], True
 
 
 def save_film(recordings: Recordings, number: int, folder: pathlib.Path) -> pathlib.Path:

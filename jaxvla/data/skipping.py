@@ -37,7 +37,14 @@ def describe(skipped: Sequence[Skipped], total: int, split: str) -> tuple[str, .
     )
 
 
-def check(skipped: Sequence[Skipped], total: int, split: str, max_skipped: float, where: str) -> None:
+def check(
+    skipped: Sequence[Skipped],
+    total: int,
+    split: str,
+    max_skipped: float,
+    where: str,
+    option: str = "bridgedata_config.max_skipped",
+) -> None:
     """Refuses data of which too much was left out.
 
     Args:
@@ -46,6 +53,7 @@ def check(skipped: Sequence[Skipped], total: int, split: str, max_skipped: float
         split: whose.
         max_skipped: the share that may be.
         where: the data path.
+        option: what says `max_skipped`.
 
     Raises:
         DataError: there is nothing, all of it was skipped, or more than `max_skipped`; names the reasons.
@@ -57,10 +65,10 @@ def check(skipped: Sequence[Skipped], total: int, split: str, max_skipped: float
         return
     mend = "repair the data"
     if len(skipped) < total:
-        mend += f", or set bridgedata_config.max_skipped={math.ceil(share * 100) / 100}"
+        mend += f", or set {option}={math.ceil(share * 100) / 100}"
     raise DataError(
-        f"{where}: {len(skipped)} of {total} {split} trajectories cannot be used, over bridgedata_config.max_skipped="
-        f"{max_skipped}: {'; '.join(_by_reason(skipped))}: {mend}"
+        f"{where}: {len(skipped)} of {total} {split} trajectories cannot be used, over {option}={max_skipped}: "
+        f"{'; '.join(_by_reason(skipped))}: {mend}"
     )
 
 

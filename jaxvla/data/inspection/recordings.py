@@ -2,13 +2,15 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxvla.data import opening
 from jaxvla.data.formats import bridge_tfrecord, lerobot_meta, rlds_files
 from jaxvla.data.formats.index import Index
+from jaxvla.data.mixture_config import name_of, read_mixture
 from jaxvla.data.skipping import Skipped
 from jaxvla.data.source import TrajectorySource
 from jaxvla.data.source_config import SourceConfig
@@ -54,6 +56,11 @@ class Recordings:
     notes: tuple[str, ...]
     _paths: tuple[str, ...]
     _indices: tuple[Index, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The data files of all episodes."""
+        return self._paths
 
     def name(self, row: int) -> str:
         """What an episode that is looked at is called: its number, its split and its key."""
@@ -121,6 +128,35 @@ def find_config(root: pathlib.Path) -> SourceConfig:
         f"{lerobot_meta.INFO} (a LeRobotDataset) nor <task>/(train|val)/out.tfrecord; it has {there}: convert raw data "
         "first (README, From raw data to a policy)"
     )
+
+
+def choose_config(
+    root: pathlib.Path | None, settings: Mapping[str, Any] | None, dataset: str = ""
+) -> tuple[str, SourceConfig, bool]:
+    """The dataset of a folder, or of a configuration, or of a configuration at the folder; and whether there is one.
+
+    Args:
+        root: the folder; None for that of the configuration.
+        settings: the plain values of --bridgedata_config; None where it is not given.
+        dataset: which one of a configuration that has several.
+
+    Returns:
+        Its name, its configuration, and whether somebody wrote that.
+
+    Raises:
+        ConfigError: neither is given, or no such dataset.
+        DataError: nothing that is read lies in the folder.
+    """
+    if settings is None:
+        if root is None:
+            raise ConfigError("give the folder of a dataset, or --bridgedata_config data_config.py:NAME")
+        found = find_config(root)
+        return name_of(found.data_path), found, False
+    sources = read_mixture(dict(settings) | ({} if root is None else {"data_path": str(root)})).sources
+    name = dataset or next(iter(sources))
+    if name not in sources or (len(sources) > 1 and not dataset):
+        raise ConfigError(f"--dataset must be one of those of the config, {', '.join(sources)}, not {dataset!r}")
+    return name, sources[name], True
 
 
 def open_recordings(config: SourceConfig, said: bool, max_episodes: int, seed: int) -> Recordings:
