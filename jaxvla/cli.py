@@ -93,6 +93,19 @@ def output_path(text: str) -> pathlib.Path:
     return path
 
 
+def image_size(words: Sequence[str], flag: str) -> tuple[int, ...]:
+    """(height, width) in pixels from the value of a list flag, of which one number is both; () where it is empty.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not words:
+        return ()
+    if len(words) > 2 or not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ConfigError(f"{flag} must be HEIGHT or HEIGHT,WIDTH in pixels, not {','.join(words)}")
+    return int(words[0]), int(words[-1])
+
+
 def _terminate(*_: object) -> None:
     print("terminated", file=sys.stderr)
     sys.exit(143)  # what a shell reports for SIGTERM

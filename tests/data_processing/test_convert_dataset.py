@@ -113,7 +113,7 @@ def test_other_datasets_and_the_dataset_itself_are_spared(folder, tmp_path):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("bridge", "--from='bridge' is no source: give tfds:NAME or rlds:FOLDER"),
+        ("bridge", "--from='bridge' is no source for --to rlds: give tfds:NAME or rlds:FOLDER"),
         ("rlds:gs://bucket/x", "gs://bucket/x is no local path"),
     ],
 )
