@@ -1,4 +1,4 @@
-"""RLDS datasets copied into TFRecords: from folders, and by tensorflow_datasets where it is installed."""
+"""Datasets converted by the main: RLDS copied into TFRecords, and others written as LeRobotDatasets."""
 
 import importlib.util
 import json
@@ -6,12 +6,16 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
+from data.bridge_files import write_dataset as write_bridge
 from data.rlds_episodes import FOUR, episode, opened, write_dataset
 
 from jaxvla.data.conversion import rlds_copy
 from jaxvla.data.conversion.rlds_copy import copy_dataset, of_folder
+from jaxvla.data.dataset import DataConfig, open_dataset
+from jaxvla.data.source_config import SourceConfig
 from jaxvla.errors import DataError
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "data_processing" / "convert_dataset.py"
@@ -144,3 +148,58 @@ def test_what_tensorflow_datasets_reads_is_copied_byte_for_byte(samples, tmp_pat
     assert (tmp_path / name).read_bytes() == (root / name).read_bytes()
     missing = run("--from", "tfds:no_such_dataset", "--data_dir", root, "--output_path", tmp_path)
     assert "error: --from tfds:no_such_dataset: Dataset no_such_dataset not found" in missing.stderr
+
+
+def test_tfrecords_become_a_lerobot_dataset_as_the_config_says(tmp_path):
+    given = write_bridge(tmp_path / "in", {"lift": [5, 4]})
+    flags = ("--bridgedata_config", "data_config.py:bdv2_local", "--image_size", "16", "--crf", "10")
+    done = run("--from", f"tfrecord:{given}", "--to", "lerobot30", "--output_path", tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"dataset      {tmp_path / 'out'}, LeRobotDataset v3.0" in done.stdout
+    assert "frames       13 at 5 Hz, 2 tasks" in done.stdout
+    info = json.loads((tmp_path / "out/meta/info.json").read_text())
+    assert info["features"]["action"]["names"][-1] == "gripper (1 open)"
+    assert info["splits"] == {"train": "0:2", "val": "2:3"}
+    again = run("--from", f"tfrecord:{given}", "--to", "lerobot30", "--output_path", tmp_path / "out", *flags)
+    assert again.stderr.endswith("out exists: pass --overwrite to replace it, or give another --output_path\n")
+
+
+def test_a_killed_conversion_goes_on(tmp_path):
+    given = write_bridge(tmp_path / "in", {"lift": [40] * 40})
+    command = [sys.executable, str(SCRIPT), "--from", f"tfrecord:{given}", "--to", "lerobot21", "--fps", "5"]
+    command += ["--output_path", str(tmp_path / "out"), "--image_size", "64"]
+    marks = tmp_path / "out.partial" / "marks" / "000"
+    with open(tmp_path / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        deadline = time.monotonic() + 120
+        while not (marks / "000002.json").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -9, (tmp_path / "log").read_text()
+    there = {path.name: path.stat().st_mtime_ns for path in marks.glob("*.json")}
+    assert 3 <= len(there) < 41
+    assert not (tmp_path / "out").exists()
+    (marks / "000002.json").unlink()  # of which the files are there, as if it had been killed before the mark
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "episodes     41 of 41: 40 train, 1 val" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "log", "out"]
+    source = SourceConfig("lerobot", str(tmp_path / "out"))
+    lengths = open_dataset(source, DataConfig(normalization="none"), "train").source.lengths
+    assert [*lengths] == [40] * 40
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--from=mp4:{}", "--to=lerobot21"], "is no source for --to lerobot21: give raw:FOLDER or numpy:FOLDER or"),
+        (["--from=lerobot:{}", "--to=lerobot30", "--crf=10", "--cameras=top"], "--cameras has no effect with --from l"),
+        (["--from=tfrecord:{}", "--to=lerobot30", "--image_size=big"], "--image_size must be HEIGHT or HEIGHT,WIDTH"),
+        (["--from=rlds:{}", "--to=lerobot30"], "--from rlds: {} is of the format bridge_tfrecord: correct --from"),
+    ],
+)
+def test_flags_that_cannot_be_are_one_line(tmp_path, flags, message):
+    given = write_bridge(tmp_path / "in", {"lift": [5]})
+    done = run("--output_path", tmp_path / "out", *(flag.format(given) for flag in flags))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert message.format(given) in done.stderr
+    assert not (tmp_path / "out").exists()
