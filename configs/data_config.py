@@ -37,6 +37,9 @@ Of a LeRobotDataset `data_path` is the folder that holds `meta`. `train_split`, 
 `proprio_key` are as of RLDS; instructions are its tasks. `episodes` and `exclude_episodes` choose by number, as
 `0:50,60`; empty for all, and for none.
 
+`frame_cache` is the folder of frame caches that data_processing/cache_frames.py made elsewhere; those beside the data
+are found without it.
+
 `datasets` maps the names of several datasets that a run draws from to the keys in which each differs from the others,
 such as {"a": {"data_path": "data/a"}, "b": {"data_path": "data/b", "weight": 2.0}}; empty for the one that the other
 keys describe. `balance` says how often each is drawn: by its `weight`, 1 where it has none ("weights"), by its weight
@@ -108,6 +111,7 @@ def _base() -> dict:
         "statistics_name": "",
         "episodes": "",
         "exclude_episodes": "",
+        "frame_cache": "",
     }
 
 

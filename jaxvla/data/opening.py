@@ -12,7 +12,7 @@ from jaxvla.config import local_path
 from jaxvla.data import choosing, columns, skipping
 from jaxvla.data.columns import Columns
 from jaxvla.data.files import check_folder, reading
-from jaxvla.data.formats import arrays, bridge_tfrecord, lerobot_meta, rlds, rlds_files, sidecar
+from jaxvla.data.formats import arrays, bridge_tfrecord, frame_cache, lerobot_meta, rlds, rlds_files, sidecar
 from jaxvla.data.formats.arrays import Pieces
 from jaxvla.data.formats.index import VERSION, Index
 from jaxvla.data.formats.indexing import open_indices
@@ -246,7 +246,32 @@ def open_source(
     where = tuple(paths[i] for i in made["files"]), opened, cameras, sizes
     others = {} if paraphrases is None else paraphrases.of
     source = TrajectorySource(*where, image_size, resize, others, camera_sizes or {})
-    return source, groups[made["files"]], notes
+    with reading(root):
+        caches, said = _find_caches(config, root, source)
+    source = dataclasses.replace(source, caches=caches) if caches else source
+    return source, groups[made["files"]], (*notes, *said)
+
+
+def cache_folder(config: SourceConfig, root: pathlib.Path) -> pathlib.Path:
+    """Where the frame caches of a dataset lie: `frame_cache`, or a folder beside the data."""
+    return local_path(config.frame_cache, "frame_cache") if config.frame_cache else root / frame_cache.FOLDER
+
+
+def _find_caches(
+    config: SourceConfig, root: pathlib.Path, source: TrajectorySource
+) -> tuple[dict[str, frame_cache.FrameCache], tuple[str, ...]]:
+    """By camera, the cache of its frames where one fits, and lines that say which, or why not."""
+    folder, caches, said = cache_folder(config, root), {}, ()
+    if not folder.is_dir():
+        if config.frame_cache:
+            raise ConfigError(f"bridgedata_config.frame_cache: no folder {folder}: correct it, or set it to ''")
+        return {}, ()
+    for camera, stored in source.cameras:
+        key = frame_cache.Key(stored, tuple(source.size_of(camera)), source.resize)
+        cache, lines = frame_cache.find_cache(folder, key, root, source.data_files(camera))
+        caches |= {camera: cache} if cache is not None else {}
+        said += lines
+    return caches, said
 
 
 def _open_columns(

@@ -15,7 +15,8 @@ from PIL import Image
 
 from jaxvla.data.columns import Columns, FirstFrame, Part, first_frames
 from jaxvla.data.files import reading
-from jaxvla.data.formats import frame_files
+from jaxvla.data.formats import frame_cache, frame_files
+from jaxvla.data.formats.frame_cache import FrameCache
 from jaxvla.data.formats.index import ANY_TEXT, NO_TEXT, Index
 from jaxvla.data.formats.protobuf import byte_values
 from jaxvla.data.formats.records import RecordFile, open_records
@@ -67,6 +68,7 @@ class TrajectorySource:
         resize: how frames get there, one of `images.FILTERS`.
         paraphrases: by annotation, other words for it, which stand in `language` behind a trajectory's annotations.
         camera_sizes: by camera, the size of frames of another size than `image_size`.
+        caches: by camera, where its frames are read from as they are given out.
 
     Attributes:
         lengths, actions, proprio, taught, texts, vectors, keys, steps, stored, taught_ahead, file_of, action_starts,
@@ -88,6 +90,7 @@ class TrajectorySource:
     resize: str = "lanczos"
     paraphrases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     camera_sizes: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    caches: Mapping[str, FrameCache] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         fields = {name: getattr(self.columns, name) for name in _COLUMNS}
@@ -108,11 +111,12 @@ class TrajectorySource:
         indices: Sequence[Index],
         cameras: Sequence[tuple[str, str]],
         image_size: tuple[int, ...] = (),
+        resize: str = "lanczos",
     ) -> "TrajectorySource":
         """In memory, of whole indices: of trajectories that fit each other and have frames of all cameras."""
         parts = [Part(index, np.ones(len(index.lengths), bool)) for index in indices]
         found = find_sizes(paths, first_frames(parts, cameras))
-        return cls(tuple(paths), Columns.of(parts, cameras), tuple(cameras), found, image_size)
+        return cls(tuple(paths), Columns.of(parts, cameras), tuple(cameras), found, image_size, resize)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -180,8 +184,10 @@ class TrajectorySource:
             DataError: a file that ends too early or cannot be read, or an image that cannot be decoded.
         """
         shapes, image_size = self.columns.shapes[camera], self.size_of(camera)
+        left = self._read_cached(trajectories, steps, camera, out)
+        places = self._places(trajectories[left], steps[left], camera)
         try:  # around all of them: `reading` would cost a tenth of the time of a frame
-            for file, offset, size, k in sorted(zip(*self._places(trajectories, steps, camera), range(len(out)))):
+            for file, offset, size, k in sorted(zip(*places, left.tolist())):
                 row = out[k]
                 if size == row.nbytes and shapes[file] == row.shape:
                     if _open_files.get(self.paths[file]).read_into(offset, row) != size:
@@ -191,10 +197,29 @@ class TrajectorySource:
         except OSError as error:
             raise DataError(f"{self.paths[file]}: cannot be read: {error.strerror}") from error
 
+    def _read_cached(self, trajectories: np.ndarray, steps: np.ndarray, camera: str, out: np.ndarray) -> np.ndarray:
+        """As `read_frames`, of those that lie in a cache; gives int64 [m], the others."""
+        cache = self.caches.get(camera)
+        if cache is None:
+            return np.arange(len(out))
+        rows = self.frame_starts[trajectories] + steps
+        found = cache.find(self.file_of[trajectories], self.columns.offsets[camera][rows])
+        with reading(cache.path):
+            file = _open_files.get(cache.path)
+            for place, k in sorted((place, k) for k, place in enumerate(found.tolist()) if place >= 0):
+                cache.read(file, place, out[k])
+        return np.flatnonzero(found < 0)
+
     def stored_frames(self, i: int, steps: Sequence[int], camera: str) -> list[np.ndarray]:
         """Frames `steps` of trajectory `i` as they are stored, each uint8 [h, w, 3]."""
         places = self._places(np.full(len(steps), i), np.asarray(steps), camera)
         return [images.to_array(self._picture(camera, *place)) for place in zip(*places)]
+
+    def data_files(self, camera: str) -> list[tuple[str, ...]]:
+        """Of each of `paths`, it and the files in which the pixels of a camera are."""
+        beside = self.columns.beside[camera]
+        named = [beside.names[start:stop] for start, stop in zip(beside.starts.tolist(), beside.starts[1:].tolist())]
+        return [(path, *frame_cache.files_of(path, own)) for path, own in zip(self.paths, named)]
 
     def pixel_path(self) -> tuple[str, ...]:
         """The sizes through which the frames of each camera go, a line for each; says where one enlarges."""

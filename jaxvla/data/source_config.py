@@ -114,6 +114,7 @@ class SourceConfig:
     statistics_name: str = ""
     episodes: str = ""
     exclude_episodes: str = ""
+    frame_cache: str = ""
 
     def __post_init__(self) -> None:
         where = "bridgedata_config"

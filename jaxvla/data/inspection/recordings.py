@@ -80,14 +80,21 @@ class Recordings:
             found.append(index.frames[camera].sizes[starts] > 0 if there else np.zeros(len(starts), bool))
         return np.concatenate(found)
 
-    def views(self, camera: str, numbers: np.ndarray) -> TrajectorySource:
+    def views(
+        self, camera: str, numbers: np.ndarray, image_size: tuple[int, int] = _ANY_SIZE, resize: str = "lanczos"
+    ) -> TrajectorySource:
         """The episodes `numbers`, ascending, with frames of a camera, which all of them must have.
+
+        Args:
+            camera: its stored name.
+            numbers: int [m].
+            image_size, resize: of frames that are not asked for as they are stored, see `TrajectorySource`.
 
         Raises:
             DataError: the first frame of one of the files is no picture.
         """
         paths, indices = self._chosen(numbers)
-        return TrajectorySource.of(paths, indices, ((camera, camera),), _ANY_SIZE)
+        return TrajectorySource.of(paths, indices, ((camera, camera),), image_size, resize)
 
     def tables(self, number: int) -> TrajectorySource:
         """One of the n episodes, whether it is looked at or not.
