@@ -204,10 +204,9 @@ class TrajectorySource:
             return np.arange(len(out))
         rows = self.frame_starts[trajectories] + steps
         found = cache.find(self.file_of[trajectories], self.columns.offsets[camera][rows])
+        there = np.flatnonzero(found >= 0)
         with reading(cache.path):
-            file = _open_files.get(cache.path)
-            for place, k in sorted((place, k) for k, place in enumerate(found.tolist()) if place >= 0):
-                cache.read(file, place, out[k])
+            cache.read(_open_files.get(cache.path), found[there], there, out)
         return np.flatnonzero(found < 0)
 
     def stored_frames(self, i: int, steps: Sequence[int], camera: str) -> list[np.ndarray]:

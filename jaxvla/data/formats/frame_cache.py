@@ -15,13 +15,12 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import google_crc32c
 import numpy as np
 
 from jaxvla.data.formats import arrays, frame_files
-from jaxvla.data.formats.records import open_records
+from jaxvla.data.formats.records import RecordFile, open_records
 from jaxvla.data.transforms import images
 from jaxvla.errors import DataError
 
@@ -91,19 +90,25 @@ class FrameCache:
             found[rows] = np.where(own[places] == offsets[rows], start + places, -1)
         return found
 
-    def read(self, file: Any, place: int, out: np.ndarray) -> None:
-        """Reads a frame of the open `file` into `out`, uint8 [h, w, 3] and C-contiguous.
+    def read(self, file: RecordFile, places: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+        """Reads frames of the open `file` into rows int [n] of `out`, uint8 [m, h, w, 3] and C-contiguous.
+
+        They are read in the order in which they lie there.
 
         Raises:
-            DataError: its bytes are not those that were written; names the file and their position.
+            DataError: their bytes are not those that were written; names the file and their position.
         """
-        position, size = int(self.positions[place]), int(self.sizes[place])
-        data = np.empty(size, np.uint8) if self.key.jpeg else out
-        whole = size == data.nbytes and file.read_into(position, data) == size
-        if not whole or checksum(data) != self.checksums[place]:
-            raise DataError(f"{self.path}: the frame at byte {position} is damaged, or the file is cut off: {_MEND}")
-        if self.key.jpeg:
-            out[:] = images.decode(data.tobytes(), f"{self.path}: frame at byte {position}")
+        columns = (self.positions[places], rows, self.sizes[places], self.checksums[places])
+        for position, row, size, crc in sorted(zip(*(column.tolist() for column in columns))):
+            frame = out[row]
+            data = np.empty(size, np.uint8) if self.key.jpeg else frame
+            whole = size == data.nbytes and file.read_into(position, data) == size
+            if not whole or checksum(data) != crc:
+                raise DataError(
+                    f"{self.path}: the frame at byte {position} is damaged, or the file is cut off: {_MEND}"
+                )
+            if self.key.jpeg:
+                frame[:] = images.decode(data.tobytes(), f"{self.path}: frame at byte {position}")
 
     def damaged(self) -> str:
         """Reads every frame's bytes and says what is wrong with the first that changed; "" where none did."""
