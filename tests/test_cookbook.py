@@ -78,6 +78,16 @@ PRINTED = {
     ],
     "Statistics as OpenVLA has them": ["(True, True, True, True, True, True, False) 32"],
     "A LeRobotDataset": ["camera -> 16 x 24 encoded -> ", "instruction (8, 64)"],
+    "Frames that are decoded once": [
+        "frames of observation.images.top: ",
+        "frames       observation.images.top from ",
+    ],
+    "To LeRobot, and from one of its versions to another": [
+        "grasp_v30, LeRobotDataset v3.0\nepisodes     8 of 8: 8 train",
+        "bdv2_v21, LeRobotDataset v2.1\n",
+        " at 5 Hz, 1 tasks",
+        "my_v30, LeRobotDataset v3.0\n",
+    ],
     "Several datasets at once": [
         "mixture      arm      ",
         "kitchen  ",
