@@ -4,13 +4,14 @@
     python benchmarks/video.py --parts=memory --minutes=10
 
 Decoding: videos of 480 x 640 in AV1 and H.264, with a key frame every second frame as LeRobot writes them, to
---policy_size, with 1 and 2 threads; of --version v2.1 each episode has its own. LeRobot's own function, by PyAV as
-LeRobot does without torchcodec, gives the stored size and is spared the resize; it runs in as many threads. It needs
-lerobot and a torchvision with a VideoReader in the environment (0.25 has one). Expected: at least twice LeRobot's rate,
-and 1.5 frames decoded for each that is read.
+--policy_size by --resize, with 1 and 2 threads; of --version v2.1 each episode has its own. LeRobot's own function, by
+PyAV as LeRobot does without torchcodec, runs in as many threads, and torch resizes what it gives: bilinear with
+antialiasing, as this loader does by default here. A process is bound to as many cores as it has threads, for LeRobot
+leaves that to FFmpeg. It needs lerobot and a torchvision with a VideoReader in the environment (0.25 has one).
+Expected: at least twice LeRobot's rate, and 1.5 frames decoded for each that is read.
 
 Cache: the same frames from a frame cache, and from TFRecords of BridgeData that hold them at --policy_size. Expected:
-at least 0.8 of the latter's rate.
+at least 0.8 of the latter's rate, after the first pass, in which checksums are verified.
 
 Memory: what the process holds of its own while it decodes for --minutes, every minute. Expected: the same from the
 second minute on.
@@ -50,6 +51,7 @@ from jaxvla.data.inspection.recordings import open_recordings
 from jaxvla.data.loader import training_batches
 from jaxvla.data.mixture import Mixture
 from jaxvla.data.source_config import SourceConfig
+from jaxvla.data.transforms.images import FILTERS
 from jaxvla.errors import DataError
 
 FLAGS = flags.FLAGS
@@ -59,6 +61,7 @@ flags.DEFINE_enum("version", "v2.1", [*VERSIONS], "Of the LeRobotDatasets.")
 flags.DEFINE_integer("episodes", 60, "Of the dataset.", lower_bound=1)
 flags.DEFINE_integer("frames", 60, "Of an episode.", lower_bound=2)
 flags.DEFINE_integer("policy_size", 224, "Side to which frames are resized, in pixels.", lower_bound=8)
+flags.DEFINE_enum("resize", "bilinear", [*FILTERS], "How this loader does that.")
 flags.DEFINE_integer("batch_size", 64, "Transitions per batch.", lower_bound=1)
 flags.DEFINE_multi_integer("threads", [1, 2], "Reading threads.", lower_bound=1)
 flags.DEFINE_integer("seconds", 10, "How long each round measures.", lower_bound=1)
@@ -144,8 +147,8 @@ def write_tfrecords(root: pathlib.Path) -> None:
 def write_cache(root: pathlib.Path) -> None:
     size, config = (FLAGS.policy_size, FLAGS.policy_size), SourceConfig("lerobot", str(root))
     recordings = open_recordings(config, False, 0, 0)
-    source = recordings.views(CAMERA, recordings.numbers, size)
-    caching.make(caching.Job.of(source, CAMERA, Key(CAMERA, size, "lanczos"), root, root / "frames"), 2)
+    source = recordings.views(CAMERA, recordings.numbers, size, FLAGS.resize)
+    caching.make(caching.Job.of(source, CAMERA, Key(CAMERA, size, FLAGS.resize), root, root / "frames"), 2)
 
 
 def batches_of(root: pathlib.Path) -> Iterator[dict]:
@@ -153,7 +156,7 @@ def batches_of(root: pathlib.Path) -> Iterator[dict]:
     is_lerobot = (root / lerobot_meta.INFO).exists()
     kind, groups = ("lerobot", ()) if is_lerobot else ("bridge_tfrecord", (("**",),))
     size = (FLAGS.policy_size, FLAGS.policy_size)
-    data = DataConfig(relabel_actions=False, image_size=size, num_threads=FLAGS.threads[0])
+    data = DataConfig(relabel_actions=False, image_size=size, resize=FLAGS.resize, num_threads=FLAGS.threads[0])
     dataset = open_dataset(SourceConfig(kind, str(root), include=groups), data, "train")
     if is_lerobot and bool(dataset.source.caches) != (root / "frames").exists():
         raise DataError(f"{root}: the frame cache is not used: {dataset.report}")
@@ -190,13 +193,16 @@ def places_of(root: pathlib.Path) -> Iterator[tuple[str, float]]:
 
 
 def measure_lerobot(root: pathlib.Path) -> dict[str, float]:
+    import torch
     from lerobot.datasets.video_utils import decode_video_frames
 
-    places = places_of(root)
+    torch.set_num_threads(1)  # of each of the threads below
+    places, size = places_of(root), (FLAGS.policy_size, FLAGS.policy_size)
 
     def read(place: tuple[str, float]) -> int:
         path, second = place
-        return len(decode_video_frames(path, [second], 1e-4, "pyav"))
+        frames = decode_video_frames(path, [second], 1e-4, "pyav")
+        return len(torch.nn.functional.interpolate(frames, size, mode="bilinear", antialias=True))
 
     with ThreadPoolExecutor(FLAGS.threads[0]) as pool:
 
@@ -239,7 +245,7 @@ MEASURES: dict[str, Callable[[pathlib.Path], dict]] = {
 
 
 def in_a_process_of_its_own(name: str, root: pathlib.Path, threads: int) -> dict:
-    given = [f"--{key}={FLAGS[key].value}" for key in ("policy_size", "batch_size", "seconds", "minutes")]
+    given = [f"--{key}={FLAGS[key].value}" for key in ("policy_size", "resize", "batch_size", "seconds", "minutes")]
     command = [sys.executable, __file__, f"--measure={name}", f"--folder={root}", f"--threads={threads}", *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -305,6 +311,7 @@ def watch_memory(folder: pathlib.Path) -> None:
 
 def main(_: list[str]) -> None:
     if FLAGS.measure:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: FLAGS.threads[0]])
         return print(json.dumps(MEASURES[FLAGS.measure](pathlib.Path(FLAGS.folder))))
     with tempfile.TemporaryDirectory(dir=FLAGS.folder or None) as name:
         folder = pathlib.Path(name)

@@ -309,8 +309,8 @@ class _Place(NamedTuple):
     size: int | None
 
 
-def _read(place: _Place, stored: str) -> bytes:
-    """The bytes of a frame of a camera, by its name in the files."""
+def _read(place: _Place, stored: str) -> bytes | np.ndarray:
+    """The bytes of a frame of a camera, by its name in the files, or the pixels of a video's."""
     with reading(place.path):
         if place.size is None:
             return frame_files.read_frame(place.path, stored, place.at)

@@ -76,6 +76,10 @@ class FrameCache:
     positions: np.ndarray
     sizes: np.ndarray
     checksums: np.ndarray
+    _checked: np.ndarray = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_checked", np.zeros(len(self.offsets), bool))
 
     def find(self, files: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """The places of frames at `offsets` int64 [n] of a run's data files int [n]: int64 [n], -1 for none."""
@@ -93,22 +97,24 @@ class FrameCache:
     def read(self, file: RecordFile, places: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         """Reads frames of the open `file` into rows int [n] of `out`, uint8 [m, h, w, 3] and C-contiguous.
 
-        They are read in the order in which they lie there.
+        They are read in the order in which they lie there, and checked when they are read for the first time.
 
         Raises:
             DataError: their bytes are not those that were written; names the file and their position.
         """
-        columns = (self.positions[places], rows, self.sizes[places], self.checksums[places])
-        for position, row, size, crc in sorted(zip(*(column.tolist() for column in columns))):
+        columns = (self.positions, self.sizes, self.checksums, self._checked)
+        listed = sorted(zip(rows.tolist(), *(column[places].tolist() for column in columns)), key=lambda own: own[1])
+        for row, position, size, crc, checked in listed:
             frame = out[row]
             data = np.empty(size, np.uint8) if self.key.jpeg else frame
             whole = size == data.nbytes and file.read_into(position, data) == size
-            if not whole or checksum(data) != crc:
+            if not whole or not (checked or checksum(data) == crc):
                 raise DataError(
                     f"{self.path}: the frame at byte {position} is damaged, or the file is cut off: {_MEND}"
                 )
             if self.key.jpeg:
                 frame[:] = images.decode(data.tobytes(), f"{self.path}: frame at byte {position}")
+        self._checked[places] = True
 
     def damaged(self) -> str:
         """Reads every frame's bytes and says what is wrong with the first that changed; "" where none did."""

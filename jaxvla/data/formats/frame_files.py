@@ -3,6 +3,8 @@
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from jaxvla.data.formats import parquet, video
 
 FILE_BITS = 40  # a trillion frames for a file, eight million files
@@ -21,8 +23,8 @@ def locate(beside: str, files: Sequence[str], offset: int, first: int = 0) -> tu
     return os.path.normpath(os.path.join(os.path.dirname(beside), name)), offset & _IN_FILE
 
 
-def read_frame(path: str, camera: str, number: int) -> bytes:
-    """The pixels of a video's frame, or the encoded picture of a row.
+def read_frame(path: str, camera: str, number: int) -> bytes | np.ndarray:
+    """The pixels of a video's frame, uint8 [h, w, 3], or the encoded picture of a row.
 
     Args:
         path: of the file; which kind it is says its suffix.
@@ -35,4 +37,4 @@ def read_frame(path: str, camera: str, number: int) -> bytes:
     """
     if path.endswith(".parquet"):
         return parquet.read_picture(path, camera, number)
-    return video.read_frame(path, number).tobytes()
+    return np.ascontiguousarray(video.read_frame(path, number))  # FFmpeg fills rows up

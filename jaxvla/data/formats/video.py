@@ -18,6 +18,8 @@ from jaxvla.errors import DataError
 
 # FFmpeg would otherwise take a list of addresses for a video, and follow them.
 _TRUSTED = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
+# It would also decode a frame to find out more than the container says, which for H.264 is most of what opening costs.
+_UNDECODED = {"skip_frame": "all", "probesize": "32", "analyzeduration": "0"}
 # Of each thread. A decoder holds some frames of its video, and the file open.
 _OPEN_DECODERS = 16
 # So many are tried before a frame, so that a damaged video is not decoded from its begin for each of its frames.
@@ -68,12 +70,17 @@ def read_track(path: str) -> Track:
         return Track((context.height, context.width), table.shown * float(stream.time_base))
 
 
-def opened(path: str) -> Any:
-    """A video file, open for reading; raises as `read_track`."""
+def opened(path: str, decoded: bool = False) -> Any:
+    """A video file, open for reading; raises as `read_track`.
+
+    Args:
+        path: of the file.
+        decoded: whether a frame is decoded, without which the format of pixels may not be known.
+    """
     import av  # here, for it loads FFmpeg
 
     try:
-        container = av.open(path, options=_TRUSTED)
+        container = av.open(path, options=_TRUSTED if decoded else _TRUSTED | _UNDECODED)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
             raise

@@ -65,7 +65,7 @@ def encode(path: pathlib.Path, frames: Iterable[np.ndarray], fps: float, crf: in
 
 def kind_of(path: str) -> Kind:
     """That of a video; raises as `video.read_track`."""
-    with video.opened(path) as container:
+    with video.opened(path, decoded=True) as container:
         context = container.streams.video[0].codec_context
         size = (context.height, context.width)
         return Kind(context.codec.canonical_name, size, str(context.pix_fmt), context.extradata or b"")
