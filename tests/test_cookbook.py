@@ -79,7 +79,7 @@ PRINTED = {
     "Statistics as OpenVLA has them": ["(True, True, True, True, True, True, False) 32"],
     "A LeRobotDataset": ["camera -> 16 x 24 encoded -> ", "instruction (8, 64)"],
     "Frames that are decoded once": [
-        "frames of observation.images.top: ",
+        "observation.images.top-64x64-lanczos.frames: 48 frames, 0.001 GB",
         "frames       observation.images.top from ",
     ],
     "To LeRobot, and from one of its versions to another": [

@@ -118,3 +118,14 @@ def test_a_file_that_ends_before_its_frames_is_said(tmp_path):
         DataError, match=r"first.mp4: is cut off: its frames end at byte \d+, the file at \d+: download"
     ):
         video.read_track(str(path))
+
+
+def test_opening_decodes_no_frame(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, [np.full((16, 24, 3), 10 * t, np.uint8) for t in range(4)], "libx264", crf="1", bf="0")
+    formats = []
+    for decoded in (False, True):
+        with video.opened(str(path), decoded) as container:
+            formats.append(container.streams.video[0].codec_context.pix_fmt)
+    assert formats == [None, "yuv420p"]
+    assert abs(video.read_frame(str(path), 2).astype(int) - 20).max() <= 2
