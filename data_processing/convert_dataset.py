@@ -51,6 +51,8 @@ from jaxvla.errors import ConfigError, DataError
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 RLDS, LEROBOT = ("tfds", "rlds"), ("raw", "numpy", "tfrecord", "rlds", "lerobot")
 SIDE = 224  # pixels, of raw frames
+_OF_RLDS = ("splits", "data_dir")
+_OF_LEROBOT = ("bridgedata_config", "fps", "cameras", "image_size", "pictures", "crf", "depth", "max_skipped")
 
 FLAGS = flags.FLAGS
 
@@ -114,6 +116,12 @@ def _records_of(tfds: Any, file_format: Any, path: str) -> Shard:
     return records
 
 
+def _refuse(flag: str, beside: str) -> None:
+    """Raises ConfigError where a flag is given that does nothing."""
+    if FLAGS[flag].present:
+        raise ConfigError(f"--{flag} has no effect with {beside}: leave it out")
+
+
 def of_recordings(kind: str, name: str) -> Episodes:
     """The episodes that are to become a LeRobotDataset.
 
@@ -128,8 +136,7 @@ def of_recordings(kind: str, name: str) -> Episodes:
         "numpy": ("bridgedata_config", "image_size"),
     }
     for flag in useless.get(kind, ("depth",)):
-        if FLAGS[flag].value != FLAGS[flag].default:
-            raise ConfigError(f"--{flag} has no effect with --from {kind}: leave it as it was")
+        _refuse(flag, f"--from {kind}")
     size = cli.image_size(FLAGS.image_size, "--image_size")
     if kind == "lerobot":
         return open_lerobot(folder)
@@ -151,6 +158,8 @@ def main(_: Sequence[str]) -> None:
     if kind not in known or not name:
         forms = " or ".join(f"{form}:{'NAME' if form == 'tfds' else 'FOLDER'}" for form in known)
         raise ConfigError(f"--from={FLAGS['from'].value!r} is no source for --to {FLAGS.to}: give {forms}")
+    for flag in _OF_LEROBOT if FLAGS.to == "rlds" else _OF_RLDS:
+        _refuse(flag, f"--to {FLAGS.to}")
     output = local_path(FLAGS.output_path, "--output_path")
     if FLAGS.to == "rlds":
         source = of_tfds(name, FLAGS.data_dir) if kind == "tfds" else of_folder(local_path(name, "--from"))

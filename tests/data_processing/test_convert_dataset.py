@@ -193,6 +193,7 @@ def test_a_killed_conversion_goes_on(tmp_path):
     [
         (["--from=mp4:{}", "--to=lerobot21"], "is no source for --to lerobot21: give raw:FOLDER or numpy:FOLDER or"),
         (["--from=lerobot:{}", "--to=lerobot30", "--crf=10", "--cameras=top"], "--cameras has no effect with --from l"),
+        (["--from=rlds:{}", "--crf=10"], "--crf has no effect with --to rlds: leave it out"),
         (["--from=tfrecord:{}", "--to=lerobot30", "--image_size=big"], "--image_size must be HEIGHT or HEIGHT,WIDTH"),
         (["--from=rlds:{}", "--to=lerobot30"], "--from rlds: {} is of the format bridge_tfrecord: correct --from"),
     ],

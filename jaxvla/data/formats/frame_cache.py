@@ -48,10 +48,11 @@ class Key:
     @property
     def name(self) -> str:
         """Of its file, without the suffix."""
-        return f"{self._camera}{self.size[0]}x{self.size[1]}-{self.resize}" + (f"-jpeg{self.jpeg}" if self.jpeg else "")
+        return f"{self.prefix}{self.size[0]}x{self.size[1]}-{self.resize}" + (f"-jpeg{self.jpeg}" if self.jpeg else "")
 
     @property
-    def _camera(self) -> str:
+    def prefix(self) -> str:
+        """With which the names of all caches of its camera begin."""
         return f"{self.camera.replace('/', '.')}-"
 
 
@@ -158,9 +159,8 @@ def find_cache(
         root: of the dataset.
         data: of each data file, the file that indices know frames by, and those in which the pixels are.
     """
-    lines = []
-    paths = [path for path in folder.glob(f"*{SUFFIX}") if path.name.startswith(f"{key.name}")]
-    paths = [path for path in paths if path.stem == key.name or path.stem.startswith(f"{key.name}-jpeg")]
+    lines, there = [], sorted(path for path in folder.iterdir() if path.suffix == SUFFIX)
+    paths = [path for path in there if path.stem == key.name or path.stem.startswith(f"{key.name}-jpeg")]
     for path in sorted(paths, key=lambda path: (path.stem != key.name, -_quality(path.stem))):
         found = open_cache(path)
         wrong = found if isinstance(found, str) else _compare(*found, key, root, data)
@@ -170,7 +170,7 @@ def find_cache(
             files = np.array([numbers[name_of(own[0], root)] for own in data], np.int64)
             return dataclasses.replace(cache, files=files), (f"frames       {key.camera} from {path}",)
         lines.append(f"warning: {path} is not used: it {wrong}: {_MEND}")
-    others = sorted(path.stem for path in folder.glob(f"{key.camera.replace('/', '.')}-*{SUFFIX}"))
+    others = [path.stem for path in there if path.stem.startswith(key.prefix)]
     if others and not lines:
         lines.append(f"frames       of {key.camera} are decoded: {folder} has {', '.join(others)}, not {key.name}")
     return None, tuple(lines)

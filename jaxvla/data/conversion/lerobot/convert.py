@@ -96,7 +96,7 @@ def write_lerobot(episodes: Episodes, output: pathlib.Path, options: Options) ->
         f"frames       {place.index} at {fps:g} Hz, {len(place.tasks)} tasks",
         *skipping.describe(skipped, sum(counts), names),
     ]
-    lines += [f"left out     {count} episodes have {what}" for what, count in lost.items()]
+    lines += [f"lost         of {count} episodes, {what}" for what, count in lost.items()]
     lines += [f"note         {note}" for note in episodes.notes[:_SHOWN]]
     return lines
 

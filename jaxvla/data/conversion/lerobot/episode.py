@@ -14,6 +14,7 @@ RESERVED = {
     "timestamp": "float32",
     **dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), "int64"),
 }
+_SEQUENCE = {"_type": "Sequence"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +141,3 @@ def hugging_face(feature: Mapping[str, Any]) -> dict[str, Any] | None:
         value = {"dtype": dtype, "_type": "Value"}
         return value if shape in ([], [1]) or dtype == "string" else {"feature": value, "length": shape[0]} | _SEQUENCE
     return {"shape": shape, "dtype": dtype, "_type": f"Array{len(shape)}D"} if 1 < len(shape) < 6 else None
-
-
-_SEQUENCE = {"_type": "Sequence"}

@@ -27,7 +27,7 @@ from jaxvla.errors import ConfigError, DataError
 # Hz, of BridgeData V2, and what its seven numbers are (m and rad).
 BRIDGE_FPS = 5.0
 BRIDGE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_UNTAUGHT = "actions that are not to be taught, which are learned"
+_UNTAUGHT = "which actions are not to be taught: all are"
 _OTHER_TEXTS = "other words for the instruction"
 
 

@@ -215,7 +215,8 @@ def _of_all(marks: Iterator[Mark], columns: Mapping[str, Sequence[np.ndarray]]) 
     found = {name: own.statistics() for name, own in joined.items()}
     for name, own in found.items():
         if name in columns:
-            own |= statistics.quantiles_of(np.concatenate(columns[name]))
+            values = np.concatenate(columns[name])
+            own |= statistics.quantiles_of(values[np.isfinite(values).reshape(len(values), -1).all(1)])
         elif levels[name].pictures == joined[name].count:
             every = levels[name].statistics()
             own |= {key: every[key] for key in QUANTILES}

@@ -4,6 +4,7 @@ A mark holds all that meta needs of an episode, and comes last: what has one is 
 goes on at the first episode without.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -28,7 +29,8 @@ from jaxvla.errors import DataError
 CHUNK = 1000
 DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
-_REENCODED = "videos that could not be cut at a key frame, and are encoded again"
+_FINITE = ("action", "observation", "state")  # with which the names of columns begin that policies read
+_REENCODED = "what videos lose that could not be cut at a key frame, and are encoded again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Stage:
             own = _levels_of_column(columns[name], f"{episode.where}: {name}")
             levels[name], found[name] = own.counts.tolist(), own.statistics()
         table = self._table(columns, features, episode.tasks, place)
-        found |= {name: statistics.of_numbers(own) for name, own in numbers_of(table).items()}
+        found |= _learn(table, episode.where)
         path = self.path(DATA_PATH, place.episode)
         with replacing(path, path.with_suffix(".part")) as partial:
             pq.write_table(table, partial)
@@ -232,6 +234,29 @@ class Stage:
             partial.write_text(json.dumps(value))
 
 
+@contextlib.contextmanager
+def _frames_read() -> Iterator[None]:
+    """Where frames are read: one that cannot be leaves its episode out."""
+    try:
+        yield
+    except UnusableError:
+        raise
+    except DataError as error:
+        raise UnusableError("frames cannot be read", str(error)) from error
+
+
+def _learn(table: pa.Table, where: str) -> dict[str, Statistics]:
+    """Statistics of the columns that are numbers; none of one that may hold NaN, and does."""
+    found = {}
+    for name, values in numbers_of(table).items():
+        if np.isfinite(values).all():
+            found[name] = statistics.of_numbers(values)
+        elif name.startswith(_FINITE):
+            step = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise UnusableError(f"{name} are not finite", f"{where}: step {step}")
+    return found
+
+
 def is_picture(feature: Mapping[str, Any]) -> bool:
     """Whether a feature of Parquet holds pictures of three channels."""
     return feature["dtype"] == IMAGE and 3 in (feature["shape"][-1], feature["shape"][0])
@@ -268,7 +293,8 @@ def _levels_of_column(pictures: pa.ChunkedArray, where: str) -> Levels:
         data = pictures[row].as_py()["bytes"]
         if data is None:
             raise UnusableError("rows have no picture in them", f"{where}: row {row}: embed the pictures")
-        found += Levels.of(images.decode(data, f"{where}: row {row}"))
+        with _frames_read():
+            found += Levels.of(images.decode(data, f"{where}: row {row}"))
     return found
 
 
@@ -287,20 +313,22 @@ class _Watched:
 
     def all_of(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The frames, looked at."""
-        try:
-            for frame in frames:
-                self._look(self._passed, frame)
-                self._passed += 1
-                yield frame
-        except UnusableError:
-            raise
-        except DataError as error:
-            raise UnusableError("frames cannot be read", str(error)) from error
+        frames = iter(frames)
+        while True:
+            with _frames_read():
+                frame = next(frames, None)
+            if frame is None:
+                return
+            self._look(self._passed, frame)
+            self._passed += 1
+            yield frame
 
     def some_of(self, clip: Clip) -> None:
         """Decodes those frames of a clip that count."""
         for t in sorted(self._sampled):
-            self._look(t, video.read_frame(clip.path, clip.first + t))
+            with _frames_read():
+                frame = video.read_frame(clip.path, clip.first + t)
+            self._look(t, frame)
         self._passed = self._count
 
     def check(self, where: str) -> None:

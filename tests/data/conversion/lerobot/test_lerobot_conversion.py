@@ -6,6 +6,7 @@ import shutil
 
 import av
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data import bridge_files, lerobot_files, raw_files, rlds_episodes
@@ -184,7 +185,7 @@ def test_raw_and_numpy_become_the_same_dataset(tmp_path):
     raw_files.to_numpy(tmp_path / "raw", tmp_path / "numpy", train_proportion=1.0)
     a, said = written(open_raw(tmp_path / "raw", 2, (), (16, 16)), tmp_path / "a")
     b, _ = written(open_numpy(tmp_path / "numpy", 2, ()), tmp_path / "b")
-    assert "left out     2 episodes have other words for the instruction" in said
+    assert "lost         of 2 episodes, other words for the instruction" in said
     assert meta(a)["fps"] == 5
     one, two = read(a, cameras={"images1": "images1"}), read(b, cameras={"images1": "images1"})
     assert [*one.lengths] == [*two.lengths] == [4, 4]
@@ -202,7 +203,10 @@ def test_what_begins_between_key_frames_is_encoded_again(tmp_path):
     clip = Clip(str(path), 4, 5)
     assert (films.can_copy(clip), films.can_copy(Clip(str(path), 3, 3))) == (False, True)
     root, said = written(open_lerobot(given), tmp_path / "there", crf=5)
-    assert "left out     2 episodes have videos that could not be cut at a key frame, and are encoded again" in said
+    assert (
+        "lost         of 2 episodes, what videos lose that could not be cut at a key frame, and are encoded again"
+        in said
+    )
     for t, pixels in enumerate(read(root).frames(2, range(5), "images0")):
         assert abs(pixels.astype(int).mean((0, 1)) - frame(2, t).mean((0, 1))).max() < CODEC
 
@@ -264,6 +268,47 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
     source = read(root)
     assert source.keys == ("0#0", "1#0")
     np.testing.assert_array_equal(source.frames(1, [3], "images0")[0], frame(2, 3))
+
+
+def test_values_that_are_not_finite_leave_an_episode_out_where_policies_read_them(tmp_path):
+    given = lerobot_files.write(tmp_path / "given", "v2.1", LENGTHS)
+    info = meta(given)
+    info["features"]["next.reward"] = {"dtype": "float32", "shape": [1], "names": None}
+    (given / "meta/info.json").write_text(json.dumps(info))
+    for e, length in enumerate(LENGTHS):
+        path = given / f"data/chunk-{e // 2:03d}/episode_{e:06d}.parquet"
+        rows = pq.read_table(path)
+        rewards = np.arange(length, dtype=np.float32)
+        rewards[0] = np.nan if e == 2 else 0
+        rows = rows.append_column("next.reward", pa.array(rewards))
+        if e == 1:
+            states = [[0.0, float("nan"), 0.0]] * length
+            at = rows.schema.get_field_index("observation.state")
+            rows = rows.set_column(at, "observation.state", pa.array(states, pa.list_(pa.float32(), 3)))
+        pq.write_table(rows, path)
+    root, said = written(open_lerobot(given), tmp_path / "out", "v3.0", max_skipped=0.5)
+    assert "1 observation.state are not finite, such as " in said
+    (found,) = (json.loads((root / "meta/stats.json").read_text())["next.reward"],)
+    assert (found["count"], found["max"], found["q99"]) == ([5], [4.0], [5.0])
+    assert pq.read_table(root / "data/chunk-000/file-000.parquet").column("next.reward").to_pylist()[1:5] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_a_picture_that_is_none_leaves_its_episode_out(tmp_path):
+    given = lerobot_files.write(tmp_path / "given", "v2.1", LENGTHS, images=True)
+    path = given / "data/chunk-000/episode_000001.parquet"
+    rows = pq.read_table(path)
+    pictures = rows.column(CAMERA).to_pylist()
+    pictures[2]["bytes"] = pictures[2]["bytes"][:40]
+    at = rows.schema.get_field_index(CAMERA)
+    pq.write_table(rows.set_column(at, CAMERA, pa.array(pictures, rows.schema.field(CAMERA).type)), path)
+    root, said = written(open_lerobot(given), tmp_path / "out", max_skipped=0.5)
+    assert "1 frames cannot be read, such as " in said
+    assert [*read(root).lengths] == [5, 6]
 
 
 def test_what_is_there_is_spared(tmp_path):
