@@ -16,10 +16,10 @@ def run(*arguments):
 
 
 def test_a_killed_run_goes_on_and_a_whole_one_is_checked(tmp_path):
-    root = lerobot_files.write(tmp_path / "data", lengths=(30,) * 12)
-    arguments = (root, "--image_size=512,640", "--num_threads=1")
-    path = root / "frames" / f"{lerobot_files.CAMERA}-512x640-lanczos.frames"
-    piece = 30 * 512 * 640 * 3
+    root = lerobot_files.write(tmp_path / "data", lengths=(30,) * 8)
+    arguments = (root, "--image_size=384,480", "--num_threads=1")
+    path = root / "frames" / f"{lerobot_files.CAMERA}-384x480-lanczos.frames"
+    piece = 30 * 384 * 480 * 3
     log = tmp_path / "log"
     with (
         open(log, "wb") as out,
@@ -34,17 +34,17 @@ def test_a_killed_run_goes_on_and_a_whole_one_is_checked(tmp_path):
     assert not path.exists()
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{path}: 360 frames, 0.354 GB\n")
+    assert done.stdout.startswith(f"{path}: 240 frames, 0.133 GB\n")
     before = int(done.stdout.split(" GB, ")[1].split()[0])
-    assert 30 <= before < 360
+    assert 30 <= before < 240
     assert before % 30 == 0
     again = run(*arguments)
-    assert again.stdout == f"{path}: 360 frames are there, and every byte is right\n"
+    assert again.stdout == f"{path}: 240 frames are there, and every byte is right\n"
     with open(path, "r+b") as file:
         file.seek(12345678)
         file.write(b"!")
     mended = run(*arguments)
-    assert f"{path}: the frame at byte 11796480 is damaged: made again\n" in mended.stdout
+    assert f"{path}: the frame at byte 12165120 is damaged: made again\n" in mended.stdout
 
 
 def test_what_cannot_be_is_one_line(tmp_path):
