@@ -22,6 +22,15 @@ from jaxvla.errors import ConfigError, DataError
 
 VERSIONS = {"v2.1": meta.write_2, "v3.0": meta.write_3}
 _SHOWN = 12  # notes
+_ENTRIES = (
+    "stamp",
+    "stamp.part",
+    "features.json",
+    "features.part",
+    "marks",
+    "dataset",
+    "joined",
+)  # of an unfinished one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +120,18 @@ def _check_output(output: pathlib.Path, overwrite: bool) -> None:
 
 
 def _begin(partial: pathlib.Path, episodes: Episodes, fps: float, options: Options) -> Stage:
-    """The stage in a folder; what lies there of another conversion is removed."""
+    """The stage in a folder; what lies there of another conversion is removed, and nothing else.
+
+    Raises:
+        DataError: something else lies there.
+    """
     stamp = sidecar.fingerprint((), 1, episodes.stamp, fps, options.pictures, options.crf)
     path = partial / "stamp"
     with writing(partial):
         if not path.exists() or path.read_text() != stamp:
+            strange = [entry for entry in partial.iterdir() if entry.name not in _ENTRIES]
+            if strange:
+                raise DataError(f"{strange[0]} is no part of a conversion: move it, or give another --output_path")
             for entry in partial.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             with replacing(path, path.with_suffix(".part")) as made:

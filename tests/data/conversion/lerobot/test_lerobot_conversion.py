@@ -323,6 +323,11 @@ def test_what_is_there_is_spared(tmp_path):
     root, _ = written(opened(given), tmp_path / "out", "v3.0", fps=5.0, overwrite=True)
     assert meta(root)["codebase_version"] == "v3.0"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "mine.txt").write_text("")
+    with pytest.raises(DataError, match=r"new.partial/mine.txt is no part of a conversion: move it, or give another"):
+        written(opened(given), tmp_path / "new", fps=5.0)
+    assert (tmp_path / "new.partial" / "mine.txt").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
