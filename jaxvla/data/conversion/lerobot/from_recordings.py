@@ -110,7 +110,7 @@ def _stored(
 ) -> Iterator[np.ndarray]:
     for step in range(length):
         (frame,) = view.stored_frames(number, [step], camera)
-        yield images.resize(frame[None], size)[0]
+        yield images.as_stored(frame[None], size)[0]
 
 
 def open_raw(folder: pathlib.Path, depth: int, cameras: Sequence[str], image_size: tuple[int, ...]) -> Episodes:
