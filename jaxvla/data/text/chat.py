@@ -29,10 +29,12 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
         add_generation_prompt: end with the opening of the assistant's next turn.
 
     Raises:
-        DataError: there is no message, one is not of this form, or the template cannot render them.
+        DataError: there is no message, one is not of this form, or there is no template or it cannot render them.
     """
     import jinja2
 
+    if not tokenizer.chat_template:
+        raise DataError("this tokenizer has no chat template: it is none of a model that chats")
     if not messages:
         raise DataError("cannot render a chat without messages: give it at least one")
     for i, message in enumerate(messages):

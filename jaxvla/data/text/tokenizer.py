@@ -1,4 +1,8 @@
-"""Byte-level BPE tokenizers of the Qwen family: from a local folder, or the small one that ships with the package."""
+"""Byte-level BPE tokenizers: from a local folder, or the small one that ships with the package.
+
+Those of models that chat, of the Qwen family, come with a chat template and tokens for turns and images. Of others the
+vocabulary is enough.
+"""
 
 import copy
 import dataclasses
@@ -43,7 +47,7 @@ class Tokenizer:
     Attributes:
         backend: vocabulary, merges and added tokens.
         config: the content of tokenizer_config.json, without added tokens and template.
-        chat_template: the Jinja template that `chat.render_chat` fills.
+        chat_template: the Jinja template that `chat.render_chat` fills; empty where there is none.
     """
 
     backend: "tokenizers.Tokenizer"
@@ -92,12 +96,12 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills short rows of a batch."""
+        """The id that fills short rows of a batch; of tokenizers of models that chat."""
         return self.id_of(_name(self.config["pad_token"]))
 
     @property
     def eos_id(self) -> int:
-        """The id that ends a turn."""
+        """The id that ends a turn; of tokenizers of models that chat."""
         return self.id_of(_name(self.config["eos_token"]))
 
     @property
@@ -145,16 +149,17 @@ class Tokenizer:
         return {
             "tokenizer.json": self.backend.to_str(),
             "tokenizer_config.json": json.dumps({**self.config, "added_tokens_decoder": decoder}, indent=1) + "\n",
-            "chat_template.jinja": self.chat_template,
+            **({"chat_template.jinja": self.chat_template} if self.chat_template else {}),
         }
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(folder: str | os.PathLike[str], *, chats: bool = True) -> Tokenizer:
     """The tokenizer of a local folder, or the one of 1000 tokens that ships with the package, for "tiny".
 
     Args:
         folder: holds tokenizer_config.json, a chat template (chat_template.jinja, chat_template.json, or in the
             config), and either tokenizer.json or vocab.json + merges.txt, as Hugging Face lays out Qwen models.
+        chats: False where plain text is all that it is for, such as that of SmolVLM2: tokenizer.json is then enough.
 
     Raises:
         CheckpointError: the folder or one of its files is missing or damaged, or is of another kind of tokenizer.
@@ -162,20 +167,25 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     path = _ASSETS / "tiny_tokenizer" if folder == TINY else pathlib.Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"no tokenizer folder at {path}: name a local folder, or {TINY!r} for the one that ships")
-    config = _read_json(path / "tokenizer_config.json")
+    has_config = chats or (path / "tokenizer_config.json").is_file()
+    config = _read_json(path / "tokenizer_config.json") if has_config else {}
     entries = config.pop("added_tokens_decoder", {})
-    template = _chat_template(path, config.pop("chat_template", None))
-    if (path / "tokenizer.json").is_file():
-        backend = _from_tokenizer_json(path / "tokenizer.json")
+    template = _chat_template(path, config.pop("chat_template", None), needed=chats)
+    if (file := path / "tokenizer.json").is_file():
+        backend = _from_tokenizer_json(file)
+    elif not has_config:
+        raise CheckpointError(f"{file} is missing: a tokenizer folder needs it")
     else:
         backend = _from_vocab_and_merges(path, config.get("tokenizer_class"))
     _add_tokens(backend, entries, path)
-    _check_tokens(backend, config, path)
+    _check_ids(backend, path)
+    if chats:
+        _check_tokens(backend, config, path)
     return Tokenizer(backend, config, template)
 
 
-def tokenizer_from_files(files: Mapping[str, str]) -> Tokenizer:
-    """The inverse of `Tokenizer.files`.
+def tokenizer_from_files(files: Mapping[str, str], *, chats: bool = True) -> Tokenizer:
+    """The inverse of `Tokenizer.files`; `chats` as of `load_tokenizer`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -183,7 +193,7 @@ def tokenizer_from_files(files: Mapping[str, str]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (pathlib.Path(folder) / pathlib.Path(name).name).write_text(content, encoding="utf-8")
-        return load_tokenizer(folder)
+        return load_tokenizer(folder, chats=chats)
 
 
 def byte_level_bpe(model: "tokenizers.models.BPE") -> "tokenizers.Tokenizer":
@@ -264,15 +274,20 @@ def _check_tokens(backend: "tokenizers.Tokenizer", config: Mapping[str, Any], pa
     needed = (*_NEEDED, _name(config["pad_token"]), _name(config["eos_token"]))
     if missing := [token for token in needed if backend.token_to_id(token) is None]:
         raise CheckpointError(f"the tokenizer of {path} lacks {', '.join(missing)}: name the folder of a Qwen-VL model")
+
+
+def _check_ids(backend: "tokenizers.Tokenizer", path: pathlib.Path) -> None:
     size = backend.get_vocab_size(with_added_tokens=True)
     if any(backend.id_to_token(i) is None for i in range(size)):
         raise CheckpointError(f"the {size} token ids of {path} have gaps: get its files again, all of one model")
 
 
-def _chat_template(path: pathlib.Path, in_config: str | None) -> str:
+def _chat_template(path: pathlib.Path, in_config: str | None, needed: bool) -> str:
     if (file := path / "chat_template.jinja").is_file():
         return _read(file)
     template = _read_json(file).get("chat_template") if (file := path / "chat_template.json").is_file() else in_config
+    if template is None and not needed:
+        return ""
     if not isinstance(template, str):
         raise CheckpointError(f"no chat template in {path}: add chat_template.jinja from the model's repository")
     return template

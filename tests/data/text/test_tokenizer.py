@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxvla
-from jaxvla.data.text.tokenizer import TINY, load_tokenizer
+from jaxvla.data.text.chat import render_chat
+from jaxvla.data.text.tokenizer import TINY, load_tokenizer, tokenizer_from_files
 from jaxvla.errors import CheckpointError, DataError
 
 SHIPPED = pathlib.Path(jaxvla.__file__).parent / "data" / "text" / "assets" / "tiny_tokenizer"
@@ -55,6 +56,27 @@ def test_golden_ids_of_qwen3_vl(qwen, qwen_folder):
         ids = qwen.encode(item["text"])
         assert ids.dtype == np.int32
         assert ids.tolist() == item["ids"], item["text"]
+
+
+def test_golden_ids_of_smolvlm2(samples):
+    """Of a folder with nothing but a vocabulary, and of what a checkpoint keeps of it."""
+    golden = json.loads((samples / "tok_smolvlm" / "DERIVED_golden_ids.json").read_text())
+    smolvlm = load_tokenizer(samples / "tok_smolvlm", chats=False)
+    assert smolvlm.vocab_size == golden["len_with_added"] == 49280
+    assert len(golden["records"]) == 31
+    again = tokenizer_from_files(smolvlm.files(), chats=False)
+    for item in golden["records"]:
+        assert smolvlm.encode(item["text"]).tolist() == item["ids"], item["text"]
+        assert again.encode(item["text"]).tolist() == item["ids"], item["text"]
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is missing"):
+        load_tokenizer(samples / "tok_smolvlm")
+    with pytest.raises(DataError, match="has no chat template"):
+        render_chat(smolvlm, [{"role": "user", "content": "hello"}], add_generation_prompt=True)
+
+
+def test_a_vocabulary_is_needed(tmp_path):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        load_tokenizer(tmp_path, chats=False)
 
 
 def test_special_tokens_of_qwen3_vl(qwen, qwen_folder):
