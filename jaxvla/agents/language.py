@@ -1,6 +1,7 @@
 """Instructions as arrays: encoders behind one interface, which see every text once and no batch.
 
     learned       token ids of the small tokenizer of the package; an encoder within the agent learns to read them
+    tokens        token ids of a language model's tokenizer, of the text as it is and a line break, for SmolVLA
     qwen3_vl      vectors of a frozen Qwen3-VL: means of the last hidden states of its text decoder, of length 1
     precomputed   vectors that are given: with the data (RLDS), or in a file
 
@@ -34,6 +35,7 @@ from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.sentences import sentence_vectors
 from jaxvla.models.qwen3_vl.weights import load_hf, read_hf_config
 
+OVERFLOWS = ("error", "truncate")
 # A checkpoint holds the given vectors of so many texts at most.
 MAX_KEPT_TEXTS = 10_000
 
@@ -43,10 +45,12 @@ class LanguageConfig:
     """How instructions are encoded; the keys of config.language in configs/train_config.py.
 
     Attributes:
-        encoder: "learned", "qwen3_vl" or "precomputed", see the module.
-        path: of qwen3_vl the folder of weights in Hugging Face's layout; of precomputed an .npz file with the arrays
-            texts (str [m]) and vectors (float [m, l]), or empty for the vectors that the data carries.
-        max_length: of learned, the most tokens of an instruction.
+        encoder: "learned", "tokens", "qwen3_vl" or "precomputed", see the module.
+        path: of qwen3_vl the folder of weights in Hugging Face's layout; of tokens a folder with a tokenizer, or empty
+            for the small one of the package; of precomputed an .npz file with the arrays texts (str [m]) and vectors
+            (float [m, l]), or empty for the vectors that the data carries.
+        max_length: of learned and tokens, the most tokens of an instruction.
+        on_overflow: what becomes of an instruction of more tokens: an "error", or "truncate" cuts off its end.
         prompt: of qwen3_vl, what the decoder reads before each instruction; it does not enter the mean.
         dtype: of qwen3_vl, in which the decoder computes.
 
@@ -57,6 +61,7 @@ class LanguageConfig:
     encoder: str = "learned"
     path: str = ""
     max_length: int = 64
+    on_overflow: str = "error"
     prompt: str = "Instruction:"
     dtype: str = "bfloat16"
 
@@ -72,6 +77,8 @@ class LanguageConfig:
             )
         if self.max_length < 1:
             raise ConfigError(f"language.max_length must be at least 1, not {self.max_length}")
+        if self.on_overflow not in OVERFLOWS:
+            raise ConfigError(f"language.on_overflow must be one of {', '.join(OVERFLOWS)}, not {self.on_overflow!r}")
         compute_dtype(self.dtype)
 
 
@@ -114,7 +121,10 @@ def open_language(config: LanguageConfig, splits: Sequence[Mixture]) -> Language
     """
     match config.encoder:
         case "learned":
-            return LearnedLanguage(load_tokenizer(TINY), config.max_length)
+            return TokenLanguage(load_tokenizer(TINY), config.max_length, config.on_overflow)
+        case "tokens":
+            tokenizer = load_tokenizer(local_path(config.path) if config.path else TINY, chats=False)
+            return TokenLanguage(tokenizer, config.max_length, config.on_overflow, "tokens")
         case "qwen3_vl":
             folder = local_path(config.path).absolute()
             model = from_hf(read_hf_config(folder), str(folder))
@@ -129,11 +139,21 @@ def language_from_json(values: Mapping[str, Any]) -> Language:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LearnedLanguage:
-    """Token ids of texts, without regard to case and spacing: words of a vocabulary that a small model has to learn."""
+class TokenLanguage:
+    """Token ids of texts.
+
+    Attributes:
+        tokenizer: gives them.
+        max_length: the most that a text may have.
+        on_overflow: what becomes of a text of more: an "error", or "truncate".
+        encoder: "learned" encodes words without regard to case and spacing, for a vocabulary that a small model has to
+            learn; "tokens" the text as it is and a line break, for a language model that has learned its own.
+    """
 
     tokenizer: Tokenizer
     max_length: int
+    on_overflow: str = "error"
+    encoder: str = "learned"
 
     @property
     def spec(self) -> InstructionSpec:
@@ -143,30 +163,41 @@ class LearnedLanguage:
     def table(self, mixture: Mixture) -> InstructionTable:
         """See `Language`."""
         backend = hashlib.sha256(self.tokenizer.backend.to_str().encode()).hexdigest()
-        return open_table(mixture, self.spec, self.encode, ("learned", backend))
+        return open_table(mixture, self.spec, self.encode, (self.encoder, self.on_overflow, backend))
 
     def encode(self, texts: Sequence[str]) -> Num[np.ndarray, "n l"]:
-        """See `Language`; a text of more than `max_length` tokens is refused, not cut."""
-        rows = [self.tokenizer.encode(" ".join(text.lower().split())) for text in texts]
+        """See `Language`; a text of more than `max_length` tokens is refused where it is not to be cut."""
+        rows = [self.tokenizer.encode(_WORDINGS[self.encoder](text)) for text in texts]
         longest = max(range(len(rows)), key=lambda i: len(rows[i]))
-        if len(rows[longest]) > self.max_length:
+        if self.on_overflow == "error" and len(rows[longest]) > self.max_length:
             raise DataError(
                 f"the instruction {reprlib.repr(texts[longest])} has {len(rows[longest])} tokens, more than "
                 f"{self.max_length}: shorten it, or train with config.language.max_length={len(rows[longest])}"
             )
         ids_nl = np.tile(self.spec.unlabelled(), (len(rows), 1))
         for ids_l, row in zip(ids_nl, rows):
-            ids_l[: len(row)] = row
+            ids_l[: len(row)] = row[: self.max_length]
         return ids_nl
 
     def to_json(self) -> dict[str, Any]:
         """See `Language`; holds the tokenizer."""
-        return {"encoder": "learned", "max_length": self.max_length, "tokenizer": self.tokenizer.files()}
+        own = {"encoder": self.encoder, "max_length": self.max_length, "on_overflow": self.on_overflow}
+        return {**own, "tokenizer": self.tokenizer.files()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "LearnedLanguage":
-        """The inverse of `to_json`."""
-        return cls(tokenizer_from_files(values["tokenizer"]), values["max_length"])
+    def from_json(cls, values: Mapping[str, Any]) -> "TokenLanguage":
+        """The inverse of `to_json`; earlier checkpoints of "learned" do not say what becomes of long texts."""
+        tokenizer = tokenizer_from_files(values["tokenizer"], chats=False)
+        return cls(tokenizer, values["max_length"], values.get("on_overflow", "error"), values["encoder"])
+
+
+def _line(text: str) -> str:
+    """The text as LeRobot gives it to SmolVLA."""
+    return text if text.endswith("\n") else f"{text}\n"
+
+
+# What of a text becomes tokens, by the name of the encoder.
+_WORDINGS = {"learned": lambda text: " ".join(text.lower().split()), "tokens": _line}
 
 
 class _Decoder(NamedTuple):
@@ -330,4 +361,4 @@ def _vectors_of_file(path: str) -> StoredLanguage:
     return StoredLanguage(path, tuple(texts.tolist()), vectors_ml.astype(np.float32))
 
 
-_KINDS = {"learned": LearnedLanguage, "qwen3_vl": DecoderLanguage, "precomputed": StoredLanguage}
+_KINDS = {"learned": TokenLanguage, "tokens": TokenLanguage, "qwen3_vl": DecoderLanguage, "precomputed": StoredLanguage}

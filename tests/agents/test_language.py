@@ -80,7 +80,7 @@ def test_tables_are_kept_and_mapped(split, monkeypatch):
     own = open_language(LanguageConfig(max_length=40), (split,))
     first = own.table(split)
     (path,) = kept(split)
-    monkeypatch.setattr(language.LearnedLanguage, "encode", never)
+    monkeypatch.setattr(language.TokenLanguage, "encode", never)
     again = own.table(split)
     assert isinstance(again.values_ml, np.memmap)
     assert not isinstance(again.take(np.arange(2)), np.memmap)
@@ -110,6 +110,36 @@ def test_a_checkpoint_holds_the_tokenizer(split):
     back = language_from_json(json.loads(json.dumps(own.to_json())))
     assert back.spec == own.spec
     np.testing.assert_array_equal(back.encode(TEXTS), own.encode(TEXTS))
+
+
+def test_lines_of_text_in_the_tokens_of_smolvlm2(samples):
+    """The golden ids of whole instructions, and padded ones as LeRobot pads them."""
+    own = open_language(LanguageConfig("tokens", str(samples / "tok_smolvlm"), 48, "truncate"), ())
+    golden = json.loads((samples / "tok_smolvlm" / "DERIVED_golden_ids.json").read_text())
+    assert (own.spec.length, own.spec.vocab_size) == (48, golden["len_with_added"])
+    back = language_from_json(json.loads(json.dumps(own.to_json())))
+    ids_of = {item["text"]: item["ids"] for item in golden["records"]}
+    pairs = [(text, ids_of[f"{text}\n"]) for text in ids_of if f"{text}\n" in ids_of]
+    assert len(pairs) > 3
+    for text, ids in pairs:
+        expected = np.pad(ids, (0, 48 - len(ids)), constant_values=NO_TOKEN)
+        for made in (own, back):
+            np.testing.assert_array_equal(made.encode([text, f"{text}\n"]), [expected, expected])
+    for item in golden["padded_48"]:
+        row = own.encode([item["text"]])[0]
+        np.testing.assert_array_equal(row != NO_TOKEN, item["attention_mask"])
+        np.testing.assert_array_equal(np.where(row == NO_TOKEN, 2, row), item["input_ids"])
+
+
+def test_long_instructions_are_cut_where_one_says_so(split):
+    own = open_language(LanguageConfig("tokens", max_length=12, on_overflow="truncate"), (split,))
+    whole = load_tokenizer(TINY).encode(f"{TEXTS[3]}\n")
+    assert len(whole) > 12
+    np.testing.assert_array_equal(own.encode([TEXTS[3]])[0], whole[:12])
+    with pytest.raises(DataError, match=rf"has {len(whole)} tokens, more than 12"):
+        open_language(LanguageConfig("tokens", max_length=12), (split,)).encode([TEXTS[3]])
+    with pytest.raises(ConfigError, match="on_overflow must be one of error, truncate, not 'cut'"):
+        LanguageConfig(on_overflow="cut")
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +286,7 @@ def test_vectors_of_real_data(bridge_rlds):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "muse"}, "no language.encoder named 'muse'; there are: learned, qwen3_vl, precomputed"),
+        ({"encoder": "muse"}, "no language.encoder named 'muse'; there are: learned, tokens, qwen3_vl, precomputed"),
         ({"path": "somewhere"}, "no effect with language.encoder 'learned'"),
         ({"encoder": "qwen3_vl"}, r"set --config\.language\.path to the folder"),
         ({"max_length": 0}, "max_length must be at least 1"),

@@ -11,7 +11,7 @@ from serving.policies import gray, save
 from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
-from jaxvla.agents.language import LearnedLanguage, StoredLanguage, language_from_json
+from jaxvla.agents.language import StoredLanguage, TokenLanguage, language_from_json
 from jaxvla.assets import Assets
 from jaxvla.data.schema import NO_TOKEN
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
@@ -39,7 +39,7 @@ def made(language):
 
 @pytest.fixture
 def learned():
-    return made(LearnedLanguage(load_tokenizer(TINY), 12))
+    return made(TokenLanguage(load_tokenizer(TINY), 12))
 
 
 @pytest.fixture
