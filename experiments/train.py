@@ -214,6 +214,8 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
             print(f"stage {stage:<6} from step {first}: {columns} columns")
     if job.weights:
         print("weights      " + f"\n{'':<13}".join(job.weights))
+    if parameters := job.parameters():
+        print("parameters   " + f"\n{'':<13}".join(parameters))
     if adapters := job.adapters():
         print(f"adapters     {adapters}")
     print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)

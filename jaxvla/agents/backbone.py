@@ -116,17 +116,19 @@ def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone
 
 
 def merge_adapters(agent_kwargs: Mapping[str, Any], params: Params, dtype: str = "") -> tuple[dict[str, Any], Params]:
-    """Settings and parameters of an agent with a backbone, as if it had been trained without adapters.
+    """Settings and parameters of an agent, as if it had been trained without adapters.
 
     Their product is added to the kernels once: decisions then cost what they cost without adapters.
 
     Args:
-        agent_kwargs: as `Backbone.agent_kwargs` gives them, and others; without adapters they stay as they are.
-        params: of the agent.
+        agent_kwargs: with those of `lora` where there are adapters, as `Backbone.agent_kwargs` gives them.
+        params: of the agent; the adapters are a module of them, or one of the backbone.
         dtype: of the merged kernels; that of the frozen ones where it is empty.
     """
     plain = {key: value for key, value in agent_kwargs.items() if key != LORA}
     if len(plain) == len(agent_kwargs):
         return plain, params
     lora = from_mapping(LoraConfig, agent_kwargs[LORA], f"agent_kwargs.{LORA}")
-    return plain, {**params, "backbone": merge(params["backbone"], lora, dtype or None)}
+    if "backbone" in params:
+        return plain, {**params, "backbone": merge(params["backbone"], lora, dtype or None)}
+    return plain, merge(params, lora, dtype or None)

@@ -31,7 +31,7 @@ PROJECTIONS = r"^text/layers/(self_attn|mlp)/\w+_proj/kernel$"
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels are adapted, and how; the keys of config.backbone.lora in configs/train_config.py.
+    """Which kernels are adapted, and how; the keys of `lora` in the settings of a backbone or an agent.
 
     Attributes:
         rank: of every adapter; 0 for none.
@@ -49,17 +49,14 @@ class LoraConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        where = "config.backbone.lora"
         if self.rank < 0:
-            raise ConfigError(f"{where}.rank must be 0 (no adapters) or more, not {self.rank}")
+            raise ConfigError(f"lora.rank must be 0 (no adapters) or more, not {self.rank}")
         if not 0 < self.alpha < math.inf:
-            raise ConfigError(f"{where}.alpha must be positive, not {self.alpha}")
+            raise ConfigError(f"lora.alpha must be positive, not {self.alpha}")
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"{where}.dropout must lie in [0, 1), not {self.dropout}")
+            raise ConfigError(f"lora.dropout must lie in [0, 1), not {self.dropout}")
         if self.dropout and not self.rank:
-            raise ConfigError(
-                f"{where}.dropout {self.dropout} has no effect at rank 0: set {where}.rank=16, or dropout=0"
-            )
+            raise ConfigError(f"lora.dropout {self.dropout} has no effect at rank 0: set lora.rank=16, or dropout=0")
 
     @property
     def scale(self) -> float:
@@ -105,18 +102,17 @@ def adapted_paths(params: Params, config: LoraConfig) -> list[str]:
     Raises:
         ConfigError: the regex matches nothing, or a parameter that is no kernel of a linear layer.
     """
-    where = f"config.backbone.lora.targets {config.targets!r}"
     try:
         paths = match_paths(params, config.targets)
     except ConfigError as error:
-        raise ConfigError(f"config.backbone.lora.targets: {error}") from error
+        raise ConfigError(f"lora.targets: {error}") from error
     flat = traverse_util.flatten_dict(params, sep="/")
     for path in paths:
         shape = tuple(flat[path].shape)
         if path.rpartition("/")[2] != "kernel" or len(shape) not in (2, 3):
             raise ConfigError(
-                f"{where} matches {path} {shape}, but LoRA adapts kernels [in, out] or [layers, in, out]: "
-                "end it in /kernel$"
+                f"lora.targets {config.targets!r} matches {path} {shape}, but LoRA adapts kernels [in, out] or "
+                "[layers, in, out]: end it in /kernel$"
             )
     return paths
 

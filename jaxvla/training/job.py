@@ -25,6 +25,7 @@ from jaxvla.data.text.tokenizer import IM_END
 from jaxvla.data.transforms.images import patch_grid
 from jaxvla.errors import ConfigError
 from jaxvla.models.lora import LORA, LoraConfig
+from jaxvla.models.module import Params
 from jaxvla.parallel.feed import BatchIterator
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
@@ -92,17 +93,23 @@ class Job:
         return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text, table)
 
     def adapters(self) -> str:
-        """What LoRA trains of the backbone, and at what rate; empty without."""
-        if LORA not in self.assets.agent_kwargs:
+        """What LoRA trains, and at what rate; empty without."""
+        config = from_mapping(LoraConfig, self.assets.agent_kwargs.get(LORA, {}))
+        if not config.rank:
             return ""
-        config = from_mapping(LoraConfig, self.assets.agent_kwargs[LORA])
-        shapes = jax.eval_shape(self.agent.init, jax.random.key(0))["backbone"]
-        kernels, rate = len(jax.tree.leaves(shapes[LORA])) // 2, make_optimizer(self.config.optimizer).rate_of
-        trained, every = (sum(x.size for x in jax.tree.leaves(tree)) / 1e6 for tree in (shapes[LORA], shapes))
-        return (
-            f"rank {config.rank} on {kernels} kernels, {trained:.2f} M parameters at {rate(f'backbone/{LORA}'):g}; "
-            f"{every - trained:.2f} M of the backbone are frozen, in {self.agent.config.backbone.dtype}"
-        )
+        shapes = jax.eval_shape(self.agent.init, jax.random.key(0))
+        path = LORA if LORA in shapes else f"backbone/{LORA}"
+        leaves = jax.tree.leaves(shapes.get(LORA) or shapes["backbone"][LORA])
+        size, rate = sum(x.size for x in leaves) / 1e6, make_optimizer(self.config.optimizer).rate_of(path)
+        return f"rank {config.rank} on {len(leaves) // 2} kernels, {size:.2f} M parameters at {rate:g}"
+
+    def parameters(self) -> tuple[str, ...]:
+        """Lines on what is trained and what is not; empty where everything is."""
+        split = make_optimizer(self.config.optimizer, self.agent.frozen_modules).split
+        trained, frozen = split(jax.eval_shape(self.agent.init, jax.random.key(0)))
+        if not frozen:
+            return ()
+        return f"{_counted(trained)} trained", f"{_counted(frozen)} frozen"
 
     def example(self) -> "Example":
         """A validation trajectory, labelled if any is, of the first dataset that has one."""
@@ -140,6 +147,14 @@ class Example:
     dataset: Dataset
     trajectory: int
     told: list[str | None] | list[np.ndarray]
+
+
+def _counted(params: Params) -> str:
+    """The size of a part of the parameters, of each of its modules, and in what dtypes it is held."""
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) / 1e6 for name, part in params.items()}
+    dtypes = sorted({x.dtype.name for x in jax.tree.leaves(params)})
+    modules = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items())
+    return f"{sum(sizes.values()):.2f} M ({modules}; {', '.join(dtypes)})"
 
 
 def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:

@@ -258,19 +258,21 @@ def test_the_doctor_names_freezing(data, tmp_path):
 def test_one_setting_trains_adapters_at_the_rate_of_what_is_new(data, tmp_path):
     settings = make_settings(tmp_path)
     settings["optimizer"]["learning_rates"] = {"backbone": 1e-5}
-    assert open_job(settings, source(data)).adapters() == ""
+    job = open_job(settings, source(data))
+    assert (job.adapters(), job.parameters()) == ("", ())
     settings["backbone"]["lora"]["rank"] = 16
     job = open_job(settings, source(data))
-    assert job.adapters() == (
-        "rank 16 on 7 kernels, 0.07 M parameters at 0.001; 1.25 M of the backbone are frozen, in float32"
-    )
+    assert job.adapters() == "rank 16 on 7 kernels, 0.07 M parameters at 0.001"
+    trained, frozen = job.parameters()
+    assert frozen == "1.25 M (backbone 1.25; float32) frozen"
+    assert "(backbone 0.07, action_head " in trained
     rate_of = make_optimizer(job.config.optimizer, job.agent.frozen_modules).rate_of
     paths = ("backbone/lora/text/layers/mlp/up_proj/lora_a", "action_head/x", "backbone/text/x", "backbone/visual/x")
     assert [rate_of(path) for path in paths] == [1e-3, 1e-3, 0, 0]
     settings["optimizer"]["learning_rates"]["backbone/lora"] = 0.5
-    assert "at 0.5;" in open_job(settings, source(data)).adapters()
+    assert "at 0.5" in open_job(settings, source(data)).adapters()
     settings["backbone"]["lora"]["targets"] = "layers/norm"
-    with pytest.raises(ConfigError, match=r"config\.backbone\.lora\.targets: no parameter path matches 'layers/norm'"):
+    with pytest.raises(ConfigError, match=r"^lora\.targets: no parameter path matches 'layers/norm'"):
         open_job(settings, source(data))
 
 

@@ -219,8 +219,8 @@ def test_export_keeps_dtypes():
     ("targets", "message"),
     [
         ("bias", r"targets 'bias' matches head/bias \(2,\), but LoRA adapts kernels .*: end it in /kernel\$"),
-        ("nothing", "config.backbone.lora.targets: no parameter path matches 'nothing'; there are head/bias"),
-        ("(", "config.backbone.lora.targets: '\\(' is no regex"),
+        ("nothing", "^lora.targets: no parameter path matches 'nothing'; there are head/bias"),
+        ("(", "^lora.targets: '\\(' is no regex"),
     ],
 )
 def test_what_cannot_be_adapted(targets, message):
@@ -243,7 +243,7 @@ def test_adapters_of_another_model():
         ({"rank": -1}, r"lora\.rank must be 0 \(no adapters\) or more, not -1"),
         ({"rank": 2, "alpha": 0.0}, "alpha must be positive, not 0.0"),
         ({"rank": 2, "dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
-        ({"dropout": 0.1}, "dropout 0.1 has no effect at rank 0: set config.backbone.lora.rank=16, or dropout=0"),
+        ({"dropout": 0.1}, "dropout 0.1 has no effect at rank 0: set lora.rank=16, or dropout=0"),
     ],
 )
 def test_values_out_of_range(changes, message):
