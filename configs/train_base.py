@@ -52,6 +52,7 @@ def base() -> dict:
             "warmup_steps": 2000,
             "decay_steps": 2_000_000,
             "final_learning_rate": 0.0,
+            "cosine": "after_warmup",
             "learning_rates": {},
             "undecayed": (),
             "b2": 0.999,

@@ -66,6 +66,8 @@ _FREE_KEYS = (
 _ABSENT = "absent"
 # What a checkpoint means that is older than the key.
 _EARLIER = {
+    "language.on_overflow": "error",
+    "train_config.optimizer.cosine": "after_warmup",
     "data_config.name": "",
     "data_config.balance": "weights",
     "data_config.max_trajectories": 0,

@@ -11,6 +11,8 @@ from jaxvla.errors import ConfigError
 from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig
 
+COSINES = ("after_warmup", "start")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -21,6 +23,9 @@ class OptimizerConfig:
         warmup_steps: linear from 0 to the peak.
         decay_steps: the step at which the cosine reaches its end; 0 for a constant rate after the warmup.
         final_learning_rate: where the cosine ends.
+        cosine: where it counts from: "after_warmup"; or as in LeRobot's preset of SmolVLA from the "start", so that the
+            rate drops a little where the warmup ends. That warmup begins at learning_rate / (warmup_steps + 1), and in
+            runs of fewer steps than `decay_steps` it and the cosine are shortened alike, see `for_run`.
         learning_rates: path prefix of parameters, such as "backbone" or "backbone/visual", to their own peak, which
             follows the same schedule; the longest prefix counts, and 0 freezes, without gradients or optimizer state.
         undecayed: path prefixes of parameters whose rate stays at its peak after the warmup.
@@ -33,6 +38,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     decay_steps: int = 0
     final_learning_rate: float = 0.0
+    cosine: str = "after_warmup"
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     undecayed: tuple[str, ...] = ()
     b2: float = 0.999
@@ -48,6 +54,8 @@ class OptimizerConfig:
         for name, value in values.items() | {f"learning_rates.{k}": v for k, v in self.learning_rates.items()}.items():
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{where}.{name} must be 0 or more, not {value}")
+        if self.cosine not in COSINES:
+            raise ConfigError(f"{where}.cosine must be one of {', '.join(COSINES)}, not {self.cosine!r}")
         if not 0 < self.b2 < 1:
             raise ConfigError(f"{where}.b2 must lie in (0, 1), not {self.b2}")
         if self.final_learning_rate > self.learning_rate:
@@ -56,6 +64,13 @@ class OptimizerConfig:
             raise ConfigError(
                 f"{where}.decay_steps ({self.decay_steps}) must lie after warmup_steps ({self.warmup_steps}), or be 0"
             )
+
+    def for_run(self, num_steps: int) -> "OptimizerConfig":
+        """What a run of so many steps is trained with."""
+        if self.cosine != "start" or num_steps >= self.decay_steps:
+            return self
+        warmup = self.warmup_steps * num_steps // self.decay_steps
+        return dataclasses.replace(self, warmup_steps=warmup, decay_steps=num_steps)
 
 
 # The metric of rollouts that can rank checkpoints.

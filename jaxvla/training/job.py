@@ -164,7 +164,8 @@ def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:
         ConfigError: an unknown key, or a value that is refused.
     """
     own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS)}
-    return from_mapping(TrainConfig, own, "config")
+    config = from_mapping(TrainConfig, own, "config")
+    return dataclasses.replace(config, optimizer=config.optimizer.for_run(config.num_steps))
 
 
 def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) -> Job:

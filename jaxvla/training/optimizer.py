@@ -54,15 +54,8 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
         frozen: path prefixes that are frozen besides, whatever rates there are for them.
     """
     rates = config.learning_rates
-    peak, warmup = config.learning_rate, config.warmup_steps
-    level = optax.constant_schedule(peak)
-    if config.decay_steps:
-        share = config.final_learning_rate / peak
-        cosine = optax.cosine_decay_schedule(peak, config.decay_steps - warmup, alpha=share)
-    else:
-        cosine = level
-    rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
-    decayed, undecayed = (optax.join_schedules([rise, after], [warmup]) for after in (cosine, level))
+    peak = config.learning_rate
+    decayed, undecayed = _schedules(config)
 
     def rate_of(path: str) -> float:
         if any(_is_within(path, prefix) for prefix in frozen):
@@ -110,8 +103,22 @@ def check_learning_rates(config: OptimizerConfig, params: Params, frozen: Sequen
         if rate and "/" in prefix and any(_is_within(prefix, module) for module in frozen):
             raise ConfigError(
                 f"config.optimizer.learning_rates gives {prefix!r} {rate}, but it is frozen here: remove that rate, or "
-                "what freezes it (config.backbone.lora.rank, or the agent's training mode)"
+                "what freezes it (LoRA, or a setting of the agent)"
             )
+
+
+def _schedules(config: OptimizerConfig) -> tuple[optax.Schedule, optax.Schedule]:
+    """The learning rate after so many updates: one that decays, where the configuration says so, and one that stays."""
+    peak, warmup, from_start = config.learning_rate, config.warmup_steps, config.cosine == "start"
+    level = cosine = optax.constant_schedule(peak)
+    if config.decay_steps:
+        length, share = config.decay_steps - (0 if from_start else warmup), config.final_learning_rate / peak
+        whole = optax.cosine_decay_schedule(peak, length, alpha=share)
+        # A schedule that is joined counts from where it is joined.
+        cosine = (lambda count: whole(count + warmup)) if from_start else whole
+    rise = optax.linear_schedule(peak / (warmup + 1) if from_start else 0.0, peak, max(warmup, 1))
+    decayed, undecayed = (optax.join_schedules([rise, after], [warmup]) for after in (cosine, level))
+    return decayed, undecayed
 
 
 def _descend(rates_at: Callable[[Int[Array, ""]], Callable[[str], Float[Array, ""]]]) -> optax.GradientTransformation:

@@ -32,6 +32,40 @@ def test_warmup_then_cosine_to_zero():
     assert rates == pytest.approx([0.0, 1.0, *cosine, 0.0, 0.0], abs=1e-6)
 
 
+def torch_multiplier(step, warmup, decay, final):
+    """What LeRobot's schedule multiplies the peak rate with, from its definition."""
+    if step < warmup:
+        return 1 / (warmup + 1) if step <= 0 else (1 / (warmup + 1) - 1) * (1 - step / warmup) + 1
+    return (1 - final) * 0.5 * (1 + math.cos(math.pi * min(step, decay) / decay)) + final
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_cosine_counted_from_the_first_step(warmup):
+    """As LeRobot has it: the rate begins above 0, and drops where the warmup ends."""
+    own = {"warmup_steps": warmup, "decay_steps": 50, "final_learning_rate": 0.5, "cosine": "start"}
+    schedule, steps = make_optimizer(OptimizerConfig(2.0, **own)).schedule, range(70)
+    rates = jax.jit(jax.vmap(schedule))(jnp.array(steps)).tolist()
+    assert rates == pytest.approx([2.0 * torch_multiplier(step, warmup, 50, 0.25) for step in steps], abs=1e-6)
+    kept = OptimizerConfig(2.0, **own, undecayed=("head",))
+    assert make_optimizer(kept).schedule(49) == pytest.approx(rates[49])
+
+
+def test_short_runs_shorten_what_is_counted_from_the_first_step():
+    own = {"warmup_steps": 1000, "decay_steps": 30_000}
+    lerobot, plain = OptimizerConfig(1e-4, **own, cosine="start"), OptimizerConfig(1e-4, **own)
+    assert lerobot.for_run(30_000) == lerobot.for_run(100_000) == lerobot
+    short = lerobot.for_run(20_000)
+    assert (short.warmup_steps, short.decay_steps) == (666, 20_000)
+    assert short.for_run(20_000) == short
+    assert (lerobot.for_run(4).warmup_steps, lerobot.for_run(4).decay_steps) == (0, 4)
+    assert plain.for_run(20_000) == plain
+
+
+def test_other_readings_of_the_cosine_are_refused():
+    with pytest.raises(ConfigError, match=r"config\.optimizer\.cosine must be one of after_warmup, start, not 'end'"):
+        OptimizerConfig(1e-4, cosine="end")
+
+
 @pytest.mark.parametrize(("warmup", "expected"), [(4, [0.0, 1.0, 2.0, 2.0]), (0, [2.0, 2.0, 2.0, 2.0])])
 def test_no_decay_is_constant_after_the_warmup(warmup, expected):
     schedule = make_optimizer(OptimizerConfig(2.0, warmup_steps=warmup)).schedule
@@ -116,9 +150,7 @@ def test_what_is_frozen_stays_so_whatever_its_rate():
     assert make_optimizer(config, frozen=("head",)).rate_of("head/bias") == 0
     check_learning_rates(OptimizerConfig(0.1, learning_rates={"head": 0.2}), PARAMS, frozen=("head",))
     check_learning_rates(OptimizerConfig(0.1, learning_rates={"head/bias": 0.0}), PARAMS, frozen=("head",))
-    message = (
-        "learning_rates gives 'head/bias' 0.5, but it is frozen here: remove that rate, or what freezes it .config"
-    )
+    message = "learning_rates gives 'head/bias' 0.5, but it is frozen here: remove that rate, or what freezes it .LoRA"
     with pytest.raises(ConfigError, match=message):
         check_learning_rates(config, PARAMS, frozen=("head",))
 
