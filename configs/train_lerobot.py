@@ -2,6 +2,11 @@
 
 from train_base import AUGMENT, base, small
 
+_LORA_TARGETS = (
+    r"^expert/layers/(joint|cross)/self_attn/(q|v)_proj/kernel$"
+    r"|^(state_proj|action_in_proj|action_out_proj|action_time_mlp_in|action_time_mlp_out)/kernel$"
+)
+
 
 def _act() -> dict:
     config = base() | {
@@ -58,4 +63,97 @@ def _act_tiny() -> dict:
     return config
 
 
-PRESETS = {"act": _act, "act_tiny": _act_tiny}
+def _smolvla() -> dict:
+    config = base() | {
+        "agent": "smolvla",
+        "agent_kwargs": {
+            "model": {
+                "text": {
+                    "vocab_size": 49280,
+                    "hidden_size": 960,
+                    "intermediate_size": 2560,
+                    "num_hidden_layers": 16,
+                    "num_attention_heads": 15,
+                    "num_key_value_heads": 5,
+                    "head_dim": 64,
+                    "rms_norm_eps": 1e-5,
+                },
+                "vision": {
+                    "hidden_size": 768,
+                    "intermediate_size": 3072,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 12,
+                    "image_size": 512,
+                    "patch_size": 16,
+                    "num_channels": 3,
+                    "layer_norm_eps": 1e-6,
+                },
+                "scale_factor": 4,
+                "expert_width_multiplier": 0.75,
+                "max_state_dim": 32,
+                "max_action_dim": 32,
+                "num_steps": 10,
+                "min_period": 4e-3,
+                "max_period": 4.0,
+                "freeze_vision_encoder": True,
+                "train_expert_only": True,
+                "train_state_proj": True,
+                "loss_reduction": "valid",
+                "dtype": "bfloat16",
+                "remat": "none",
+                "scan_layers": True,
+                "attention": "xla",
+            },
+            "repeated_diffusion_steps": 1,
+            "vlm_path": "",
+            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
+        },
+        "language": {"encoder": "tokens", "path": "", "max_length": 48, "on_overflow": "truncate"},
+        "batch_size": 64,
+        "num_steps": 20_000,
+        "augment": AUGMENT | {"order": ()},
+    }
+    config["data"] |= {"action_horizon": 50, "skip_unlabeled": True}
+    config["optimizer"] |= {
+        "learning_rate": 1e-4,
+        "warmup_steps": 1000,
+        "decay_steps": 30_000,
+        "final_learning_rate": 2.5e-6,
+        "cosine": "start",
+        "b2": 0.95,
+        "weight_decay": 1e-10,
+        "clip_norm": 10.0,
+    }
+    return config
+
+
+def _smolvla_tiny() -> dict:
+    config = small(_smolvla(), 3000, 32)
+    model = config["agent_kwargs"]["model"]
+    model["text"] |= {
+        "vocab_size": 1000,
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+    }
+    model["vision"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+    }
+    # What is drawn at random is trained; and the fewer dimensions only fill up, the less noise there is to see through.
+    model |= {"freeze_vision_encoder": False, "train_expert_only": False, "dtype": "float32"}
+    model |= {"scale_factor": 2, "max_state_dim": 8, "max_action_dim": 8}
+    config["agent_kwargs"]["repeated_diffusion_steps"] = 4
+    config["language"] |= {"max_length": 24, "on_overflow": "error"}
+    config["optimizer"] |= {"final_learning_rate": 0.0, "cosine": "after_warmup", "clip_norm": 1.0}
+    return config
+
+
+PRESETS = {"act": _act, "act_tiny": _act_tiny, "smolvla": _smolvla, "smolvla_tiny": _smolvla_tiny}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxvla.agents import act
+from jaxvla.agents import act, smolvla
 from jaxvla.agents.agent import Agent, Start
 from jaxvla.agents.contrastive_rl import make_contrastive_rl
 from jaxvla.agents.ecot import make_ecot
@@ -24,10 +24,11 @@ agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "contrastive_rl_td": make_contrastive_rl,
     "ecot": make_ecot,
     "act": act.make_act,
+    "smolvla": smolvla.make_smolvla,
 }
 
 # Of the methods whose settings can name files of weights.
-_STARTS: dict[str, Callable[[Any], Start | None]] = {"act": act.start_of}
+_STARTS: dict[str, Callable[[Any], Start | None]] = {"act": act.start_of, "smolvla": smolvla.start_of}
 
 
 def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> Agent:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agents import ecot_cases
+from agents import ecot_cases, smolvla_cases
 from agents.rl_cases import SMALL, SPEC, make_batch, random_params
 
 from jaxvla.agents import agents, make_agent
@@ -28,6 +28,7 @@ SETTINGS = {
     "gc_ddpm_bc": {"encoder": {"name": "small"}, "score_network": SCORE, "diffusion": {"num_levels": 4}},
     "gc_iql": IMITATION,
     "contrastive_rl_td": IMITATION | {"repr_dim": 4},
+    "smolvla": smolvla_cases.agent_kwargs(),
     # The head sees no words, as in the validation error of acting without them.
     "ecot": {**ecot_cases.agent_kwargs(), "hide_words": 1.0},
 }
@@ -41,6 +42,8 @@ OUTPUTS = {
     "gc_iql": "actor/mean/kernel",
     "contrastive_rl_td": "actor/mean/kernel",
 }
+# Modules whose random parameters give actions that are too small to meet a limit.
+LOUDER = {"act": "action", "smolvla": "action_out_proj"}
 KEY = jax.random.key(4)
 
 
@@ -55,8 +58,8 @@ def small_encoders():
 def spec_of(method):
     if method == "ecot":
         return ecot_cases.SPEC
-    history = {"obs_horizon": 1} if method == "act" else {}
-    return dataclasses.replace(SPEC, instruction=InstructionSpec(5), **history)
+    own = {"act": {"obs_horizon": 1}, "smolvla": {"obs_horizon": 1, "instruction": InstructionSpec(5, 24)}}
+    return dataclasses.replace(SPEC, **{"instruction": InstructionSpec(5)} | own.get(method, {}))
 
 
 @functools.cache
@@ -71,8 +74,8 @@ def case(method, several_action_dims=False):
     if method == "ecot":  # whose fresh head hardly moves
         decoder = jax.tree.map(lambda x: 20 * x, params["action_head"]["action_decoder"])
         params["action_head"] = params["action_head"] | {"action_decoder": decoder}
-    if method == "act":
-        params = params | {"action": jax.tree.map(lambda x: 4 * x, params["action"])}
+    if method in LOUDER:
+        params = params | {LOUDER[method]: jax.tree.map(lambda x: 4 * x, params[LOUDER[method]])}
     told = [key for key in ("text", "instruction", "goals") if key in batch]
 
     @ecot_cases.quick_jit

@@ -33,14 +33,22 @@ def test_presets_name_every_setting(preset):
 
 
 @pytest.mark.parametrize(
-    "preset", ["gc_bc_tiny", "lc_bc_tiny", "gc_ddpm_bc_tiny", "gc_iql_tiny", "contrastive_rl_td_tiny"]
+    ("preset", "history"),
+    [
+        ("gc_bc_tiny", 2),
+        ("lc_bc_tiny", 2),
+        ("gc_ddpm_bc_tiny", 2),
+        ("gc_iql_tiny", 2),
+        ("contrastive_rl_td_tiny", 2),
+        ("smolvla_tiny", 1),
+    ],
 )
-def test_every_method_takes_cameras_that_some_rows_lack_and_of_several_sizes(preset):
+def test_every_method_takes_cameras_that_some_rows_lack_and_of_several_sizes(preset, history):
     config, own = PRESETS(preset).to_dict(), {"several_camera_sets": True, "camera_sizes": (("wrist", (16, 24)),)}
-    spec = BatchSpec(("images0", "wrist"), (32, 32), 7, 7, 2, 2, instruction=InstructionSpec(5, 9), **own)
+    spec = BatchSpec(("images0", "wrist"), (32, 32), 7, 7, history, 2, instruction=InstructionSpec(5, 9), **own)
     agent = make_agent(config["agent"], config["agent_kwargs"], spec)
     batch, key = spec.fake_batch(2, agent.batch_keys, np.random.default_rng(0)), jax.random.key(0)
-    assert batch["observations"]["camera_mask"].shape == (2, 2, 2)
+    assert batch["observations"]["camera_mask"].shape == (2, history, 2)
     params = jax.eval_shape(agent.init, key)
     for method in (agent.loss, agent.evaluate):
         jax.eval_shape(method, params, batch, key)

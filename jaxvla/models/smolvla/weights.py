@@ -77,8 +77,18 @@ def load_vlm(
     Raises:
         WeightsError: as `load_lerobot`.
     """
-    table = tuple(weight for weight in weight_table(config) if weight.hf_names[0].startswith(VLM_PREFIX))
-    return _load(folder, config, table, shardings, dtype, lambda name: VLM_PREFIX + name)
+    return _load(folder, config, _vlm_table(config), shardings, dtype, _vlm_name)
+
+
+def vlm_report(folder: str | pathlib.Path, config: SmolVLAConfig) -> LoadReport:
+    """What `load_vlm` reads, from the headers of the files alone.
+
+    Raises:
+        WeightsError: no weights there, a damaged file, or tensors that are missing or unknown.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    with open_checkpoint(folder) as found:
+        return _accounted(folder, config, _vlm_table(config), found, _vlm_name)[1]
 
 
 def save_lerobot(
@@ -116,6 +126,14 @@ def save_lerobot(
         raise WeightsError(f"cannot write the weights to {folder}: {error.strerror}") from error
 
 
+def _vlm_table(config: SmolVLAConfig) -> tuple[Weight, ...]:
+    return tuple(weight for weight in weight_table(config) if weight.hf_names[0].startswith(VLM_PREFIX))
+
+
+def _vlm_name(name: str) -> str:
+    return VLM_PREFIX + name
+
+
 def _load(
     folder: str | pathlib.Path,
     config: SmolVLAConfig,
@@ -126,12 +144,24 @@ def _load(
 ) -> tuple[Params, LoadReport]:
     folder = pathlib.Path(folder).expanduser()
     with open_checkpoint(folder) as found:
-        stored: dict[str, StoredTensor] = {full_name(name): tensor for name, tensor in found.items()}
-        unused = {name: reason for name in stored if (reason := _why_unused(name, config))}
-        used = tuple(name for weight in table for name in weight.hf_names)
-        mend = "use the config.json that came with the weights"
-        check_names(str(folder), stored.keys() - unused.keys(), used, mend)
-        return read_params(folder, stored, table, shardings, dtype), LoadReport(used, unused)
+        stored, report = _accounted(folder, config, table, found, full_name)
+        return read_params(folder, stored, table, shardings, dtype), report
+
+
+def _accounted(
+    folder: pathlib.Path,
+    config: SmolVLAConfig,
+    table: tuple[Weight, ...],
+    found: Mapping[str, StoredTensor],
+    full_name: Callable[[str], str],
+) -> tuple[dict[str, StoredTensor], LoadReport]:
+    """The tensors by their names in a policy, and what becomes of them."""
+    stored = {full_name(name): tensor for name, tensor in found.items()}
+    unused = {name: reason for name in stored if (reason := _why_unused(name, config))}
+    used = tuple(name for weight in table for name in weight.hf_names)
+    mend = "use the config.json that came with the weights"
+    check_names(str(folder), stored.keys() - unused.keys(), used, mend)
+    return stored, LoadReport(used, unused)
 
 
 def _why_unused(name: str, config: SmolVLAConfig) -> str:
