@@ -123,7 +123,7 @@ def open_language(config: LanguageConfig, splits: Sequence[Mixture]) -> Language
         case "learned":
             return TokenLanguage(load_tokenizer(TINY), config.max_length, config.on_overflow)
         case "tokens":
-            tokenizer = load_tokenizer(local_path(config.path) if config.path else TINY, chats=False)
+            tokenizer = load_tokenizer(local_path(config.path or TINY), chats=False)
             return TokenLanguage(tokenizer, config.max_length, config.on_overflow, "tokens")
         case "qwen3_vl":
             folder = local_path(config.path).absolute()

@@ -138,6 +138,8 @@ def test_long_instructions_are_cut_where_one_says_so(split):
     np.testing.assert_array_equal(own.encode([TEXTS[3]])[0], whole[:12])
     with pytest.raises(DataError, match=rf"has {len(whole)} tokens, more than 12"):
         open_language(LanguageConfig("tokens", max_length=12), (split,)).encode([TEXTS[3]])
+    named = open_language(LanguageConfig("tokens", TINY, max_length=12, on_overflow="truncate"), (split,))
+    np.testing.assert_array_equal(named.encode([TEXTS[3]]), own.encode([TEXTS[3]]))
     with pytest.raises(ConfigError, match="on_overflow must be one of error, truncate, not 'cut'"):
         LanguageConfig(on_overflow="cut")
 

@@ -164,7 +164,7 @@ def load_tokenizer(folder: str | os.PathLike[str], *, chats: bool = True) -> Tok
     Raises:
         CheckpointError: the folder or one of its files is missing or damaged, or is of another kind of tokenizer.
     """
-    path = _ASSETS / "tiny_tokenizer" if folder == TINY else pathlib.Path(folder)
+    path = _ASSETS / "tiny_tokenizer" if os.fspath(folder) == TINY else pathlib.Path(folder)
     if not path.is_dir():
         raise CheckpointError(f"no tokenizer folder at {path}: name a local folder, or {TINY!r} for the one that ships")
     has_config = chats or (path / "tokenizer_config.json").is_file()
