@@ -7,8 +7,9 @@ from jaxvla.agents import make_agent
 from jaxvla.agents.act import table_of
 from jaxvla.contract import Execution
 from jaxvla.data.schema import BatchSpec
-from jaxvla.models.act.weights import PLACES, load_lerobot, save_lerobot
-from jaxvla.models.safetensors_io import open_checkpoint
+from jaxvla.models.act.weights import PLACES, tensors_of, why_unused
+from jaxvla.models.lerobot import load_table
+from jaxvla.models.safetensors_io import open_checkpoint, write_checkpoint
 from jaxvla.serving.execution import Schedule
 
 pytestmark = pytest.mark.parity
@@ -45,7 +46,7 @@ def policy(reference):
 def params(reference, policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("act") / "weights"
     reference.write_weights(folder, policy.state_dict())
-    params, report = load_lerobot(folder, table_of(AGENT))
+    params, report = load_table(folder, table_of(AGENT), why_unused)
     assert set(report.used) | set(report.unused) == set(policy.state_dict())
     assert set(report.unused) == {PLACES}
     return params
@@ -84,7 +85,7 @@ def test_loss_and_gradients(reference, policy, params, batch, tmp_path):
     (loss, metrics), found = differentiate(params, batch, RNG)
     np.testing.assert_allclose([loss, metrics["l1_loss"], metrics["kld_loss"]], expected, rtol=1e-5)
     reference.write_weights(tmp_path / "gradients", gradients)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(load_lerobot(tmp_path / "gradients", table_of(AGENT))[0])
+    leaves, _ = jax.tree_util.tree_flatten_with_path(load_table(tmp_path / "gradients", table_of(AGENT), why_unused)[0])
     flat = dict(jax.tree_util.tree_flatten_with_path(found)[0])
     largest = max(float(np.abs(leaf).max()) for _, leaf in leaves)
     for path, leaf in leaves:
@@ -97,7 +98,8 @@ def test_loss_and_gradients(reference, policy, params, batch, tmp_path):
 
 
 def test_weights_go_back_to_the_same_file(reference, policy, params, tmp_path):
-    save_lerobot(params, table_of(AGENT), tmp_path / "saved", {"type": "act"})
+    (tmp_path / "saved").mkdir()
+    write_checkpoint(tmp_path / "saved", tensors_of(params, table_of(AGENT)), 2**40)
     state = policy.state_dict()
     with open_checkpoint(tmp_path / "saved") as stored:
         assert stored.keys() == state.keys()

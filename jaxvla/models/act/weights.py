@@ -1,9 +1,8 @@
 """ACT's weights from and to LeRobot's folders, and the ResNet's from torchvision's or timm's file, without torch."""
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,11 @@ import numpy as np
 from jaxvla.errors import WeightsError
 from jaxvla.models.act.config import FeatureEncoderConfig, TransformerConfig
 from jaxvla.models.act.model import Sizes
+from jaxvla.models.lerobot import load_table, report_of
 from jaxvla.models.module import Params
-from jaxvla.models.safetensors_io import HostTensor, StoredTensor, open_checkpoint, write_checkpoint
+from jaxvla.models.safetensors_io import HostTensor
 from jaxvla.models.vision import frozen_resnet
-from jaxvla.models.weights import (
-    COPY,
-    TRANSPOSE,
-    LoadReport,
-    Row,
-    Weight,
-    check_empty,
-    check_names,
-    expand,
-    host_tensors,
-    read_params,
-    written_aside,
-)
+from jaxvla.models.weights import COPY, TRANSPOSE, LoadReport, Row, Weight, expand, host_tensors
 from jaxvla.ops.sinusoid import place_table
 
 # A constant of LeRobot's model that its checkpoints hold all the same, [1, tokens, d].
@@ -101,22 +89,6 @@ def weight_table(
     return (*(_below(weight, "backbone/", "model.backbone.") for weight in resnet), *expand(rows, axes, layers))
 
 
-def load_lerobot(
-    folder: str | pathlib.Path, table: tuple[Weight, ...], shardings: Mapping[str, Any] | None = None
-) -> tuple[Params, LoadReport]:
-    """Reads a policy's model.safetensors straight into float32 parameters, see `jaxvla.models.weights.read_params`.
-
-    Args:
-        folder: of LeRobot, such as .../pretrained_model.
-        table: from `weight_table`.
-        shardings: one for every parameter, nested as they are; None for the default device.
-
-    Raises:
-        WeightsError: no weights there, a damaged file, or tensors that are missing, unknown or of another shape.
-    """
-    return _load(pathlib.Path(folder).expanduser(), table, _why_unused, shardings)
-
-
 def load_resnet(
     path: str | pathlib.Path, name: str, shardings: Mapping[str, Any] | None = None
 ) -> tuple[Params, LoadReport]:
@@ -128,9 +100,9 @@ def load_resnet(
         shardings: one for every parameter; None for the default device.
 
     Raises:
-        WeightsError: as `load_lerobot`.
+        WeightsError: as `load_table`.
     """
-    return _load(pathlib.Path(path).expanduser(), frozen_resnet.weight_table(name), frozen_resnet.why_unused, shardings)
+    return load_table(path, frozen_resnet.weight_table(name), frozen_resnet.why_unused, shardings)
 
 
 def resnet_report(path: str | pathlib.Path, name: str) -> LoadReport:
@@ -139,64 +111,30 @@ def resnet_report(path: str | pathlib.Path, name: str) -> LoadReport:
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing or unknown.
     """
-    path = pathlib.Path(path).expanduser()
-    with open_checkpoint(path) as stored:
-        return _report(path, stored, frozen_resnet.weight_table(name), frozen_resnet.why_unused)
+    return report_of(path, frozen_resnet.weight_table(name), frozen_resnet.why_unused)
 
 
-def save_lerobot(
-    params: Params, table: tuple[Weight, ...], folder: str | pathlib.Path, values: Mapping[str, Any]
-) -> None:
-    """Writes model.safetensors and config.json under LeRobot's names, aside first, then renamed.
+def tensors_of(params: Params, table: tuple[Weight, ...]) -> dict[str, HostTensor]:
+    """The tensors of LeRobot's model.safetensors by name, made when they are written.
 
     Args:
         params: of `ACT`.
         table: from `weight_table`.
-        folder: is made; must be empty where it exists.
-        values: content of config.json, such as that of the policy that training began from.
 
     Raises:
-        WeightsError: the folder is not empty or cannot be written, or the parameters do not fit the table or live on
-            other hosts.
+        WeightsError: the parameters do not fit the table, or live on other hosts.
     """
-    folder = pathlib.Path(folder).expanduser()
-    check_empty(folder)
     tensors = host_tensors(params, table)
     if "latent_encoder" in params:
         tokens = len(params["slots"]) + len(params["places"])
         places = place_table(np.arange(tokens), params["slots"].shape[1])[None]
         tensors[PLACES] = HostTensor(places.shape, places.dtype, lambda: places)
-    try:
-        with written_aside(folder) as partial:
-            write_checkpoint(partial, tensors, sum(tensor.nbytes for tensor in tensors.values()))
-            (partial / "config.json").write_text(json.dumps(dict(values), indent=4) + "\n")
-    except OSError as error:
-        raise WeightsError(f"cannot write the weights to {folder}: {error.strerror}") from error
+    return tensors
 
 
-def _load(
-    path: pathlib.Path, table: tuple[Weight, ...], why: Callable[[str], str], shardings: Mapping[str, Any] | None
-) -> tuple[Params, LoadReport]:
-    with open_checkpoint(path) as stored:
-        report = _report(path, stored, table, why)
-        return read_params(path, stored, table, shardings), report
-
-
-def _report(
-    path: pathlib.Path, stored: Mapping[str, StoredTensor], table: tuple[Weight, ...], why: Callable[[str], str]
-) -> LoadReport:
-    unused = {name: reason for name in stored if (reason := why(name))}
-    used = tuple(name for weight in table for name in weight.hf_names)
-    check_names(str(path), stored.keys() - unused.keys(), used, "choose the sizes that the weights have")
-    return LoadReport(used, unused)
-
-
-def _why_unused(name: str) -> str:
-    if name == PLACES:
-        return "a constant, which is computed"
-    if name.startswith(("normalize_", "unnormalize_")):
-        return "statistics of data, which are those of the data that is trained on"
-    return ""
+def why_unused(name: str) -> str:
+    """Why a tensor of LeRobot's ACT is no parameter; empty where it is one."""
+    return "a constant, which is computed" if name == PLACES else ""
 
 
 def _below(weight: Weight, path: str, name: str) -> Weight:
