@@ -30,6 +30,7 @@ def base() -> dict:
         "data_path": "",
         "save_dir": "runs",
         "resume_path": "",
+        "policy": {"path": ""},  # of LeRobot, to start from
         "data": {
             "relabel_actions": placeholder(bool),  # as the dataset says
             "goal_relabeling": {"strategy": "uniform", "reached_proportion": 0.0, "discount": 0.98, "delta": (0, 24)},

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from jaxvla.serving.policy import Policy
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A run folder, or the folder of one of its checkpoints.", required=True)
+flags.DEFINE_string(
+    "checkpoint", None, "A run folder, one of its checkpoints, an export, or a LeRobot policy.", required=True
+)
 flags.DEFINE_integer("step", None, "Which checkpoint of a run folder; the latest where it is not given.")
 flags.DEFINE_string("dataset", None, "In whose units to act; needed where the policy was trained on several datasets.")
 flags.DEFINE_list("modes", [], "How to reason: implicit, explicit, none; the configuration's where it is not given.")
@@ -90,11 +92,11 @@ def main(_: list[str]) -> None:
     tasks = (FLAGS.task,) if FLAGS.task else ()
     scenario = Scenario(FLAGS.env, FLAGS.level, tasks, FLAGS.image_size or CAMERA_SIZE, FLAGS.max_steps)
     spec = scenario.make().spec
-    from jaxvla.checkpoint import find_checkpoint, read_assets
     from jaxvla.serving.policy import load_policy
+    from jaxvla.serving.stored import open_stored
 
-    checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))
-    play = terms(read_assets(checkpoint).of(FLAGS.dataset), spec)
+    stored = open_stored(FLAGS.checkpoint, FLAGS.step, FLAGS.dataset)
+    checkpoint, play = stored.path, terms(stored.assets.of(FLAGS.dataset), spec)
     scenario = dataclasses.replace(scenario, image_size=play.image_size)
     results = {}
     for mode in FLAGS.modes or [None]:

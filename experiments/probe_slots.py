@@ -39,7 +39,7 @@ def main(_: list[str]) -> None:
     from jaxvla.agents import make_agent
     from jaxvla.checkpoint import find_checkpoint, read_assets
     from jaxvla.reasoning.texts import Wording
-    from jaxvla.serving.policy import read_params
+    from jaxvla.serving.stored import read_params
     from jaxvla.training.job import open_job
 
     checkpoint = find_checkpoint(FLAGS.checkpoint, FLAGS.step, items=("params", "assets"))

@@ -10,6 +10,8 @@ checkpoints; --config.resume_path=RUN_FOLDER goes on where a run stopped.
 import dataclasses
 import json
 import pathlib
+import shlex
+import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -187,6 +189,7 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     assets = job.assets.to_json()
     configs = {"config": assets["train_config"], "bridgedata_config": assets["data_config"]}
     if not (run / "config.json").exists():
+        configs["command"] = shlex.join(["python", *sys.argv])
         (run / "config.json").write_text(json.dumps(configs, indent=1))
         of_each = {name: dataset["statistics"] for name, dataset in assets["datasets"].items()}
         (run / "dataset_statistics.json").write_text(json.dumps(of_each or assets["statistics"], indent=1))

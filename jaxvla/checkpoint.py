@@ -19,7 +19,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,8 @@ from jaxvla.parallel.sharding import path_string
 ARRAY_ITEMS = ("params", "train")
 JSON_ITEMS = ("data", "assets")
 FOLDER = "checkpoints"
+# Of the run folder: what was measured, a line of JSON for each event, and what was asked for.
+METRICS_FILE, CONFIG_FILE = "metrics.jsonl", "config.json"
 
 
 def is_run_folder(path: str | pathlib.Path) -> bool:
@@ -151,9 +153,26 @@ def read_assets(folder: pathlib.Path) -> Assets:
     Raises:
         CheckpointError: missing, damaged, or of another version of jaxvla.
     """
-    values = read_json(folder, "assets")
+
+    def unusable(reason: str) -> CheckpointError:
+        return damaged(folder, "assets/assets.json", reason)
+
+    return parse_assets(read_json(folder, "assets"), folder / "assets", unusable)
+
+
+def parse_assets(values: Any, where: pathlib.Path, unusable: Callable[[str], CheckpointError]) -> Assets:
+    """The assets that JSON values are.
+
+    Args:
+        values: from `Assets.to_json`.
+        where: what held them, for errors.
+        unusable: the error of damaged ones, by what is wrong.
+
+    Raises:
+        CheckpointError: that, or one that says that they are of another version of jaxvla.
+    """
     if not isinstance(values, dict):
-        raise damaged(folder, "assets/assets.json", f"it is a {type(values).__name__}, no mapping")
+        raise unusable(f"it is a {type(values).__name__}, no mapping")
     try:
         assets = Assets.from_json(values)
         _check_widths(assets)
@@ -161,9 +180,9 @@ def read_assets(folder: pathlib.Path) -> Assets:
     except (AttributeError, LookupError, TypeError, ValueError, ConfigError) as error:
         version = values.get("version", "unknown")
         if version == jaxvla.__version__:
-            raise damaged(folder, "assets/assets.json", first_line(error)) from error
+            raise unusable(first_line(error)) from error
         raise CheckpointError(
-            f"{folder / 'assets'} was written by jaxvla {version} and does not fit {jaxvla.__version__} ({error})"
+            f"{where} was written by jaxvla {version} and does not fit {jaxvla.__version__} ({error})"
         ) from error
 
 

@@ -14,6 +14,7 @@ SOURCES = sorted(
 
 # What each room may import of jaxvla beside itself and the leaves `errors` and `config`: imports only point down.
 DEVICE = {"ops": set(), "models": {"ops"}, "parallel": {"data"}, "agents": {"models", "ops", "data"}}
+BELOW = {"contract", "assets", "checkpoint", "agents", "parallel", "models", "ops", "data"}
 ROOMS = DEVICE | {
     "data": set(),
     "reasoning": {"data"},
@@ -21,8 +22,9 @@ ROOMS = DEVICE | {
     "contract": {"data"},
     "assets": {"contract", "data"},
     "checkpoint": {"assets", "contract", "parallel", "data"},
-    "training": {"contract", "assets", "checkpoint", "agents", "parallel", "models", "ops", "reasoning", "data"},
-    "serving": {"contract", "assets", "checkpoint", "agents", "parallel", "models", "ops", "reasoning", "data"},
+    "interchange": BELOW,
+    "training": BELOW | {"interchange", "reasoning"},
+    "serving": BELOW | {"interchange", "reasoning"},
     "cli": set(),
     "errors": set(),
     "config": set(),

@@ -1,4 +1,4 @@
-"""Every block of docs/cookbook.md and docs/data.md does what it says, on little data in folders of their names.
+"""Every block of docs/cookbook.md, data.md and lerobot.md does what it says, on little data in folders of their names.
 
 Commands get flags behind theirs that make them small. What a recipe trains is trained where others need it, and
 rehearsed elsewhere: everything but the steps happens.
@@ -21,12 +21,14 @@ from data.bridge_files import trajectory, write
 from data.oxe import demonstrations
 from data.raw_files import make_session
 from experiments.warm import Warm
+from interchange.act_policies import save_run
 
 from jaxvla.data.schema import BatchSpec
+from jaxvla.serving.export import export_lerobot
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "cookbook.md").read_text()
-PAGES = (TEXT, (ROOT / "docs" / "data.md").read_text())
+PAGES = (TEXT, *((ROOT / "docs" / name).read_text() for name in ("data.md", "lerobot.md")))
 RECIPES = {
     title: re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL)
     for page in PAGES
@@ -57,6 +59,8 @@ SMALLER = {
 }
 # But these stay as a recipe says.
 KEPT = ("--config.data.image_size", "--config.num_steps")
+# A policy of the LeRobotDataset.
+GRASP = BatchSpec(("top",), lerobot_files.SIZE, 3, 2, action_horizon=5)
 # What commands and blocks print, where ending well does not show that they did what they are for.
 PRINTED = {
     "My own data in any other form": ["training     6 trajectories, 30 transitions", "actions (8, 1, 14)"],
@@ -101,6 +105,15 @@ PRINTED = {
     "Two arms, 14 actions": ["12 as stored, gripper 6 (0.08 open, 0 closed), gripper 13 (0.08 open, 0 closed)"],
     "No gripper": ["6: 6 reached movements"],
     "Longer chunks of actions, a history of observations": ["actions (8, 8, 7)", "observations/proprio (8, 2, 7)"],
+    "Go on with a policy of LeRobot": [
+        "act from ",
+        "is not used: a constant",
+        "data.action_horizon 100 -> 5",
+        "cameras images0=images0 -> top=observation.images.top",
+        "observations/top (8, 1, 16, 24, 3)",
+    ],
+    "Hand it back": ["config.json, model.safetensors, policy_postprocessor.json"],
+    "Keep any policy in one file": ["wrote README.md, assets.json, model.safetensors", "4 of 5 actions a decision"],
     "A receding horizon, temporal ensembling": [
         "plays        4 of 8 actions",
         "1 of 8 actions a decision (ensemble 0.01)",
@@ -183,6 +196,8 @@ def place(tmp_path_factory, warm):
     rlds_episodes.write_dataset(root / "data" / "my_rlds" / "1.0.0", {"train": [episodes]})
     demonstrations.make(root / "data")
     lerobot_files.write(root / "data" / "grasp_dataset", lengths=(6,) * 8)
+    save_run(root / "runs" / "kitchen_act", GRASP)
+    export_lerobot(root / "runs" / "kitchen_act", root / "models" / "act_grasp")
     for kind, block in RECIPES[FIRST]:
         check(kind, block, root, warm, rehearse=False)
     (run,) = (root / "runs").glob("kitchen_*")

@@ -204,6 +204,17 @@ def host_tensors(
     return tensors
 
 
+def to_host(array: Any) -> np.ndarray:
+    """A copy of an array in host memory, made in blocks: of a whole one JAX would keep the copy while it lives."""
+    if not array.shape:
+        return np.asarray(array)
+    out = np.empty(array.shape, array.dtype)
+    step = max(1, _BLOCK_BYTES // max(out[:1].nbytes, 1))
+    for row in range(0, len(out), step):
+        out[row : row + step] = array[row : row + step]
+    return out
+
+
 def check_names(where: str, found: Iterable[str], expected: Iterable[str], mend: str) -> None:
     """Raises WeightsError, with what is missing and what is left over, unless the names are those expected.
 
@@ -342,14 +353,5 @@ def _check_leaf(weight: Weight, leaf: Any) -> None:
 
 
 def _hf_tensor(weight: Weight, leaf: Any, layer: int, dtype: np.dtype) -> np.ndarray:
-    matrix = _to_host(leaf[layer] if weight.stacked else leaf).astype(dtype, copy=False)
+    matrix = to_host(leaf[layer] if weight.stacked else leaf).astype(dtype, copy=False)
     return (matrix.T if weight.transposed else matrix).reshape(weight.hf_shape)
-
-
-def _to_host(array: Any) -> np.ndarray:
-    """Copied in blocks: of a whole array JAX would keep the copy for as long as the array lives."""
-    out = np.empty(array.shape, array.dtype)
-    step = max(1, _BLOCK_BYTES // max(out[:1].nbytes, 1))
-    for row in range(0, len(out), step):
-        out[row : row + step] = array[row : row + step]
-    return out

@@ -1,19 +1,21 @@
-"""The backbone of a checkpoint for other programs: a model in Hugging Face's layout, or its adapters in PEFT's."""
+"""Checkpoints for other programs: the backbone in Hugging Face's layout, policies in LeRobot's, and any in one file."""
 
 import pathlib
 
 from jaxvla.agents import make_agent
 from jaxvla.agents.backbone import BackboneConfig, merge_adapters
-from jaxvla.checkpoint import find_checkpoint, read_assets
 from jaxvla.config import from_mapping
 from jaxvla.data.text.tokenizer import tokenizer_from_files
 from jaxvla.errors import ConfigError
+from jaxvla.interchange.card import model_card, read_records
+from jaxvla.interchange.exports import check_target
+from jaxvla.interchange.native import write_native
+from jaxvla.interchange.writing import check_written, write_policy
 from jaxvla.models.lora import LORA
 from jaxvla.models.qwen3_vl.peft import save_peft
 from jaxvla.models.qwen3_vl.weights import save_hf
-from jaxvla.models.weights import check_empty
 from jaxvla.reasoning.prompt import THINKING_TOKENS
-from jaxvla.serving.policy import read_params
+from jaxvla.serving.stored import open_stored
 
 
 def export_backbone(
@@ -41,16 +43,15 @@ def export_backbone(
     """
     if adapters and dtype:
         raise ConfigError(f"the dtype {dtype} is that of a whole model, adapters are float32: leave out one of the two")
-    path, folder = find_checkpoint(checkpoint, step, ("params", "assets")), pathlib.Path(folder).expanduser()
-    assets = read_assets(path)
+    stored, folder = open_stored(checkpoint, step), check_target(folder)
+    path, assets = stored.path, stored.assets
     if "backbone" not in assets.agent_kwargs:
         raise ConfigError(f"{path} is of {assets.agent}, which has no backbone to export: give a checkpoint of ecot")
     if adapters and LORA not in assets.agent_kwargs:
         raise ConfigError(f"{path} was trained without LoRA: export the whole model, without adapters")
-    check_empty(folder)
     config = make_agent(assets.agent, assets.agent_kwargs, assets.spec).config
     tokenizer = tokenizer_from_files(assets.text["tokenizer"])
-    params = read_params(path, assets)
+    params = stored.read()
     if adapters:
         base = from_mapping(BackboneConfig, assets.train_config["backbone"], "config.backbone").folder or ""
         ids = [tokenizer.id_of(name) for name in THINKING_TOKENS]
@@ -59,3 +60,50 @@ def export_backbone(
         _, params = merge_adapters(assets.agent_kwargs, params, dtype)
         save_hf(params["backbone"], config.backbone, folder, dtype=dtype or None)
     tokenizer.save(folder)
+
+
+def export_lerobot(
+    checkpoint: str | pathlib.Path,
+    folder: str | pathlib.Path,
+    step: int | None = None,
+    *,
+    dataset: str | None = None,
+    data_licence: str = "",
+) -> None:
+    """Writes a policy as LeRobot saves its own: it loads there strictly, and acts there as it does here.
+
+    Args:
+        checkpoint: a run folder, the folder of one checkpoint, or an export of it.
+        folder: is made; must be empty where it exists.
+        step: which checkpoint of a run folder; None for the latest.
+        dataset: in whose units it acts; None for the only one.
+        data_licence: of the data, for the card.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: LeRobot has no such policy, or it is of several robots.
+        WeightsError: the folder is not empty or cannot be written.
+    """
+    stored, folder = open_stored(checkpoint, step, dataset), check_target(folder)
+    assets = stored.assets.of(dataset)
+    check_written(assets)
+    card = model_card(assets, stored.step, read_records(stored.path), data_licence)
+    kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
+    write_policy(folder, make_agent(assets.agent, kwargs, assets.spec), params, assets, card)
+
+
+def export_native(
+    checkpoint: str | pathlib.Path, folder: str | pathlib.Path, step: int | None = None, *, data_licence: str = ""
+) -> None:
+    """Writes any agent's parameters as one safetensors file, with assets.json and a card; `load_policy` reads it.
+
+    Args:
+        checkpoint, folder, step, data_licence: as of `export_lerobot`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        WeightsError: the folder is not empty or cannot be written.
+    """
+    stored, folder = open_stored(checkpoint, step), check_target(folder)
+    card = model_card(stored.assets, stored.step, read_records(stored.path), data_licence)
+    write_native(folder, stored.read(), stored.assets, stored.step, card)

@@ -19,7 +19,6 @@ from jaxvla.agents import make_agent
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.assets import Assets
-from jaxvla.checkpoint import find_checkpoint, read_assets, restore
 from jaxvla.contract import Execution
 from jaxvla.data.schema import PROPRIO
 from jaxvla.errors import ConfigError, PolicyError
@@ -28,6 +27,7 @@ from jaxvla.serving.draws import Draw, Draws, key_of
 from jaxvla.serving.execution import Schedule
 from jaxvla.serving.instructions import Instructions
 from jaxvla.serving.prompts import Prompts
+from jaxvla.serving.stored import open_stored
 from jaxvla.serving.views import Views
 
 # What agents that are told something in words read. Each has
@@ -58,26 +58,29 @@ def load_policy(
     execution: Execution | None = None,
     dataset: str | None = None,
 ) -> "Policy":
-    """Loads a policy from a run folder or the folder of one checkpoint; nothing else is needed.
+    """Loads a policy from a folder; nothing else is needed.
 
     Args:
-        folder: what training wrote.
+        folder: of a run or one of its checkpoints; of an export of one; or of a policy of LeRobot, whose cameras have
+            the names of its features, without "observation.images.".
         step: which checkpoint of a run folder; None for the latest.
         inference: for policies that reason: "implicit" (in latent slots), "explicit" (in words) or "none"; None for
             what the configuration says.
         robots: how many it drives.
         temperature: of the actions that are drawn; 0 for the most likely ones.
         execution: what is played of the chunks; None for what the checkpoint says, `Execution()` for all of them.
-        dataset: of the training, whose robot it drives: in its units, with its cameras; None for the only one.
+        dataset: of the training, whose robot it drives: in its units, with its cameras; None for the only one. Of a
+            policy of LeRobot, whose statistics are called "<dataset>.buffer.action", that one.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
+        WeightsError: weights of LeRobot, or exported ones, are damaged or do not fit.
         ConfigError: the policy does not reason in that way, its chunks do not have as many actions, or it was not
             trained on such a dataset, or on several and none is named.
         PolicyError: no robots, or a negative temperature.
     """
-    path = find_checkpoint(folder, step, items=("params", "assets"))
-    assets = read_assets(path).of(dataset)
+    stored = open_stored(folder, step, dataset)
+    assets = stored.assets.of(dataset)
     if inference is not None and assets.text is None:
         raise ConfigError(
             f"{assets.agent} does not reason: no mode of inference can be chosen, leave {inference!r} out"
@@ -85,26 +88,9 @@ def load_policy(
     (execution or assets.execution).steps(assets.spec.action_horizon)
     own = {} if inference is None else {"inference": inference}
     make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)  # says what is wrong before anything is read
-    kwargs, params = merge_adapters(assets.agent_kwargs, read_params(path, assets))
+    kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
-    return Policy(agent, params, assets, int(path.name), robots, temperature, execution)
-
-
-def read_params(path: pathlib.Path, assets: Assets) -> Params:
-    """The parameters of a checkpoint, those of adapters apart, on the first device of this process.
-
-    Args:
-        path: from `find_checkpoint`.
-        assets: of the checkpoint.
-
-    Raises:
-        CheckpointError: they are damaged, or not those of the agent.
-    """
-    agent = make_agent(assets.agent, assets.agent_kwargs, assets.spec)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(agent.init, jax.random.key(0))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
-    return restore(path, {"params": abstract})["params"]
+    return Policy(agent, params, assets, stored.step, robots, temperature, execution)
 
 
 class Policy:

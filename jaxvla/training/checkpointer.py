@@ -44,6 +44,7 @@ _FREE_KEYS = (
     "train_config.resume_path",
     "train_config.data_path",
     "train_config.backbone.path",
+    "train_config.policy.path",
     "train_config.data.num_threads",
     "train_config.data.prefetch",
     "train_config.wandb.",

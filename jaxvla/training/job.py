@@ -24,6 +24,7 @@ from jaxvla.data.text.instructions import InstructionTable
 from jaxvla.data.text.tokenizer import IM_END
 from jaxvla.data.transforms.images import patch_grid
 from jaxvla.errors import ConfigError
+from jaxvla.interchange.starting import settings_from, start_from
 from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.models.module import Params
 from jaxvla.parallel.feed import BatchIterator
@@ -39,6 +40,7 @@ from jaxvla.training.state import Pretrained
 _DATA_KEYS = ("data", "data_path")
 _LANGUAGE_KEY = "language"
 _TEXT_KEYS = ("backbone", "curriculum", "prompt")
+_POLICY_KEY = "policy"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -163,7 +165,11 @@ def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: an unknown key, or a value that is refused.
     """
-    own = {key: value for key, value in settings.items() if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS)}
+    own = {
+        key: value
+        for key, value in settings.items()
+        if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS, _POLICY_KEY)
+    }
     config = from_mapping(TrainConfig, own, "config")
     return dataclasses.replace(config, optimizer=config.optimizer.for_run(config.num_steps))
 
@@ -178,9 +184,12 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: a setting, the data or the backbone cannot be used.
     """
+    source_settings = expand(source_settings)
+    begun = settings_from(settings, source_settings)
+    if begun is not None:
+        settings, source_settings = begun.train, begun.data
     config = read_train_config(settings)
     data_config = from_mapping(DataConfig, settings["data"], "config.data")
-    source_settings = expand(source_settings)
     mixture_config = read_mixture(source_settings)
     config.execution.steps(data_config.action_horizon)  # says what is wrong with them before anything is read
     backbone = _open_backbone(settings)
@@ -208,7 +217,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         action_normalization=data_config.normalization,
         proprio_normalization=data_config.normalization,
         train_config=settings,
-        data_config=source_settings,
+        data_config=_with_stored_cameras(source_settings, training),
         text=None if texts is None else texts.wording.to_json(),
         language=None if language is None else language.to_json(),
         execution=config.execution,
@@ -217,11 +226,23 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     data_config.tasks.check(agent.batch_keys)
     tables = None if language is None else (language.table(training), language.table(validation))
-    start = start_of(config.agent, agent)
+    start = start_of(config.agent, agent) if begun is None else start_from(begun.policy, agent, spec)
     if start is not None:
         pretrained = start.load
-    report = () if start is None else start.report
+    report = () if start is None else (*start.report, *(begun.report if begun else ()))
     return Job(config, agent, training, validation, texts, tables, assets, pretrained, report)
+
+
+def _with_stored_cameras(source_settings: dict[str, Any], training: Mixture) -> dict[str, Any]:
+    """The settings with the names that cameras have in a LeRobotDataset, where these may be given by their place."""
+    datasets = {name: dict(own) for name, own in source_settings.get("datasets", {}).items()}
+    for member in training.members:
+        own = datasets.get(member.name, source_settings)
+        if own.get("format", source_settings.get("format")) == "lerobot":
+            found = {"cameras": dict(member.dataset.source.cameras)}
+            source_settings = source_settings if datasets else source_settings | found
+            own.update(found if datasets else {})
+    return source_settings | ({"datasets": datasets} if datasets else {})
 
 
 def _of_datasets(config: MixtureConfig, training: Mixture) -> dict[str, Any]:

@@ -13,12 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from jaxvla.checkpoint import first_line
+from jaxvla.checkpoint import METRICS_FILE, first_line
 from jaxvla.errors import ConfigError, TrainingError
 from jaxvla.training.config import WandbConfig
 from jaxvla.training.tensorboard import EventFile
-
-METRICS_FILE = "metrics.jsonl"
 
 
 @runtime_checkable

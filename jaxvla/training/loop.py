@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxvla.agents.agent import Agent
 from jaxvla.assets import Assets
-from jaxvla.checkpoint import FOLDER, damaged, find_checkpoint, first_line, is_run_folder
+from jaxvla.checkpoint import FOLDER, METRICS_FILE, damaged, find_checkpoint, first_line, is_run_folder
 from jaxvla.config import local_path
 from jaxvla.data.schema import Batch
 from jaxvla.errors import CheckpointError, ConfigError, TrainingError
@@ -28,7 +28,7 @@ from jaxvla.training.checkpointer import Checkpointer, resume
 from jaxvla.training.config import SUCCESS, TrainConfig
 from jaxvla.training.interrupt import Interrupt
 from jaxvla.training.interval import Interval
-from jaxvla.training.loggers import METRICS_FILE, Loggers
+from jaxvla.training.loggers import Loggers
 from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 from jaxvla.training.plots import plot_losses
 from jaxvla.training.progress import Progress

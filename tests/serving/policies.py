@@ -41,13 +41,18 @@ class Echo:
         return numbers.reshape(-1, 2, 2)
 
 
-def save(run, agent, kwargs, spec, steps=(3,), values=(0.1, 0.3), **others):
-    """Checkpoints of arbitrary parameters; returns these and the assets, of which `others` are fields."""
+def make(agent, kwargs, spec, values=(0.1, 0.3), **others):
+    """Arbitrary parameters and the assets, of which `others` are fields."""
     own = {"agent": agent, "agent_kwargs": kwargs, "spec": spec, "statistics": make_statistics(spec)}
     assets = dataclasses.replace(make_assets(), **own | others)
     shapes = jax.eval_shape(agents.make_agent(agent, kwargs, spec).init, jax.random.key(0))
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: jnp.asarray(rng.uniform(*values, x.shape), x.dtype), shapes)
+    return jax.tree.map(lambda x: jnp.asarray(rng.uniform(*values, x.shape), x.dtype), shapes), assets
+
+
+def save(run, agent, kwargs, spec, steps=(3,), values=(0.1, 0.3), **others):
+    """Checkpoints of what `make` makes; returns that."""
+    params, assets = make(agent, kwargs, spec, values, **others)
     with Checkpointer(run, CheckpointConfig(), assets) as checkpointer:
         for step in steps:
             checkpointer.save(TrainState(jnp.int32(step), params, {}, jnp.zeros(2, jnp.uint32)), {}, None)

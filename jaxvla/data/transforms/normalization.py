@@ -169,6 +169,10 @@ class Normalizer:
         """
         return tuple(zip(self._map.low.tolist(), self._map.high.tolist()))
 
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """(shift, scale) of y = (x - shift) / scale between the limits, float64 [d]; scale 0 where data is constant."""
+        return self._map.shift, np.where(self._map.high == 0, 0.0, self._map.scale)
+
     @functools.cached_property
     def _map(self) -> _Map:
         """What is constant, and the scale of what is not; in float64, for ranges that are small beside their offset."""

@@ -1,0 +1,62 @@
+"""A policy of LeRobot that acts here: what a checkpoint of ours would say of it."""
+
+import numpy as np
+
+from jaxvla.agents import make_agent
+from jaxvla.assets import Assets
+from jaxvla.data.schema import BatchSpec
+from jaxvla.data.transforms.normalization import FieldStatistics, Normalizer, Statistics
+from jaxvla.interchange.kinds import KINDS
+from jaxvla.interchange.policy_folder import ACTION, STATE, PolicyFolder, camera_name
+from jaxvla.models.lerobot import load_table
+from jaxvla.models.module import Params
+
+
+def assets_of(policy: PolicyFolder, dataset: str | None = None) -> Assets:
+    """The assets of a policy, in whose units it acts. Its cameras have the names of its features, without `IMAGES`.
+
+    Args:
+        policy: the folder.
+        dataset: of which of several statistics, see `PolicyFolder.field`.
+
+    Raises:
+        WeightsError: a variant that the agent does not have, or statistics that are missing or foreign.
+        ConfigError: sizes that the agent refuses.
+    """
+    actions = policy.field(ACTION, dataset)
+    proprio = policy.field(STATE, dataset) if policy.proprio_dim else FieldStatistics(*[np.zeros(0, np.float32)] * 6)
+    count = max((int(own["count"][0]) for own in policy.statistics.values() if "count" in own), default=0)
+    kinds = {kind: policy.normalization(kind) for kind in ("ACTION", "STATE")}
+    sizes = {camera_name(name): policy.inputs[name].shape[1:] for name in policy.cameras.values()}
+    first = next(iter(sizes.values()))
+    spec = BatchSpec(
+        cameras=tuple(sizes),
+        image_size=first,
+        proprio_dim=policy.proprio_dim,
+        action_dim=policy.action_dim,
+        action_horizon=policy.values["chunk_size"],
+        action_limits=Normalizer(kinds["ACTION"], actions).limits(),
+        camera_sizes=tuple((name, size) for name, size in sizes.items() if size != first),
+    )
+    return Assets(
+        agent=policy.type,
+        agent_kwargs=KINDS[policy.type].read_kwargs(policy),
+        spec=spec,
+        statistics=Statistics(actions, proprio, count, 0),
+        action_normalization=kinds["ACTION"],
+        proprio_normalization=kinds["STATE"],
+        action_mask=(),
+        train_config={},
+        data_config={"data_path": str(policy.path), **({"name": dataset} if dataset else {})},
+        execution=policy.execution,
+    )
+
+
+def params_of(policy: PolicyFolder, assets: Assets) -> Params:
+    """The parameters of a policy, on the default device.
+
+    Raises:
+        WeightsError: no weights there, a damaged file, or tensors that are missing, unknown or of another shape.
+    """
+    kind, agent = KINDS[policy.type], make_agent(assets.agent, assets.agent_kwargs, assets.spec)
+    return load_table(policy.path, kind.table(agent), kind.why_unused)[0]
