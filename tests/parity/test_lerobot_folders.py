@@ -1,5 +1,6 @@
 """Policies that are trained here, exported, and played by LeRobot; and those that LeRobot saved, played here."""
 
+import functools
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ from data import lerobot_files
 from experiments.mains import load, train_main
 
 from jaxvla.contract import Execution
+from jaxvla.parallel import mesh
 from jaxvla.serving.export import export_lerobot
 from jaxvla.serving.policy import load_policy
 from jaxvla.serving.stored import open_stored
@@ -37,13 +39,15 @@ def data(tmp_path_factory):
 def train(root, data, **changes):
     """The folder of a run of `STEPS` steps."""
     config = load(ROOT / "configs" / "train_config.py").get_config("act").to_dict()
-    config |= {"batch_size": 8, "num_steps": STEPS, "log_interval": STEPS, "eval_interval": STEPS, "eval_batches": 1}
+    config |= {"batch_size": 4, "num_steps": STEPS, "log_interval": STEPS, "eval_interval": STEPS, "eval_batches": 1}
     config |= {"save_interval": STEPS, "save_dir": str(root)}
     config["agent_kwargs"]["transformer"] |= {"width": 32, "num_heads": 2, "mlp_dim": 48, "dropout_rate": 0.1}
     config["data"]["action_horizon"], config["rollout"]["world"] = 6, ""
     config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {"backbone": 1e-4}}
     source = load(ROOT / "configs" / "data_config.py").get_config("lerobot").to_dict()
-    train_main().train(config | changes, source | {"data_path": str(data), "validation_share": 0.2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))
+        train_main().train(config | changes, source | {"data_path": str(data), "validation_share": 0.2})
     return max(root.iterdir(), key=lambda path: path.stat().st_mtime)
 
 
