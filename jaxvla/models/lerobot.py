@@ -15,7 +15,7 @@ COMPILED = "_orig_mod."
 # How names of the statistics begin that older policies keep among their weights.
 STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 
-_MEND = "choose the sizes that the weights have"
+_MEND = "choose the sizes that the weights have, those of the config.json that came with them"
 
 # Why a tensor is no parameter, by its name; empty where it is one.
 WhyUnused = Callable[[str], str]
@@ -27,6 +27,7 @@ def load_table(
     why_unused: WhyUnused,
     shardings: Mapping[str, Any] | None = None,
     dtype: jax.typing.DTypeLike = "float32",
+    prefix: str = "",
 ) -> tuple[Params, LoadReport]:
     """Reads the parameters of a table, see `jaxvla.models.weights.read_params`, and says what became of every tensor.
 
@@ -36,26 +37,29 @@ def load_table(
         why_unused: of the tensors that no parameter is; statistics need no reason of their own.
         shardings: one for every parameter, nested as they are; None for the default device.
         dtype: of the parameters.
+        prefix: what stands before the names of the file in the table.
 
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing, unknown or of another shape.
     """
     path = pathlib.Path(path).expanduser()
     with open_checkpoint(path) as found:
-        stored = _named(found)
+        stored = _named(found, prefix)
         report = _report(path, stored, table, why_unused)
         return read_params(path, stored, table, shardings, dtype), report
 
 
-def report_of(path: str | pathlib.Path, table: tuple[Weight, ...], why_unused: WhyUnused) -> LoadReport:
+def report_of(
+    path: str | pathlib.Path, table: tuple[Weight, ...], why_unused: WhyUnused, prefix: str = ""
+) -> LoadReport:
     """What `load_table` would make of every tensor, from the headers alone; raises as it does, but for shapes."""
     path = pathlib.Path(path).expanduser()
     with open_checkpoint(path) as found:
-        return _report(path, _named(found), table, why_unused)
+        return _report(path, _named(found, prefix), table, why_unused)
 
 
-def _named(found: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    return {name.replace(COMPILED, ""): tensor for name, tensor in found.items()}
+def _named(found: Mapping[str, StoredTensor], prefix: str) -> dict[str, StoredTensor]:
+    return {prefix + name.replace(COMPILED, ""): tensor for name, tensor in found.items()}
 
 
 def _report(

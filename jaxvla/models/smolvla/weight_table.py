@@ -66,12 +66,9 @@ _TABLE: tuple[Row, ...] = (
     *_linear("model.action_time_mlp_out", "action_time_mlp_out", "de de"),
 )
 
-# Tensors that no parameter is, by a regex of their names, and why. The first two are in every checkpoint.
-UNUSED = {
-    r"^model\.vlm_with_expert\.vlm\.lm_head\.weight$": "the policy says no words",
-    r"^model\.vlm_with_expert\.vlm\.model\.text_model\.norm\.weight$": "nothing reads what the last layer puts out",
-    r"^(un)?normalize_(inputs|targets|outputs)\.": "statistics, which belong to the data",
-}
+# Tensors of every checkpoint that no parameter is, and why.
+HEAD, LAST_NORM = VLM_PREFIX + "lm_head.weight", _TEXT + "norm.weight"
+UNUSED = {HEAD: "the policy says no words", LAST_NORM: "nothing reads what the last layer puts out"}
 
 
 def weight_table(config: SmolVLAConfig) -> tuple[Weight, ...]:

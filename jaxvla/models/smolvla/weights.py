@@ -1,31 +1,21 @@
 """SmolVLA's weights from and to LeRobot's folders, without torch, with a report of every tensor."""
 
-import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxvla.errors import WeightsError
+from jaxvla.models.lerobot import WhyUnused, load_table, report_of
 from jaxvla.models.module import Params
-from jaxvla.models.safetensors_io import StoredTensor, open_checkpoint, write_checkpoint
+from jaxvla.models.safetensors_io import HostTensor
 from jaxvla.models.smolvla.config import MODEL_TYPE, SmolVLAConfig
-from jaxvla.models.smolvla.weight_table import UNUSED, VLM_PREFIX, weight_table
-from jaxvla.models.weights import (
-    LoadReport,
-    Weight,
-    check_empty,
-    check_names,
-    host_tensors,
-    read_config,
-    read_params,
-    written_aside,
-)
+from jaxvla.models.smolvla.weight_table import HEAD, LAST_NORM, UNUSED, VLM_PREFIX, weight_table
+from jaxvla.models.weights import LoadReport, Weight, host_tensors, read_config
 
-# What torch.compile puts between the names of a policy.
-_COMPILED = "_orig_mod."
+_EMBEDDING = VLM_PREFIX + "model.text_model.embed_tokens.weight"
 _LATER_LAYER = re.compile(re.escape(VLM_PREFIX) + r"model\.text_model\.layers\.(\d+)\.")
 
 
@@ -44,9 +34,7 @@ def load_lerobot(
     shardings: Mapping[str, Any] | None = None,
     dtype: jax.typing.DTypeLike = "float32",
 ) -> tuple[Params, LoadReport]:
-    """Reads a policy's model.safetensors straight into parameters, see `jaxvla.models.weights.read_params`.
-
-    Names with the prefix that torch.compile leaves are read as well, and statistics of old checkpoints are passed over.
+    """Reads a policy's model.safetensors straight into parameters, see `jaxvla.models.lerobot.load_table`.
 
     Args:
         folder: holds model.safetensors, or shards and their index.
@@ -57,7 +45,7 @@ def load_lerobot(
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing, unknown or of another shape.
     """
-    return _load(folder, config, weight_table(config), shardings, dtype, lambda name: name.replace(_COMPILED, ""))
+    return load_table(folder, weight_table(config), why_unused(config), shardings, dtype)
 
 
 def load_vlm(
@@ -77,7 +65,7 @@ def load_vlm(
     Raises:
         WeightsError: as `load_lerobot`.
     """
-    return _load(folder, config, _vlm_table(config), shardings, dtype, _vlm_name)
+    return load_table(folder, _vlm_table(config), why_unused(config), shardings, dtype, VLM_PREFIX)
 
 
 def vlm_report(folder: str | pathlib.Path, config: SmolVLAConfig) -> LoadReport:
@@ -86,86 +74,39 @@ def vlm_report(folder: str | pathlib.Path, config: SmolVLAConfig) -> LoadReport:
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing or unknown.
     """
-    folder = pathlib.Path(folder).expanduser()
-    with open_checkpoint(folder) as found:
-        return _accounted(folder, config, _vlm_table(config), found, _vlm_name)[1]
+    return report_of(folder, _vlm_table(config), why_unused(config), VLM_PREFIX)
 
 
-def save_lerobot(
-    params: Params,
-    config: SmolVLAConfig,
-    folder: str | pathlib.Path,
-    values: Mapping[str, Any],
-    *,
-    dtype: jax.typing.DTypeLike | None = None,
-) -> None:
-    """Writes model.safetensors and config.json under LeRobot's names, aside first, then renamed.
+def tensors_of(params: Params, table: tuple[Weight, ...]) -> dict[str, HostTensor]:
+    """The tensors of LeRobot's model.safetensors by name, made when they are written.
 
-    The output head of the language model and its last norm, which a policy does not use, are left out: LeRobot draws
-    what a file lacks, and says so.
+    LeRobot's model has two more, which compute nothing in a policy: an output head of the language model, here the
+    embedding, as SmolLM2 ties them, and the language model's last norm, here ones.
 
     Args:
-        params: of a model of this configuration; one tensor at a time is brought to the host.
-        config: sizes of the model.
-        folder: is made; must be empty where it exists.
-        values: content of config.json, such as that of the policy that training began from.
-        dtype: of the tensors; None for that of each parameter.
+        params: of the model.
+        table: from `weight_table`.
 
     Raises:
-        WeightsError: the folder is not empty or cannot be written, or the parameters do not fit the configuration or
-            live on other hosts.
+        WeightsError: the parameters do not fit the table, or live on other hosts.
     """
-    folder = pathlib.Path(folder).expanduser()
-    check_empty(folder)
-    tensors = host_tensors(params, weight_table(config), dtype)
-    try:
-        with written_aside(folder) as partial:
-            write_checkpoint(partial, tensors, sum(tensor.nbytes for tensor in tensors.values()))
-            (partial / "config.json").write_text(json.dumps(dict(values), indent=4) + "\n")
-    except OSError as error:
-        raise WeightsError(f"cannot write the weights to {folder}: {error.strerror}") from error
+    tensors = host_tensors(params, table)
+    embedding = tensors[_EMBEDDING]
+    ones = np.ones(embedding.shape[1], embedding.dtype)
+    return tensors | {HEAD: embedding, LAST_NORM: HostTensor(ones.shape, ones.dtype, lambda: ones)}
+
+
+def why_unused(config: SmolVLAConfig) -> WhyUnused:
+    """Why a tensor of LeRobot, or of SmolVLM2 with its names in a policy, is no parameter."""
+
+    def why(name: str) -> str:
+        later = _LATER_LAYER.match(name)
+        if later and int(later[1]) >= config.text.num_hidden_layers:
+            return f"the policy keeps {config.text.num_hidden_layers} layers"
+        return UNUSED.get(name, "")
+
+    return why
 
 
 def _vlm_table(config: SmolVLAConfig) -> tuple[Weight, ...]:
     return tuple(weight for weight in weight_table(config) if weight.hf_names[0].startswith(VLM_PREFIX))
-
-
-def _vlm_name(name: str) -> str:
-    return VLM_PREFIX + name
-
-
-def _load(
-    folder: str | pathlib.Path,
-    config: SmolVLAConfig,
-    table: tuple[Weight, ...],
-    shardings: Mapping[str, Any] | None,
-    dtype: jax.typing.DTypeLike,
-    full_name: Callable[[str], str],
-) -> tuple[Params, LoadReport]:
-    folder = pathlib.Path(folder).expanduser()
-    with open_checkpoint(folder) as found:
-        stored, report = _accounted(folder, config, table, found, full_name)
-        return read_params(folder, stored, table, shardings, dtype), report
-
-
-def _accounted(
-    folder: pathlib.Path,
-    config: SmolVLAConfig,
-    table: tuple[Weight, ...],
-    found: Mapping[str, StoredTensor],
-    full_name: Callable[[str], str],
-) -> tuple[dict[str, StoredTensor], LoadReport]:
-    """The tensors by their names in a policy, and what becomes of them."""
-    stored = {full_name(name): tensor for name, tensor in found.items()}
-    unused = {name: reason for name in stored if (reason := _why_unused(name, config))}
-    used = tuple(name for weight in table for name in weight.hf_names)
-    mend = "use the config.json that came with the weights"
-    check_names(str(folder), stored.keys() - unused.keys(), used, mend)
-    return stored, LoadReport(used, unused)
-
-
-def _why_unused(name: str, config: SmolVLAConfig) -> str:
-    later = _LATER_LAYER.match(name)
-    if later and int(later[1]) >= config.text.num_hidden_layers:
-        return f"the policy keeps {config.text.num_hidden_layers} layers"
-    return next((reason for pattern, reason in UNUSED.items() if re.search(pattern, name)), "")
