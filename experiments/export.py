@@ -9,9 +9,9 @@
 model is whole, with the tokenizer; adapters are merged into it. With --adapters only they are written, and the rows of
 the thinking tokens, which the base model does not have: PeftModel.from_pretrained(base, "adapters") loads them.
 
---format lerobot writes a policy that LeRobot loads and plays; it has act. --format safetensors writes any agent:
-its parameters in one file, assets.json, and a model card. Both write the averaged parameters where training kept an
-average, as checkpoints hold these.
+--format lerobot writes a policy that LeRobot loads and plays; it has act and smolvla. --format safetensors writes any
+agent: its parameters in one file, assets.json, and a model card. Both write the averaged parameters where training kept
+an average, as checkpoints hold these.
 """
 
 from absl import flags

@@ -4,17 +4,22 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from flax import traverse_util
+
 from jaxvla.agents import Agent, Start
 from jaxvla.config import from_mapping, leaves, local_path
 from jaxvla.data.formats.lerobot_meta import read_info
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError, WeightsError
 from jaxvla.interchange.kinds import KINDS
+from jaxvla.interchange.playing import as_held
 from jaxvla.interchange.policy_folder import PolicyFolder, read_policy
 from jaxvla.models.lerobot import load_table, report_of
 from jaxvla.models.module import Params
 
 _WHERE = "config.policy.path"
+# The keys of `agent_kwargs` that name other weights to start from.
+_OTHER_WEIGHTS = ("encoder.path", "vlm_path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +83,14 @@ def start_from(policy: PolicyFolder, agent: Agent, spec: BatchSpec) -> Start:
     wanted = tuple(name for name in policy.cameras if name in spec.cameras)
     if spec.cameras != wanted:
         raise WeightsError(f"{policy.path} sees {', '.join(wanted)}, the batches hold {', '.join(spec.cameras)}")
-    table = kind.table(agent)
+    table, why = kind.table(agent), kind.why_unused(agent)
 
     def load(shardings: Params) -> Params:
-        return load_table(policy.path, table, kind.why_unused, shardings)[0]
+        placed = traverse_util.flatten_dict(shardings, sep="/")
+        own = traverse_util.unflatten_dict({weight.path: placed[weight.path] for weight in table}, sep="/")
+        return as_held(agent, load_table(policy.path, table, why, own)[0])
 
-    lines = report_of(policy.path, table, kind.why_unused).lines()
+    lines = report_of(policy.path, table, why).lines()
     return Start(load, (f"{policy.type} from {policy.path}", *lines))
 
 
@@ -93,12 +100,13 @@ def _check(settings: Mapping[str, Any], policy: PolicyFolder) -> None:
             f"{_WHERE}: {policy.config_path} is of type {policy.type!r}, and config.agent is {settings['agent']!r}: "
             f"give --config train_config.py:{policy.type}, or another folder"
         )
-    encoder = settings["agent_kwargs"].get("encoder", {})
-    if encoder.get("path"):
-        raise ConfigError(
-            f"config.agent_kwargs.encoder.path is {encoder['path']}, and the policy of {_WHERE} has an encoder, too: "
-            "empty one of them"
-        )
+    given = leaves(settings["agent_kwargs"])
+    for key in _OTHER_WEIGHTS:
+        if given.get(key):
+            raise ConfigError(
+                f"config.agent_kwargs.{key} is {given[key]}, and the policy of {_WHERE} has these weights, too: empty "
+                "one of them"
+            )
     kinds = {policy.normalization(kind) for kind in ("ACTION", *(["STATE"] if policy.proprio_dim else []))}
     if len(kinds) > 1:
         raise ConfigError(
@@ -111,6 +119,8 @@ def _changes(settings: Mapping[str, Any], policy: PolicyFolder) -> dict[str, Any
     """Nested settings that the folder fixes."""
     data = {"action_horizon": policy.values["chunk_size"], "normalization": policy.normalization("ACTION")}
     changes = {"agent_kwargs": KINDS[policy.type].read_kwargs(policy), "data": data}
+    if language := KINDS[policy.type].read_language(policy, settings.get("language", {}).get("path", "")):
+        changes["language"] = language
     execution = settings.get("execution", {})
     if not execution.get("execute_steps") and execution.get("ensemble") is None:
         changes["execution"] = dataclasses.asdict(policy.execution)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxvla.agents import Agent
 from jaxvla.assets import Assets
 from jaxvla.errors import ConfigError
-from jaxvla.interchange.exports import Export, write_export
+from jaxvla.interchange.exports import Export, check_target, write_export
 from jaxvla.interchange.kinds import KINDS, Kind
 from jaxvla.interchange.policy_folder import ACTION, CONFIG, IMAGES, STATE
 from jaxvla.interchange.processors import (
@@ -67,19 +67,20 @@ def write_policy(folder: str | os.PathLike, agent: Agent, params: Params, assets
         WeightsError: the folder is not empty or cannot be written.
     """
     check_written(assets)
-    kind = KINDS[assets.agent]
-    pipelines = _pipelines(kind, assets)
+    kind, path = KINDS[assets.agent], check_target(folder).absolute()
+    pipelines = _pipelines(kind, agent, assets, path)
 
     def write(partial: pathlib.Path) -> None:
         for pipeline in pipelines:
             write_pipeline(partial, pipeline)
+        kind.write_more(agent, assets, partial)
 
     tensors = kind.tensors(params, kind.table(agent))
-    write_export(folder, Export(tensors, {CONFIG: config_of(kind, agent, assets)}, card, write))
+    write_export(path, Export(tensors, {CONFIG: config_of(kind, agent, assets, path)}, card, write))
 
 
-def config_of(kind: Kind, agent: Agent, assets: Assets) -> dict[str, Any]:
-    """The content of config.json."""
+def config_of(kind: Kind, agent: Agent, assets: Assets, path: pathlib.Path) -> dict[str, Any]:
+    """The content of config.json of a folder that will lie at a path."""
     features = features_of(assets)
     return {
         "type": assets.agent,
@@ -96,7 +97,7 @@ def config_of(kind: Kind, agent: Agent, assets: Assets) -> dict[str, Any]:
         "license": None,
         "chunk_size": assets.spec.action_horizon,
         "n_action_steps": assets.execution.steps(assets.spec.action_horizon),
-        **kind.write_values(agent, assets),
+        **kind.write_values(agent, assets, path),
     }
 
 
@@ -126,14 +127,14 @@ def _modes(kind: Kind, assets: Assets) -> dict[str, str]:
     return {"VISUAL": kind.pictures, "STATE": state, "ACTION": actions}
 
 
-def _pipelines(kind: Kind, assets: Assets) -> tuple[Pipeline, Pipeline]:
+def _pipelines(kind: Kind, agent: Agent, assets: Assets, path: pathlib.Path) -> tuple[Pipeline, Pipeline]:
     features, modes = features_of(assets), _modes(kind, assets)
     statistics = _statistics(kind, assets)
 
     def normalizes(step: str, names: Mapping[str, Any]) -> Step:
         return Step(step, {"eps": _EPSILON, "features": dict(names), "norm_map": modes}, statistics)
 
-    before = (Step(RENAME, {"rename_map": {}}), Step(BATCH), *kind.language(assets), Step(DEVICE, _CPU))
+    before = (Step(RENAME, {"rename_map": {}}), Step(BATCH), *kind.language(agent, assets, path), Step(DEVICE, _CPU))
     outputs = {ACTION: features[ACTION]}
     return (
         Pipeline(PREPROCESSOR, (*before, normalizes(NORMALIZE, features))),

@@ -41,8 +41,8 @@ def policy(exported, tmp_path):
     return shutil.copytree(exported[0], tmp_path / "policy"), exported[1]
 
 
-def settings(path, **changes):
-    config = load(ROOT / "configs" / "train_config.py").get_config("act").to_dict()
+def settings(path, preset="act", **changes):
+    config = load(ROOT / "configs" / "train_config.py").get_config(preset).to_dict()
     config["rollout"]["world"] = ""
     return config | {"policy": {"path": str(path)}, "batch_size": 2} | changes
 
@@ -125,7 +125,7 @@ def test_settings_that_contradict_it(policy, dataset):
         settings_from(settings(policy[0], agent="gc_bc"), given)
     encoder = {"agent_kwargs": {"encoder": {"name": "resnet18", "path": "/models/resnet18"}}}
     with pytest.raises(
-        ConfigError, match=r"encoder.path is /models/resnet18, and the policy of config.policy.path has"
+        ConfigError, match=r"encoder.path is /models/resnet18, and the policy of config.policy.path has these"
     ):
         settings_from(settings(policy[0], **encoder), given)
     with pytest.raises(ConfigError, match=r"unknown key config.policy.folder: .*known are path"):

@@ -150,7 +150,7 @@ def test_what_is_not_exported(exported, tmp_path):
     with pytest.raises(WeightsError, match="is not empty: choose another folder"):
         export_lerobot(run, folder)
     assets = open_stored(run).assets
-    with pytest.raises(ConfigError, match="LeRobot has no policy 'gc_bc', only those of act"):
+    with pytest.raises(ConfigError, match="LeRobot has no policy 'gc_bc', only those of act, smolvla"):
         check_written(dataclasses.replace(assets, agent="gc_bc"))
     wider = dataclasses.replace(assets.spec, action_dim=7)
     with pytest.raises(ConfigError, match=r"the robot of pick has other numbers in an action than .* 4 and 7"):

@@ -75,8 +75,7 @@ def reference_model(config=cases.CONFIG):
     ):
         model = VLAFlowMatching(settings)
     if int(transformers.__version__.split(".")[0]) < 5:
-        embeddings = model.vlm_with_expert.vlm.model.vision_model.embeddings
-        embeddings.forward = lambda pixel_values, **_: _embedded(embeddings, pixel_values)
+        place_rows(model.vlm_with_expert.vlm.model.vision_model.embeddings)
     tensors = host_tensors(cases.seeded_params(config), weight_table(config))
     state = {name.removeprefix("model."): torch.from_numpy(np.array(x.make())) for name, x in tensors.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
@@ -88,6 +87,11 @@ def reference_model(config=cases.CONFIG):
         if last in name and not config.train_expert_only:
             parameter.requires_grad = False
     return model.eval()
+
+
+def place_rows(embeddings):
+    """Has the module give patches their positions row by row."""
+    embeddings.forward = lambda pixel_values, **_: _embedded(embeddings, pixel_values)
 
 
 def _embedded(embeddings, pixels):

@@ -36,14 +36,16 @@ def data(tmp_path_factory):
     return lerobot_files.write(tmp_path_factory.mktemp("data") / "grasp", lengths=(8,) * 6)
 
 
-def train(root, data, **changes):
+def train(root, data, preset="act", **changes):
     """The folder of a run of `STEPS` steps."""
-    config = load(ROOT / "configs" / "train_config.py").get_config("act").to_dict()
+    config = load(ROOT / "configs" / "train_config.py").get_config(preset).to_dict()
     config |= {"batch_size": 4, "num_steps": STEPS, "log_interval": STEPS, "eval_interval": STEPS, "eval_batches": 1}
     config |= {"save_interval": STEPS, "save_dir": str(root)}
-    config["agent_kwargs"]["transformer"] |= {"width": 32, "num_heads": 2, "mlp_dim": 48, "dropout_rate": 0.1}
+    if preset == "act":
+        config["agent_kwargs"]["transformer"] |= {"width": 32, "num_heads": 2, "mlp_dim": 48, "dropout_rate": 0.1}
+        config["optimizer"]["learning_rates"] = {"backbone": 1e-4}
     config["data"]["action_horizon"], config["rollout"]["world"] = 6, ""
-    config["optimizer"] |= {"learning_rate": 1e-3, "learning_rates": {"backbone": 1e-4}}
+    config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 0, "decay_steps": 0}
     source = load(ROOT / "configs" / "data_config.py").get_config("lerobot").to_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh, "make_mesh", functools.partial(mesh.make_mesh, devices=jax.devices()[:1]))
@@ -85,3 +87,24 @@ def test_what_lerobot_saves_of_it_is_read(reference, act, data, tmp_path):
     np.testing.assert_array_equal(*played)
     more = train(tmp_path / "runs", data, policy={"path": str(tmp_path / "saved")}, num_steps=1)
     assert open_stored(more).assets.spec.cameras == ("top",)
+
+
+def test_smolvla_is_played_by_lerobot_as_here(reference, data, tmp_path):
+    run = train(tmp_path / "runs", data, "smolvla_tiny")
+    folder, task = tmp_path / "policy", "open it"
+    export_lerobot(run, folder)
+    pixels, state = observation()
+    ours = load_policy(run, execution=Execution()).act({"images0": pixels, "proprio": state}, {"language": task})
+    loaded = reference.load(folder)
+    noise = torch_zeros((1, 6, loaded[0].config.max_action_dim))
+    theirs = reference.play(loaded, {CAMERA: pixels}, state, task, noise=noise)
+    assert theirs.shape == (6, 2)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    reference.save(tmp_path / "saved", *loaded)
+    jax.tree.map(np.testing.assert_array_equal, open_stored(tmp_path / "saved").read(), open_stored(run).read())
+
+
+def torch_zeros(shape):
+    import torch
+
+    return torch.zeros(shape)

@@ -199,10 +199,11 @@ def preset(name: str) -> SmolVLAConfig:
     return PRESETS[name]
 
 
+_PAD_TOKEN = 2  # of SmolVLM2's tokenizer; where one stands is masked
+
 # What LeRobot's config.json can say that this model does not have, and what it must say instead.
 _REQUIRED = {
     "type": MODEL_TYPE,
-    "vlm_model_name": VLM,
     "attention_mode": "cross_attn",
     "self_attn_every_n_layers": 2,
     "add_image_special_tokens": False,
@@ -223,7 +224,9 @@ _TAKEN = (
 )
 
 
-def from_lerobot(values: Mapping[str, Any], where: str | pathlib.Path = "config.json") -> SmolVLAConfig:
+def from_lerobot(
+    values: Mapping[str, Any], where: str | pathlib.Path = "config.json", vlm: Mapping[str, Any] | None = None
+) -> SmolVLAConfig:
     """The configuration that the config.json of a LeRobot policy describes.
 
     prefix_length, empty_cameras and pad_language_to change how many tokens are masked, not what is computed.
@@ -231,10 +234,13 @@ def from_lerobot(values: Mapping[str, Any], where: str | pathlib.Path = "config.
     Args:
         values: the parsed file.
         where: its path, for errors.
+        vlm: the parsed config.json of its vision-language model, see `to_vlm`; None for the published one.
 
     Raises:
         ConfigError: another kind of policy, or a variant that this port does not have.
     """
+    if vlm is None and values.get("vlm_model_name", VLM) != VLM:
+        raise ConfigError(f"{where}: vlm_model_name is {values['vlm_model_name']!r}, but this model has {VLM!r}")
     for key, wanted in _REQUIRED.items():
         if values.get(key, wanted) != wanted:
             raise ConfigError(f"{where}: {key} is {values[key]!r}, but this model has {wanted!r}")
@@ -244,12 +250,38 @@ def from_lerobot(values: Mapping[str, Any], where: str | pathlib.Path = "config.
             f"{where}: num_expert_layers is {experts!r}, but this model has an expert of as many layers as "
             f"num_vlm_layers, {layers!r}"
         )
-    seen = PUBLISHED.vision.image_size
+    plain = dataclasses.asdict(PUBLISHED) | ({} if vlm is None else _sizes_of(vlm, where))
+    seen = plain["vision"]["image_size"]
     if values.get("resize_imgs_with_padding", [seen, seen]) not in ([seen, seen], (seen, seen)):
         raise ConfigError(
             f"{where}: resize_imgs_with_padding is {values['resize_imgs_with_padding']!r}, but this vision tower sees "
             f"{[seen, seen]}"
         )
-    plain = dataclasses.asdict(PUBLISHED) | {key: values[key] for key in _TAKEN if key in values}
+    plain |= {key: values[key] for key in _TAKEN if key in values}
     plain["text"] |= {"num_hidden_layers": layers}
     return from_mapping(SmolVLAConfig, plain, str(where))
+
+
+def to_vlm(config: SmolVLAConfig) -> dict[str, Any]:
+    """The config.json of the vision-language model, as transformers reads it."""
+    both = {"tie_word_embeddings": False, "pad_token_id": _PAD_TOKEN}
+    return {
+        "model_type": "smolvlm",
+        "scale_factor": config.scale_factor,
+        "vision_config": {"model_type": "smolvlm_vision", **dataclasses.asdict(config.vision)},
+        "text_config": {"model_type": "llama", **dataclasses.asdict(config.text), **both},
+        **both,
+    }
+
+
+def _sizes_of(vlm: Mapping[str, Any], where: str | pathlib.Path) -> dict[str, Any]:
+    """The sizes of a vision-language model, as plain values; its layers are counted by the policy."""
+    parts = {"text": ("text_config", TextConfig), "vision": ("vision_config", SiglipConfig)}
+    try:
+        found = {
+            part: {field.name: vlm[key][field.name] for field in dataclasses.fields(cls) if field.name in vlm[key]}
+            for part, (key, cls) in parts.items()
+        }
+        return found | {"scale_factor": vlm["scale_factor"]}
+    except (LookupError, TypeError) as error:
+        raise ConfigError(f"{where}: the config.json of its vision-language model lacks {error}") from error
