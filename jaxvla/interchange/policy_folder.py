@@ -242,5 +242,16 @@ def _check_names(policy: PolicyFolder) -> None:
     if len(policy.cameras) < len(pictures) or any(len(feature.shape) != 3 for feature in pictures):
         raise WeightsError(f"{policy.config_path} has two cameras of one name, or pictures without 3 axes")
     steps = policy.values.get("n_action_steps")
-    if not isinstance(steps, int) or not isinstance(policy.values.get("chunk_size"), int) or steps < 1:
-        raise WeightsError(f"{policy.config_path} has no chunk_size and n_action_steps that are numbers")
+    chunk, ensemble = policy.values.get("chunk_size"), policy.values.get("temporal_ensemble_coeff")
+    if type(steps) is not int or type(chunk) is not int or not 1 <= steps <= chunk:
+        raise WeightsError(f"{policy.config_path} has no chunk_size and n_action_steps, numbers from 1 to the former")
+    if type(ensemble) not in (int, float, type(None)):
+        raise WeightsError(f"{policy.config_path}: temporal_ensemble_coeff is {ensemble!r}, no number")
+    steps_given = [
+        step for pipeline in (policy.preprocessor, policy.postprocessor) if pipeline for step in pipeline.steps
+    ]
+    mappings = {key: step.config.get(key) for step in steps_given for key in ("norm_map", "rename_map")}
+    mappings["normalization_mapping"] = policy.values.get("normalization_mapping")
+    for key, given in mappings.items():
+        if given is not None and not isinstance(given, Mapping):
+            raise WeightsError(f"{policy.path}: {key} is {given!r}, no mapping: download the folder again")

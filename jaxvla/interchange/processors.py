@@ -69,7 +69,7 @@ def read_pipeline(folder: pathlib.Path, name: str) -> Pipeline | None:
     values = read_object(path)
     try:
         return Pipeline(name, tuple(_step(folder, path, entry) for entry in values["steps"]))
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path} is damaged ({error!r}): download it again") from error
 
 

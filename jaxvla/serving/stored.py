@@ -48,7 +48,10 @@ def open_stored(folder: str | os.PathLike, step: int | None = None, dataset: str
         WeightsError: a policy of LeRobot cannot be read.
     """
     path = local_path(folder).absolute()
-    exported, foreign = native.is_export(path), is_policy_folder(path)
+    try:
+        exported, foreign = native.is_export(path), is_policy_folder(path)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     if not (exported or foreign):
         return _of_checkpoint(find_checkpoint(folder, step, ("params", "assets")))
     if exported:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from serving import two_datasets
 from serving.policies import GC_BC, gray, save
 from training.positional_batches import SPEC
 
 from jaxvla.errors import CheckpointError, WeightsError
-from jaxvla.interchange.card import LICENCE
+from jaxvla.interchange.card import LICENCE, Records, model_card
 from jaxvla.interchange.native import write_native
 from jaxvla.models.safetensors_io import open_checkpoint
 from jaxvla.serving.export import export_native
@@ -128,3 +129,11 @@ def test_records_that_are_damaged(exported, tmp_path):
     with pytest.raises(CheckpointError, match=r"metrics.jsonl cannot be read .*: remove it, or get it again"):
         export_native(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_of_several_datasets():
+    card = model_card(two_datasets.assets(), 3, Records(), "CC0")
+    assert card.startswith("# linear, trained on arm, base\n")
+    assert "**base** (`unknown`, unknown): 1 trajectories, 2 transitions to train on" in card
+    assert "at 5 Hz, cameras images0 8 x 8; or " in card
+    assert "The data: CC0." in card

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity.environment import lerobot_command
 
 from jaxvla.agents import make_agent
 from jaxvla.agents.act import table_of
@@ -30,8 +31,8 @@ RNG = jax.random.key(3)
 
 @pytest.fixture(scope="module")
 def reference():
-    pytest.importorskip("torch")
-    pytest.importorskip("lerobot", reason="compares with LeRobot's act: install lerobot")
+    why = lerobot_command("test_act.py")
+    pytest.importorskip("lerobot.policies.act.modeling_act", reason=why, exc_type=ImportError)
     from parity import act_torch
 
     return act_torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from data import lerobot_files
 from experiments.mains import load, train_main
+from parity.environment import lerobot_command
 
 from jaxvla.contract import Execution
 from jaxvla.parallel import mesh
@@ -24,8 +25,8 @@ STEPS = 20
 
 @pytest.fixture(scope="module")
 def reference():
-    pytest.importorskip("torch")
-    pytest.importorskip("lerobot", reason="compares with LeRobot's policies: install lerobot")
+    why = lerobot_command("test_lerobot_folders.py")
+    pytest.importorskip("lerobot.policies.act.modeling_act", reason=why, exc_type=ImportError)
     from parity import lerobot_torch
 
     return lerobot_torch

@@ -2,15 +2,11 @@ import dataclasses
 
 import pytest
 from models.smolvla import cases
+from parity.environment import lerobot_command
 
 pytestmark = pytest.mark.parity
 
-# LeRobot wants another transformers, and another PyAV, than the rest of these comparisons.
-VENV = (
-    "needs LeRobot in an environment of its own: uv venv lerobot --python 3.11 && uv pip install --python "
-    "lerobot/bin/python 'lerobot[smolvla]==0.4.4' 'jax>=0.10.2,<0.11' 'flax>=0.12.8,<0.12.12' jaxtyping beartype "
-    "pytest && PYTHONPATH=. lerobot/bin/python -m pytest -m parity tests/parity/test_smolvla.py"
-)
+VENV = lerobot_command("test_smolvla.py")
 
 
 @pytest.fixture(scope="module")
