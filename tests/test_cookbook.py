@@ -196,8 +196,8 @@ def place(tmp_path_factory, warm):
     rlds_episodes.write_dataset(root / "data" / "my_rlds" / "1.0.0", {"train": [episodes]})
     demonstrations.make(root / "data")
     lerobot_files.write(root / "data" / "grasp_dataset", lengths=(6,) * 8)
-    save_run(root / "runs" / "kitchen_act", GRASP)
-    export_lerobot(root / "runs" / "kitchen_act", root / "models" / "act_grasp")
+    save_run(root / "runs" / "act_kitchen", GRASP)
+    export_lerobot(root / "runs" / "act_kitchen", root / "models" / "act_grasp")
     for kind, block in RECIPES[FIRST]:
         check(kind, block, root, warm, rehearse=False)
     (run,) = (root / "runs").glob("kitchen_*")
