@@ -137,11 +137,11 @@ def _with_cameras(source_settings: Mapping[str, Any], policy: PolicyFolder) -> t
     """Source settings whose cameras have the names of the policy, in its order, of each dataset; and what changed."""
     if not source_settings.get("datasets"):
         cameras = _cameras(source_settings, policy, "bridgedata_config")
-        return {**source_settings, "cameras": cameras}, _said(source_settings.get("cameras"), cameras, "cameras")
+        return {**source_settings, "cameras": cameras}, _said(source_settings, cameras, policy, "cameras")
     datasets, lines = {}, ()
     for name, own in source_settings["datasets"].items():
         cameras = _cameras({**source_settings, **own}, policy, f"bridgedata_config.datasets.{name}")
-        lines += _said(own.get("cameras", source_settings.get("cameras")), cameras, f"datasets.{name}.cameras")
+        lines += _said({**source_settings, **own}, cameras, policy, f"datasets.{name}.cameras")
         datasets[name] = {**own, "cameras": cameras}
     return {**source_settings, "datasets": datasets}, lines
 
@@ -175,8 +175,10 @@ def _cameras(source: Mapping[str, Any], policy: PolicyFolder, where: str) -> dic
     )
 
 
-def _said(before: Mapping[str, str] | None, after: Mapping[str, str], key: str) -> tuple[str, ...]:
-    return () if dict(before or {}) == dict(after) else (f"{key} {_text(before)} -> {_text(after)}",)
+def _said(source: Mapping[str, Any], cameras: Mapping[str, str], policy: PolicyFolder, key: str) -> tuple[str, ...]:
+    before, lacking = dict(source.get("cameras") or {}), [name for name in policy.cameras if name not in cameras]
+    changed = () if before == dict(cameras) else (f"{key} {_text(before)} -> {_text(cameras)}",)
+    return changed + ((f"{key} without {', '.join(lacking)}, which the policy sees, too",) if lacking else ())
 
 
 def _text(value: Any) -> str:

@@ -104,6 +104,7 @@ def test_a_job_begins_from_it_with_some_of_its_cameras(exported, tmp_path):
     text = "\n".join(job.weights)
     assert "lm_head.weight is not used: the policy says no words" in text
     assert "language.max_length 48 -> 12" in text
+    assert "cameras without wrist, which the policy sees, too" in text
 
 
 def test_another_tokenizer_is_taken_where_it_is_given(folder, tmp_path):
