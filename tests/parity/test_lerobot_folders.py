@@ -45,7 +45,9 @@ def train(root, data, preset="act", **changes):
     if preset == "act":
         config["agent_kwargs"]["transformer"] |= {"width": 32, "num_heads": 2, "mlp_dim": 48, "dropout_rate": 0.1}
         config["optimizer"]["learning_rates"] = {"backbone": 1e-4}
-    config["data"]["action_horizon"], config["rollout"]["world"] = 6, ""
+    config["rollout"]["world"] = ""
+    # LeRobot gets the pictures as they are, so the policy here is to see them so, too.
+    config["data"] |= {"action_horizon": 6, "image_size": ()}
     config["optimizer"] |= {"learning_rate": 1e-3, "warmup_steps": 0, "decay_steps": 0}
     source = load(ROOT / "configs" / "data_config.py").get_config("lerobot").to_dict()
     with pytest.MonkeyPatch.context() as patch:
