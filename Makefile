@@ -33,6 +33,10 @@ PARITY_MARK := $(call mark_of,dev tf torch peft)
 # Each level has its own folder and its own preset of configs/data_config.py.
 SAMPLE := data/sample/$(LEVEL)
 DATA := sample$(if $(filter-out one,$(LEVEL)),_$(LEVEL))
+# Methods of LeRobot learn from a LeRobotDataset.
+LEROBOT := $(SAMPLE)/lerobot
+SET := $(if $(filter act_tiny smolvla_tiny,$(METHOD)),$(LEROBOT)/meta/info.json,$(SAMPLE)/tfrecord/.complete)
+FROM := $(if $(filter $(LEROBOT)/%,$(SET)),sample_lerobot --config.data_path $(LEROBOT),$(DATA))
 # The more there is to tell apart, the more scenes it takes.
 SCENES_one := 1000
 SCENES_few := 2500
@@ -44,8 +48,8 @@ SEEN := data/backbone
 
 .PHONY: train test parity lint sample backbone clean
 
-train: $(TRAIN_MARK) sample
-	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(DATA) \
+train: $(TRAIN_MARK) $(SET)
+	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(FROM) \
 		--config.rollout.world tabletop --config.rollout.level $(LEVEL)
 
 sample: $(SAMPLE)/tfrecord/.complete
@@ -53,6 +57,10 @@ sample: $(SAMPLE)/tfrecord/.complete
 $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
 	$(call render,$(SAMPLE),--level $(LEVEL) --num_trajectories $(SCENES))
 	touch $@
+
+$(LEROBOT)/meta/info.json: | $(SAMPLE)/tfrecord/.complete
+	$(BIN)/python data_processing/convert_dataset.py --from tfrecord:$(SAMPLE)/tfrecord --to lerobot21 \
+		--bridgedata_config configs/data_config.py:$(DATA) --output_path $(LEROBOT)
 
 backbone: $(SEEN)/tfrecord/.complete
 	$(BIN)/python experiments/train.py --config train_config.py:backbone_tiny --bridgedata_config data_config.py:sample \

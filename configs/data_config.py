@@ -166,6 +166,13 @@ def _sample(level: str = "one") -> dict:
     return _bridge() | {"data_path": f"data/sample/{level}/tfrecord", "cameras": cameras}
 
 
+def _sample_lerobot() -> dict:
+    """The same as a LeRobotDataset, as `make train` writes it for methods of LeRobot."""
+    cameras = {name: f"observation.images.{name}" for name in ("images0", "images1")}
+    own = {"format": "lerobot", "include": (), "proprio_key": "observation.state", "val_split": "val"}
+    return _bridge() | own | {"data_path": "data/sample/one/lerobot", "cameras": cameras}
+
+
 def _sample_few() -> dict:
     return _sample("few")
 
@@ -240,6 +247,7 @@ PRESETS = {
     "bdv2_local": _bdv2_local,
     "all": _all,
     "sample": _sample,
+    "sample_lerobot": _sample_lerobot,
     "sample_few": _sample_few,
     "sample_full": _sample_full,
     "bridge_rlds": _bridge_rlds,

@@ -35,6 +35,20 @@ def test_a_level_is_trained_on_where_it_is_rendered(level):
         assert f"{flag} {settings.data.image_size[0]} " in line
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("method", ["act_tiny", "smolvla_tiny"])
+def test_methods_of_lerobot_are_trained_on_what_is_converted_for_them(level, method):
+    lines = [line for line in dry(f"LEVEL={level}", f"METHOD={method}").splitlines() if ".py " in line]
+    written, converted, trained = lines[-4], lines[-2], lines[-1]
+    folder = re.search(r"--output_path (\S+)", converted)[1]
+    tfrecord = re.search(r"--from tfrecord:(\S+)", converted)[1]
+    assert "bridgedata_numpy_to_tfrecord" in written
+    assert f"--output_path {tfrecord} " in written
+    assert f"data_config.py:sample_lerobot --config.data_path {folder} " in trained
+    assert DATA("sample_lerobot").data_path == "data/sample/one/lerobot"
+    assert folder == f"data/sample/{level}/lerobot"
+
+
 def test_an_unknown_level_is_one_line():
     command = ["make", "-n", "train", "LEVEL=two"]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -21,7 +21,7 @@ from jaxvla.data.files import reading
 from jaxvla.data.formats import lerobot_meta, parquet, video
 from jaxvla.data.formats.frame_files import FILE_BITS
 from jaxvla.data.formats.index import MIN_TRANSITIONS, Frames, Index, IndexBuilder
-from jaxvla.data.formats.lerobot_meta import VIDEO, Episode, Info
+from jaxvla.data.formats.lerobot_meta import TAUGHT, VIDEO, Episode, Info
 from jaxvla.data.formats.rlds_features import DEPTH, NUMBERS
 from jaxvla.data.formats.standard import annotations
 from jaxvla.data.skipping import UnusableError
@@ -155,6 +155,7 @@ class LeRobotFormat:
             language,
             texts,
             {camera.name: camera.frames(episode, rows, steps, self.info.fps) for camera in cameras},
+            taught=table.taught[acted].astype(bool),
         )
 
     def _read_table(self, name: str) -> "_Table | str":
@@ -162,12 +163,14 @@ class LeRobotFormat:
         features = self.info.features
         shapes = {key: features[key].shape for key in (self.action, self.proprio)}
         shapes |= {key: (1,) for key in (*_Table.COLUMNS, _TASK) if key != _TASK or _TASK in features}
+        shapes |= {TAUGHT: (1,)} if self.info.says_taught else {}
         try:
             found = parquet.read_columns(str(self.info.root / name), shapes)
         except DataError as error:
             return str(error)
-        unlabelled = np.full((len(found[self.action]), 1), _NO_TASK)
-        columns = [found.get(key, unlabelled)[:, 0] for key in (*_Table.COLUMNS, _TASK)]
+        absent = {_TASK: _NO_TASK, TAUGHT: True}
+        filled = {key: np.full((len(found[self.action]), 1), value) for key, value in absent.items()}
+        columns = [(filled | found)[key][:, 0] for key in (*_Table.COLUMNS, *absent)]
         return _Table(found[self.action], found[self.proprio], *columns)
 
     def _camera(self, name: str, pool: ThreadPoolExecutor) -> "_Camera":
@@ -196,6 +199,7 @@ class _Table:
     frame_index: np.ndarray
     timestamp: np.ndarray
     task_index: np.ndarray
+    taught: np.ndarray
 
     def rows(self, episode: Episode, fps: float, where: str) -> np.ndarray:
         """As `find_rows`."""

@@ -23,6 +23,7 @@ from jaxvla.errors import ConfigError, DataError
 
 INFO = "meta/info.json"
 VIDEO = "video"
+TAUGHT = "taught"  # the flag of frames whose action a policy is to learn, if a dataset has it; it is ours
 _VERSIONS = ("v2.0", "v2.1", "v3.0")
 _PICTURES = (VIDEO, "image")
 _NUMBERS = re.compile(r"(float|u?int)\d+|bool")
@@ -87,6 +88,12 @@ class Info:
     def cameras(self) -> tuple[str, ...]:
         """The features that are pictures, in their order."""
         return tuple(name for name, feature in self.features.items() if feature.kind == PICTURES)
+
+    @property
+    def says_taught(self) -> bool:
+        """Whether it says of each frame if a policy is to learn its action."""
+        feature = self.features.get(TAUGHT)
+        return feature is not None and (feature.dtype, feature.shape) == ("bool", (1,))
 
     @functools.cached_property
     def episodes(self) -> tuple[Episode, ...]:

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jaxvla.data.formats.lerobot_meta import TAUGHT
+
 ACTION, STATE, CAMERAS = "action", "observation.state", "observation.images."
+_FLAG = {"dtype": "bool", "shape": [1], "names": None}
 VIDEO, IMAGE = "video", "image"
 # What every frame has beside the features of its dataset, in this order.
 RESERVED = {
@@ -81,6 +84,7 @@ def make_episode(
     frames: Mapping[str, tuple[tuple[int, int], Frames]],
     names: tuple[Sequence[str], Sequence[str]] = ((), ()),
     lost: Sequence[str] = (),
+    taught: np.ndarray | None = None,
 ) -> Episode:
     """The episode of n transitions: what comes after the last action has none of its own, and is no frame.
 
@@ -89,6 +93,7 @@ def make_episode(
         states, actions: [n, p] and [n, d].
         frames: by camera, (height, width) and n frames.
         names: of the dimensions of states and actions; empty where they have none.
+        taught: bool [n], False where a policy is not to learn the action; None where the dataset says nothing of it.
     """
     tables = {STATE: (states, names[0]), ACTION: (actions, names[1])}
     features: dict[str, dict[str, Any]] = {
@@ -99,6 +104,9 @@ def make_episode(
         names_of = ["height", "width", "channels"]
         features[camera_name(camera)] = {"dtype": VIDEO, "shape": [*size, 3], "names": names_of}
     columns = {name: column(values, features[name]) for name, (values, _) in tables.items()}
+    if taught is not None:  # LeRobot reads it, and hands it to no policy
+        features[TAUGHT] = _FLAG
+        columns[TAUGHT] = column(taught, _FLAG)
     films = {camera_name(camera): own for camera, (_, own) in frames.items()}
     return Episode(where, features, pa.table(columns), tasks, films, lost=lost)
 

@@ -27,7 +27,6 @@ from jaxvla.errors import ConfigError, DataError
 # Hz, of BridgeData V2, and what its seven numbers are (m and rad).
 BRIDGE_FPS = 5.0
 BRIDGE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_UNTAUGHT = "which actions are not to be taught: all are"
 _OTHER_TEXTS = "other words for the instruction"
 
 
@@ -96,9 +95,9 @@ class _Indexed:
         numbers = self.tables.texts[start : start + length].tolist()
         texts = [_text(table.language, text) for text in numbers]
         lost = [_OTHER_TEXTS] if ANY_TEXT in numbers and len(table.language) > 1 else []
-        lost += [] if self.tables.taught[start : start + length].all() else [_UNTAUGHT]
+        taught = None if self.tables.taught.all() else self.tables.taught[start : start + length]
         names = ((), self.names)
-        return make_episode(table.key, table.proprio[:-1], table.actions, texts, frames, names, lost)
+        return make_episode(table.key, table.proprio[:-1], table.actions, texts, frames, names, lost, taught)
 
 
 def _text(language: Sequence[str], text: int) -> str:
@@ -208,7 +207,7 @@ def _bridge_episode(
 ) -> Episode:
     if len(actions) < MIN_TRANSITIONS:
         raise UnusableError(f"fewer than {MIN_TRANSITIONS} transitions", f"{where}: {len(actions)}")
-    lost = [] if taught.all() else [_UNTAUGHT]
-    lost += [_OTHER_TEXTS] if len(language) > 1 else []
+    lost = [_OTHER_TEXTS] if len(language) > 1 else []
     text = next(iter(language), "")
-    return make_episode(where, states, actions, [text] * len(actions), frames, (BRIDGE_NAMES, BRIDGE_NAMES), lost)
+    names = (BRIDGE_NAMES, BRIDGE_NAMES)
+    return make_episode(where, states, actions, [text] * len(actions), frames, names, lost, taught)

@@ -49,12 +49,13 @@ def smooth(seed: int, size=(32, 48)):
     return np.stack([40 + 4 * seed + 2 * y, 60 + x, np.full(size, 90 + 3 * seed)], -1).astype(np.uint8)
 
 
-def bridge(root, lengths=(5, 4), size=(32, 48), tasks=("go left", "go right")):
-    """TFRecords of smooth pictures."""
+def bridge(root, lengths=(5, 4), size=(32, 48), tasks=("go left", "go right"), untaught=()):
+    """TFRecords of smooth pictures; steps `untaught` of the first trajectory are not taught."""
     for number, length in enumerate(lengths):
         own = bridge_files.trajectory(number, length, (tasks[number % 2],))
         frames = np.stack([smooth(10 * number + t, size) for t in range(length + 1)])
         own |= {"observations/images0": frames[:-1], "next_observations/images0": frames[1:]}
+        own |= {"taught": ~np.isin(np.arange(length), untaught)} if untaught and number == 0 else {}
         bridge_files.write(root / f"task{number}" / "train" / "out.tfrecord", [own])
     return root
 
@@ -152,6 +153,23 @@ def test_tfrecords_become_videos(tmp_path, version):
         assert found.language == (("go left", "go right")[e],)
         for t, pixels in enumerate(source.frames(e, range(length), "images0")):
             assert abs(pixels.astype(int) - smooth(10 * e + t)).max() <= CODEC
+
+
+@pytest.mark.parametrize("version", OTHER)
+def test_what_is_not_taught_is_not_taught_then(tmp_path, version):
+    given = opened(bridge(tmp_path / "in", untaught=(1, 2)))
+    root, said = written(given, tmp_path / "out", version, fps=5.0, pictures="image")
+    assert meta(root)["features"]["taught"]["dtype"] == "bool"
+    assert read(root).taught.tolist() == [True, False, False, True, True, *[True] * 4]
+    assert "lost" not in said
+    again, _ = written(open_lerobot(root), tmp_path / "again", OTHER[version])
+    assert read(again).taught.tolist() == read(root).taught.tolist()
+
+
+def test_what_says_nothing_of_it_is_taught(tmp_path):
+    root, _ = written(opened(bridge(tmp_path / "in")), tmp_path / "out", fps=5.0, pictures="image")
+    assert "taught" not in meta(root)["features"]
+    assert read(root).taught.all()
 
 
 def test_frames_may_stay_pictures(tmp_path):
