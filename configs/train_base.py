@@ -14,6 +14,18 @@ AUGMENT = {
     "goals_differ": False,
 }
 
+_ROLLOUT = {
+    "world": "",  # none
+    "level": "full",
+    "tasks": (),
+    "episodes": 20,
+    "last_episodes": 50,
+    "interval": 5000,
+    "parallel": 10,
+    "camera_size": 0,  # as the data is stored
+    "dataset": "",  # the only one
+}
+
 
 def base() -> dict:
     """The values of all methods."""
@@ -63,17 +75,7 @@ def base() -> dict:
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "execution": {"execute_steps": 0, "ensemble": placeholder(float)},
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
-        "rollout": {
-            "world": "",  # none
-            "level": "full",
-            "tasks": (),
-            "episodes": 20,
-            "last_episodes": 50,
-            "interval": 5000,
-            "parallel": 10,
-            "camera_size": 0,  # as the data is stored
-            "dataset": "",  # the only one
-        },
+        "rollout": dict(_ROLLOUT),
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }
 

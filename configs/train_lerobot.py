@@ -63,47 +63,52 @@ def _act_tiny() -> dict:
     return config
 
 
+def _smolvla_model() -> dict:
+    """The sizes and switches of the published model."""
+    return {
+        "text": {
+            "vocab_size": 49280,
+            "hidden_size": 960,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 15,
+            "num_key_value_heads": 5,
+            "head_dim": 64,
+            "rms_norm_eps": 1e-5,
+        },
+        "vision": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 512,
+            "patch_size": 16,
+            "num_channels": 3,
+            "layer_norm_eps": 1e-6,
+        },
+        "scale_factor": 4,
+        "expert_width_multiplier": 0.75,
+        "max_state_dim": 32,
+        "max_action_dim": 32,
+        "num_steps": 10,
+        "min_period": 4e-3,
+        "max_period": 4.0,
+        "freeze_vision_encoder": True,
+        "train_expert_only": True,
+        "train_state_proj": True,
+        "loss_reduction": "valid",
+        "dtype": "bfloat16",
+        "remat": "none",
+        "scan_layers": True,
+        "attention": "xla",
+    }
+
+
 def _smolvla() -> dict:
     config = base() | {
         "agent": "smolvla",
         "agent_kwargs": {
-            "model": {
-                "text": {
-                    "vocab_size": 49280,
-                    "hidden_size": 960,
-                    "intermediate_size": 2560,
-                    "num_hidden_layers": 16,
-                    "num_attention_heads": 15,
-                    "num_key_value_heads": 5,
-                    "head_dim": 64,
-                    "rms_norm_eps": 1e-5,
-                },
-                "vision": {
-                    "hidden_size": 768,
-                    "intermediate_size": 3072,
-                    "num_hidden_layers": 12,
-                    "num_attention_heads": 12,
-                    "image_size": 512,
-                    "patch_size": 16,
-                    "num_channels": 3,
-                    "layer_norm_eps": 1e-6,
-                },
-                "scale_factor": 4,
-                "expert_width_multiplier": 0.75,
-                "max_state_dim": 32,
-                "max_action_dim": 32,
-                "num_steps": 10,
-                "min_period": 4e-3,
-                "max_period": 4.0,
-                "freeze_vision_encoder": True,
-                "train_expert_only": True,
-                "train_state_proj": True,
-                "loss_reduction": "valid",
-                "dtype": "bfloat16",
-                "remat": "none",
-                "scan_layers": True,
-                "attention": "xla",
-            },
+            "model": _smolvla_model(),
             "repeated_diffusion_steps": 1,
             "vlm_path": "",
             "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},

