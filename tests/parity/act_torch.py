@@ -84,7 +84,7 @@ def losses(policy, batch, noise):
     grads = {
         n: named[n].grad if n in named and named[n].grad is not None else torch.zeros_like(tensors[n]) for n in tensors
     }
-    return [float(x) for x in (loss, l1, kld)], grads
+    return [x.item() for x in (loss.detach(), l1.detach(), kld.detach())], grads
 
 
 def own_loss(policy, batch, noise):
