@@ -89,7 +89,7 @@ endef
 test: $(TEST_MARK)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not parity"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity"
 
 parity: $(PARITY_MARK)
 	$(BIN)/python -m pytest -m parity

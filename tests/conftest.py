@@ -76,7 +76,11 @@ def bridge_rlds(samples, tmp_path) -> pathlib.Path:
 
 
 # The files that take longest go first: a worker takes whole files, and the last one should be short.
-LONG = ("training/test_methods.py", "experiments/test_ecot.py", "experiments/test_train.py", "test_cookbook.py")
+LONG = (
+    *("experiments/test_compare_reasoning.py", "experiments/test_ecot.py", "experiments/test_train.py"),
+    *("experiments/test_lerobot.py", "training/test_methods.py", "test_cookbook.py", "models/test_latent_thinking.py"),
+    *("agents/test_executed.py", "agents/test_ecot.py", "agents/test_smolvla.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
