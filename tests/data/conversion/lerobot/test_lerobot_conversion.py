@@ -143,6 +143,7 @@ def test_tfrecords_become_videos(tmp_path, version):
     ).source
     source = read(root)
     info = meta(root)
+    assert ("taught" in info["features"], source.taught.all()) == (False, True)
     assert info["features"]["observation.images.images0"]["shape"] == [32, 48, 3]
     assert info["features"]["observation.images.images0"]["info"]["video.codec"] == "h264"
     assert (info["fps"], info["total_frames"], info["splits"]) == (5, 9, {"train": "0:2"})
@@ -164,12 +165,6 @@ def test_what_is_not_taught_is_not_taught_then(tmp_path, version):
     assert "lost" not in said
     again, _ = written(open_lerobot(root), tmp_path / "again", OTHER[version])
     assert read(again).taught.tolist() == read(root).taught.tolist()
-
-
-def test_what_says_nothing_of_it_is_taught(tmp_path):
-    root, _ = written(opened(bridge(tmp_path / "in")), tmp_path / "out", fps=5.0, pictures="image")
-    assert "taught" not in meta(root)["features"]
-    assert read(root).taught.all()
 
 
 def test_frames_may_stay_pictures(tmp_path):
