@@ -12,6 +12,17 @@ AUGMENT = {
     "hue": 0.1,
     "shift": 0.05,
     "goals_differ": False,
+    "transforms": {
+        "enable": False,
+        "max_num_transforms": 3,
+        "random_order": False,
+        "brightness": {"weight": 1.0, "range": (0.8, 1.2)},
+        "contrast": {"weight": 1.0, "range": (0.8, 1.2)},
+        "saturation": {"weight": 1.0, "range": (0.5, 1.5)},
+        "hue": {"weight": 1.0, "range": (-0.05, 0.05)},
+        "sharpness": {"weight": 1.0, "range": (0.5, 1.5)},
+        "affine": {"weight": 1.0, "degrees": (-5.0, 5.0), "translate": (0.05, 0.05)},
+    },
 }
 
 _ROLLOUT = {

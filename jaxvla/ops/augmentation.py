@@ -1,8 +1,9 @@
 """Image augmentation on device: uint8 batches in, uint8 batches out.
 
-The operations are those of bridge_data_v2, with the pixel arithmetic of tf.image, and random_shift. In the former, two
-things differ on purpose: every parameter is drawn independently (the original draws scale, ratio and offsets of a crop,
-and all operations, from one seed, which correlates them fully), and pixels are rounded, not truncated, to uint8.
+The operations are those of bridge_data_v2, with the pixel arithmetic of tf.image, and random_shift; behind them come
+LeRobot's transforms. In those of bridge_data_v2 two things differ on purpose: every parameter is drawn independently
+(the original draws scale, ratio and offsets of a crop, and all operations, from one seed, which correlates them fully),
+and pixels are rounded, not truncated, to uint8.
 
 Axis letters: b batch, c colour, o frames of a history, h height, w width, i resampled height, j resampled width,
 k draws.
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 from jaxvla.errors import ConfigError
+from jaxvla.ops.colours import adjust_contrast, adjust_hue, adjust_saturation, column
+from jaxvla.ops.image_transforms import ImageTransformsConfig, between, transform_images
 
 _VIEWS = ("observations", "next_observations", "goals")
 
@@ -37,6 +40,7 @@ class AugmentConfig:
         shift: of random_shift, the largest move either way, as a share of the image's side; in whole pixels, and what
             comes in shows the image's edge (Kostrikov et al., 2020, who move 84 pixels by up to 4).
         goals_differ: observations, next observations and goals of one example get separate draws, not the same.
+        transforms: LeRobot's, behind all of `order`.
 
     Raises:
         ConfigError: an unknown or repeated operation, or a range that is empty or leaves the possible values.
@@ -51,6 +55,7 @@ class AugmentConfig:
     hue: float = 0.1
     shift: float = 0.05
     goals_differ: bool = False
+    transforms: ImageTransformsConfig = dataclasses.field(default_factory=ImageTransformsConfig)
 
     def __post_init__(self) -> None:
         for name in self.order:
@@ -82,7 +87,7 @@ def augment_batch(batch: Mapping[str, Any], rng: Key[Array, ""], config: Augment
     Returns:
         A new batch of the same shapes and dtypes.
     """
-    if not config.order:
+    if not config.order and not config.transforms.enable:
         return dict(batch)
     rngs = jax.random.split(rng, len(_VIEWS)) if config.goals_differ else [rng] * len(_VIEWS)
     augmented = {
@@ -98,10 +103,13 @@ def augment_images(
     x_bohwc = images.reshape(len(images), -1, *images.shape[-3:])
     # Colours as planes: long rows of one colour fill vector units where interleaved triples do not.
     x = x_bohwc.transpose(0, 4, 1, 2, 3).astype(jnp.float32) / 255
-    # One call draws for all operations: each call of the generator takes as long to compile as a convolution.
-    draws = dict(zip(OPERATIONS, jax.random.uniform(rng, (len(OPERATIONS), _MAX_DRAWS, len(x)))))
-    for name in config.order:
-        x = jnp.clip(OPERATIONS[name](x, draws[name], config), 0, 1)
+    if config.order:
+        # One call draws for all operations: each call of the generator takes as long to compile as a convolution.
+        draws = dict(zip(OPERATIONS, jax.random.uniform(rng, (len(OPERATIONS), _MAX_DRAWS, len(x)))))
+        for name in config.order:
+            x = jnp.clip(OPERATIONS[name](x, draws[name], config), 0, 1)
+    if config.transforms.enable:
+        x = transform_images(x, jax.random.fold_in(rng, 1), config.transforms)
     return jnp.round(x * 255).astype(jnp.uint8).transpose(0, 2, 3, 4, 1).reshape(images.shape)
 
 
@@ -126,47 +134,6 @@ def crop_and_resize(
     return _resample(x_bcohw, points(top_b, height_b, height), points(left_b, width_b, width))
 
 
-def adjust_contrast(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
-    """Scales the distance of each pixel from its frame's mean colour: tf.image.adjust_contrast."""
-    mean = x_bcohw.mean((-2, -1), keepdims=True)
-    return (x_bcohw - mean) * _column(factor_b) + mean
-
-
-def adjust_saturation(x_bcohw: Float[Array, "b c o h w"], factor_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
-    """Scales the HSV saturation, up to 1, at constant hue and value: tf.image.adjust_saturation."""
-    value, chroma = (x[:, None] for x in _value_and_chroma(x_bcohw))
-    # Saturation is chroma / value, so it reaches 1 where the factor is value / chroma.
-    factor = jnp.minimum(_column(factor_b), value / jnp.where(chroma == 0, 1, chroma))
-    return value - (value - x_bcohw) * factor
-
-
-def adjust_hue(x_bcohw: Float[Array, "b c o h w"], turns_b: Float[Array, " b"]) -> Float[Array, "b c o h w"]:
-    """Turns the HSV hue at constant saturation and value: tf.image.adjust_hue. One turn is the full colour circle."""
-    red, green, blue = x_bcohw[:, 0], x_bcohw[:, 1], x_bcohw[:, 2]
-    value, chroma = _value_and_chroma(x_bcohw)
-    per_chroma = 1 / jnp.where(chroma == 0, 1, chroma)
-    sector = jnp.where(
-        value == red,
-        (green - blue) * per_chroma,
-        jnp.where(value == green, (blue - red) * per_chroma + 2, (red - green) * per_chroma + 4),
-    )
-    sector += 6 * turns_b[:, None, None, None]
-
-    def colour(offset: int) -> Array:
-        k = sector + offset
-        k -= 6 * jnp.floor(k / 6)
-        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
-
-    return jnp.stack([colour(5), colour(3), colour(1)], 1)
-
-
-def _value_and_chroma(x_bcohw: Array) -> tuple[Array, Array]:
-    """The largest colour of each pixel, [b, o, h, w], and how far it lies above the smallest."""
-    red, green, blue = x_bcohw[:, 0], x_bcohw[:, 1], x_bcohw[:, 2]
-    value = jnp.maximum(jnp.maximum(red, green), blue)
-    return value, value - jnp.minimum(jnp.minimum(red, green), blue)
-
-
 def _augment_cameras(views: Mapping[str, Any], rng: Key[Array, ""], config: AugmentConfig) -> dict[str, Any]:
     cameras = sorted(name for name, leaf in views.items() if leaf.dtype == jnp.uint8)
     rngs = jax.random.split(rng, len(cameras))
@@ -174,36 +141,36 @@ def _augment_cameras(views: Mapping[str, Any], rng: Key[Array, ""], config: Augm
 
 
 def _random_resized_crop(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
-    scale_b = _between(u_kb[0], *config.crop_scale)
-    ratio_b = jnp.exp(_between(u_kb[1], *map(math.log, config.crop_ratio)))
+    scale_b = between(u_kb[0], *config.crop_scale)
+    ratio_b = jnp.exp(between(u_kb[1], *map(math.log, config.crop_ratio)))
     height_b = jnp.minimum(jnp.sqrt(scale_b / ratio_b), 1)
     width_b = jnp.minimum(jnp.sqrt(scale_b * ratio_b), 1)
     return crop_and_resize(x_bcohw, u_kb[2] * (1 - height_b), u_kb[3] * (1 - width_b), height_b, width_b)
 
 
 def _brightness(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
-    return x_bcohw + _column(_between(u_kb[0], -config.brightness, config.brightness))
+    return x_bcohw + column(between(u_kb[0], -config.brightness, config.brightness))
 
 
 def _contrast(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
-    return adjust_contrast(x_bcohw, _between(u_kb[0], *config.contrast))
+    return adjust_contrast(x_bcohw, between(u_kb[0], *config.contrast))
 
 
 def _saturation(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
-    return adjust_saturation(x_bcohw, _between(u_kb[0], *config.saturation))
+    return adjust_saturation(x_bcohw, between(u_kb[0], *config.saturation))
 
 
 def _hue(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
-    return adjust_hue(x_bcohw, _between(u_kb[0], -config.hue, config.hue))
+    return adjust_hue(x_bcohw, between(u_kb[0], -config.hue, config.hue))
 
 
 def _random_flip_left_right(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
-    return jnp.where(_column(u_kb[0] < 0.5), x_bcohw[..., ::-1], x_bcohw)
+    return jnp.where(column(u_kb[0] < 0.5), x_bcohw[..., ::-1], x_bcohw)
 
 
 def _random_shift(x_bcohw: Array, u_kb: Array, config: AugmentConfig) -> Array:
     def moved(u_b: Array, size: int) -> Array:
-        pixels_b = jnp.round(_between(u_b, -config.shift, config.shift) * size)
+        pixels_b = jnp.round(between(u_b, -config.shift, config.shift) * size)
         return jnp.clip(jnp.arange(size) + pixels_b[:, None], 0, size - 1)
 
     y_bi, x_bj = (moved(u_kb[i], x_bcohw.shape[axis]) for i, axis in enumerate((-2, -1)))
@@ -235,11 +202,3 @@ def _resample(x_bcohw: Array, y_bi: Array, x_bj: Array) -> Array:
     product = {"precision": jax.lax.Precision.HIGHEST}
     x_bcoiw = jnp.einsum("bih,bcohw->bcoiw", y_bih, x_bcohw, **product)
     return jnp.einsum("bjw,bcoiw->bcoij", x_bjw, x_bcoiw, **product)
-
-
-def _between(u_b: Array, low: float, high: float) -> Array:
-    return low + (high - low) * u_b
-
-
-def _column(x_b: Array) -> Array:
-    return x_b[:, None, None, None, None]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxvla.errors import ConfigError
-from jaxvla.ops import augmentation
+from jaxvla.ops import augmentation, colours
 from jaxvla.ops.augmentation import AugmentConfig, augment_batch, augment_images
 
 FULL = AugmentConfig(order=("random_resized_crop", "brightness", "contrast", "saturation", "hue"))
@@ -38,7 +38,7 @@ def test_crop_is_that_of_tensorflow(golden):
 
 @pytest.mark.parametrize(("name", "values"), [("contrast", "factors"), ("saturation", "factors"), ("hue", "turns")])
 def test_colours_are_those_of_tensorflow(golden, name, values):
-    adjust = jax.jit(getattr(augmentation, f"adjust_{name}"))
+    adjust = jax.jit(getattr(colours, f"adjust_{name}"))
     adjusted = adjust(to_planes(golden["images"]), jnp.asarray(golden[values]))
     np.testing.assert_allclose(from_planes(adjusted), golden[name], atol=2e-6)
 
