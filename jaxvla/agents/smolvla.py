@@ -45,7 +45,8 @@ class SmolVLAAgentConfig:
         repeated_diffusion_steps: draws of noise and time that share one pass over images and text in training.
         vlm_path: the folder of a SmolVLM2 in Hugging Face's layout, whose weights training starts from, with an expert
             that is drawn at random; empty where all is drawn.
-        lora: adapters that train in place of all parameters.
+        lora: adapters that train in place of all parameters, whatever the model says of them. LeRobot leaves `alpha`
+            to PEFT, which has 8.
 
     Raises:
         ConfigError: a value out of range.
@@ -54,7 +55,7 @@ class SmolVLAAgentConfig:
     model: SmolVLAConfig
     repeated_diffusion_steps: int = 1
     vlm_path: str = ""
-    lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(targets=LORA_TARGETS))
+    lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(alpha=8.0, targets=LORA_TARGETS))
 
     def __post_init__(self) -> None:
         if self.repeated_diffusion_steps < 1:

@@ -15,7 +15,6 @@ from models.smolvla import lerobot_files
 
 from jaxvla.agents import make_agent, start_of
 from jaxvla.agents.agent import Agent
-from jaxvla.agents.backbone import merge_adapters
 from jaxvla.data.schema import NO_TOKEN, BatchSpec, InstructionSpec
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, WeightsError
@@ -40,7 +39,6 @@ SPEC = BatchSpec(
 RNG = jax.random.key(0)
 PRESETS = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"))["get_config"]
 EXPERT = {"expert", "state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out"}
-LORA = {"rank": 2, "targets": LORA_TARGETS, "dropout": 0.3}
 
 
 @functools.cache
@@ -221,37 +219,6 @@ def test_bfloat16_computes_over_float32():
     np.testing.assert_allclose(narrow, wide, rtol=2e-2)
     assert narrow != wide
     assert {x.dtype.name for x in jax.tree.leaves(gradient)} == {"float32"}
-
-
-def test_adapters_train_alone_and_are_merged_to_act():
-    params, batch = case()
-    kwargs = agent_kwargs(train_expert_only=True) | {"lora": LORA}
-    agent = make_agent("smolvla", kwargs, SPEC)
-    shapes = jax.eval_shape(agent.init, RNG)
-    paths = sorted(traverse_util.flatten_dict(shapes["lora"], sep="/"))
-    assert len(paths) == 2 * (2 * 2 + 5)
-    assert {path.split("/")[0] for path in paths} == EXPERT
-    assert trained_modules(agent)[0] == {"lora"}
-    random = np.random.default_rng(1)
-    lora = jax.tree.map(lambda x: 0.3 * random.standard_normal(x.shape, np.float32), shapes["lora"])
-    adapted = params | {"lora": lora}
-    acted = acting(agent)(adapted, batch["observations"], batch)
-    plain, merged = merge_adapters(kwargs, adapted)
-    assert plain == agent_kwargs(train_expert_only=True)
-    assert merged.keys() == params.keys()
-    served = acting(make_agent("smolvla", plain, SPEC))(merged, batch["observations"], batch)
-    np.testing.assert_allclose(served, acted, rtol=1e-4, atol=1e-5)
-    assert np.abs(served - acting(make())(params, batch["observations"], batch)).max() > 1e-2
-    loss = quick_jit(agent.loss)
-    first, other, last = (loss(adapted, batch, key)[0] for key in (RNG, RNG, jax.random.key(1)))
-    assert first == other != last
-
-
-def test_without_adapters_nothing_is_merged():
-    params, _ = case()
-    plain, same = merge_adapters(agent_kwargs() | {"lora": LORA | {"rank": 0, "dropout": 0.0}}, params)
-    assert plain == agent_kwargs()
-    jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
 @pytest.mark.parametrize("preset", ["smolvla", "smolvla_tiny"])

@@ -282,6 +282,21 @@ def test_what_is_no_dataset_is_refused(tmp_path, damage, message):
         open_split(root)
 
 
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("meta/info.json", r"d has no meta/info.json: the data path of a LeRobotDataset is"),
+        ("meta/tasks.parquet", r"meta/tasks.parquet is missing: download it"),
+        ("meta/episodes", r"meta/episodes holds no Parquet files, which list the episodes: download it"),
+    ],
+)
+def test_a_dataset_of_3_0_that_lacks_its_meta_is_refused(tmp_path, lost, message):
+    root = write(tmp_path / "d", "v3.0")
+    (root / lost).rename(tmp_path / "lost")
+    with pytest.raises(DataError, match=message):
+        open_split(root)
+
+
 LEFT_OUT = [
     (lambda r: (r / DATA).unlink(), r"1 data file cannot be used, such as .*_000001.parquet is missing: download it"),
     (lambda r: cut_off(r / DATA), r"1 data file cannot be used, such as .*_000001.parquet: is cut off or damaged \("),

@@ -1,0 +1,124 @@
+"""What a training step of a preset needs: parameters, memory, and with --steps time. One row.
+
+    python benchmarks/presets.py --config train_config.py:smolvla
+    python benchmarks/presets.py --config train_config.py:act_tiny --steps 20
+
+Batches are random, of a robot with --dims values of state and action and --cameras cameras of the preset's size, else
+of --stored_size. Parameters, optimizer state and batch are shapes alone unless steps are taken, so a preset needs no
+more memory here than its compilation. "temporary" is what XLA plans to allocate besides, on this machine's devices;
+others plan otherwise. Any setting can be changed, such as --config.batch_size=1. The first step is not counted.
+"""
+
+import functools
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from jaxvla import cli
+from jaxvla.agents import Agent, make_agent
+from jaxvla.agents.language import LanguageConfig, open_language
+from jaxvla.config import from_mapping
+from jaxvla.data.schema import BatchSpec, InstructionSpec
+from jaxvla.errors import ConfigError
+from jaxvla.ops.augmentation import augment_batch
+from jaxvla.parallel.mesh import make_mesh
+from jaxvla.parallel.sharding import batch_sharding
+from jaxvla.training.config import TrainConfig
+from jaxvla.training.job import read_train_config
+from jaxvla.training.optimizer import make_optimizer
+from jaxvla.training.state import abstract_state, create_state, state_shardings
+from jaxvla.training.step import make_train_step
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "How to train: FILE:PRESET, of a method without a backbone.")
+flags.DEFINE_integer("cameras", 2, "Of the robot.", lower_bound=1)
+flags.DEFINE_list("stored_size", ["480", "640"], "Height and width of pictures that the preset leaves as they are.")
+flags.DEFINE_integer("dims", 6, "Values of state and action.", lower_bound=1)
+flags.DEFINE_integer("steps", 0, "Training steps that are timed; the median is printed.", lower_bound=0)
+
+
+def agent_of(settings: dict[str, Any], config: TrainConfig) -> Agent:
+    data = settings["data"]
+    cameras = tuple(f"camera{number}" for number in range(FLAGS.cameras))
+    size = tuple(data["image_size"]) or tuple(map(int, FLAGS.stored_size))
+    words = None
+    if "language" in settings:
+        language = from_mapping(LanguageConfig, settings["language"], "config.language")
+        words = _words(language, dict(config.agent_kwargs))
+    lengths = {"obs_horizon": data["obs_horizon"], "action_horizon": data["action_horizon"]}
+    spec = BatchSpec(cameras, size, FLAGS.dims, FLAGS.dims, instruction=words, **lengths)
+    return make_agent(config.agent, config.agent_kwargs, spec)
+
+
+def _words(language: LanguageConfig, kwargs: dict[str, Any]) -> InstructionSpec:
+    """Of the tokenizer that ships with the package; its ids fit into any vocabulary."""
+    if language.encoder != "tokens":
+        raise ConfigError(
+            f"config.language.encoder is {language.encoder!r}: methods that read tokens are measured here"
+        )
+    return open_language(language, ()).spec
+
+
+def in_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def main(_: list[str]) -> None:
+    settings = FLAGS.config.to_dict()
+    config = read_train_config(settings)
+    agent = agent_of(settings, config)
+    mesh = make_mesh(config.mesh)
+    optimizer = make_optimizer(config.optimizer, agent.frozen_modules)
+    state = abstract_state(agent, optimizer, mesh, ema=config.ema_decay > 0)
+    step = make_train_step(
+        agent,
+        optimizer,
+        functools.partial(augment_batch, config=config.augment),
+        state_shardings(state),
+        batch_sharding(mesh),
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
+    batch = agent.spec.fake_batch(config.batch_size, agent.batch_keys, np.random.default_rng(0))
+    start = time.perf_counter()
+    compiled = step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - start
+    trained, _frozen = optimizer.split(state.params)
+    count, of_trained = (sum(x.size for x in jax.tree.leaves(part)) for part in (state.params, trained))
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(f"{config.agent}, batch {config.batch_size}, {mesh.devices.size} x {mesh.devices.flat[0].device_kind}")
+    held, of_params = in_bytes(state), in_bytes(state.params)
+    print(f"parameters   {count / 1e6:.2f} M, {of_trained / 1e6:.2f} M trained")
+    print(
+        f"state        {held / 1e9:.3f} GB: parameters {of_params / 1e9:.3f}, optimizer {(held - of_params) / 1e9:.3f}"
+    )
+    print(f"batch        {in_bytes(batch) / 1e9:.3f} GB")
+    print(f"temporary    {temporary / 1e9:.3f} GB")
+    print(f"compilation  {compile_seconds:.1f} s", flush=True)
+    if FLAGS.steps:
+        run(compiled, create_state(agent, optimizer, config.seed, mesh, ema=config.ema_decay > 0), batch, mesh)
+
+
+def run(compiled: Any, state: Any, batch: Any, mesh: jax.sharding.Mesh) -> None:
+    """Takes a first step and those that are timed."""
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    seconds = []
+    for _ in range(1 + FLAGS.steps):
+        start = time.perf_counter()
+        state, metrics = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - start)
+    timed = sorted(seconds[1:])
+    print(f"step         {statistics.median(timed):.3f} s (median of {len(timed)}, {timed[0]:.3f} to {timed[-1]:.3f})")
+    print(f"loss         {float(metrics['loss']):.4f} after {len(seconds)} steps")
+
+
+if __name__ == "__main__":
+    cli.run(main, ("config",), str(CONFIGS))
