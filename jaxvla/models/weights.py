@@ -31,8 +31,12 @@ from jaxvla.models.safetensors_io import HostTensor, StoredTensor
 # [out, channel, time, row, column], is flattened behind its first axis before it is transposed.
 COPY = "copy"
 TRANSPOSE = "transpose"
+# The axes called "one", which come first, are left out here.
+SQUEEZE = "squeeze"
 
 # Name of a tensor, where * is the number of a layer; path of the parameter; operation; axes there, by their names.
+# Several names with spaces between are tensors of one shape that make up one parameter, one behind the other along its
+# last axis: the kernels of queries, keys and values as one.
 Row = tuple[str, str, str, str]
 
 _MAX_THREADS = 16
@@ -78,10 +82,12 @@ class Weight:
 
     Attributes:
         path: of the parameter, "text/norm/scale".
-        hf_names: its tensors; one, or one for each layer of a stack.
+        hf_names: its tensors; `parts` of them, or as many for each layer of a stack.
         hf_shape: of each of them.
         transposed: the tensor, flattened behind its first axis, is the transpose of the parameter.
         stacked: the parameter has a leading layer axis.
+        parts: tensors that stand one behind the other along the last axis of the parameter.
+        dropped: leading axes of length one that the tensor has and the parameter has not.
     """
 
     path: str
@@ -89,12 +95,22 @@ class Weight:
     hf_shape: tuple[int, ...]
     transposed: bool
     stacked: bool
+    parts: int = 1
+    dropped: int = 0
+
+    @property
+    def part_shape(self) -> tuple[int, ...]:
+        """Of what one tensor gives the parameter."""
+        if self.transposed:
+            return (math.prod(self.hf_shape[1:]), self.hf_shape[0])
+        return self.hf_shape[self.dropped :]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the parameter."""
-        matrix = (math.prod(self.hf_shape[1:]), self.hf_shape[0]) if self.transposed else self.hf_shape
-        return (len(self.hf_names), *matrix) if self.stacked else matrix
+        *first, last = self.part_shape
+        matrix = (*first, self.parts * last)
+        return (len(self.hf_names) // self.parts, *matrix) if self.stacked else matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +142,15 @@ def expand(rows: Iterable[Row], sizes: Mapping[str, int], layers: Mapping[str, S
     weights = []
     for name, path, operation, shape in rows:
         stack = next((stack for stack in layers if path.startswith(stack)), None)
-        names = (name,) if stack is None else tuple(name.replace("*", str(i)) for i in layers[stack])
+        parts, axes = name.split(), shape.split()
+        numbers = ("",) if stack is None else tuple(map(str, layers[stack]))
+        names = tuple(part.replace("*", number) for number in numbers for part in parts)
         if names:
-            hf_shape = tuple(sizes[axis] for axis in shape.split())
-            weights.append(Weight(path, names, hf_shape, operation == TRANSPOSE, stack is not None))
+            hf_shape = tuple(sizes[axis] for axis in axes)
+            dropped = axes.count("one") if operation == SQUEEZE else 0
+            weights.append(
+                Weight(path, names, hf_shape, operation == TRANSPOSE, stack is not None, len(parts), dropped)
+            )
     return tuple(weights)
 
 
@@ -198,8 +219,8 @@ def host_tensors(
     for weight in table:
         leaf = flat[weight.path]
         stored_dtype = np.dtype(leaf.dtype if dtype is None else dtype)
-        for layer, name in enumerate(weight.hf_names):
-            make = functools.partial(_hf_tensor, weight, leaf, layer, stored_dtype)
+        for index, name in enumerate(weight.hf_names):
+            make = functools.partial(_hf_tensor, weight, leaf, index, stored_dtype)
             tensors[name] = HostTensor(weight.hf_shape, stored_dtype, make)
     return tensors
 
@@ -281,8 +302,9 @@ def _load(
         if box not in buffers:
             buffers[box] = _aligned_empty([stop - start for start, stop in box], dtype)
     tasks = []
-    for layer, tensor in enumerate(tensors):
-        targets = [_target(weight, layer, box, buffer) for box, buffer in buffers.items()]
+    for index, tensor in enumerate(tensors):
+        tensor = dataclasses.replace(tensor, shape=tensor.shape[weight.dropped :])
+        targets = [_target(weight, index, box, buffer) for box, buffer in buffers.items()]
         targets = [target for target in targets if target is not None]
         if targets:
             first, last = min(target.rows[0] for target in targets), max(target.rows[1] for target in targets)
@@ -306,17 +328,26 @@ class _Target:
     columns: tuple[int, int]
 
 
-def _target(weight: Weight, layer: int, box: Box, buffer: np.ndarray) -> _Target | None:
+def _target(weight: Weight, index: int, box: Box, buffer: np.ndarray) -> _Target | None:
+    """Where in the buffer, which holds this box of the parameter, the tensor of this index goes; None for nowhere."""
+    layer, part = divmod(index, weight.parts)
     if weight.stacked:
         start, stop = box[0]
         if not start <= layer < stop:
             return None
         box, buffer = box[1:], buffer[layer - start]
+    # The part's range along the last axis of the box, counted from the beginning of the part.
+    size = weight.part_shape[-1]
+    first, last = (min(max(edge - part * size, 0), size) for edge in box[-1])
+    if first == last:
+        return None
+    skipped = part * size + first - box[-1][0]
+    buffer = buffer[..., skipped : skipped + last - first]
     if weight.transposed:
-        return _Target(buffer.T, box[1], box[0])
+        return _Target(buffer.T, (first, last), box[0])
     if len(box) == 1:
-        return _Target(buffer[:, None], box[0], (0, 1))
-    return _Target(buffer, box[0], box[1])
+        return _Target(buffer[:, None], (first, last), (0, 1))
+    return _Target(buffer, box[0], (first, last))
 
 
 def _fill(tensor: StoredTensor, start: int, stop: int, targets: Sequence[_Target]) -> None:
@@ -352,6 +383,11 @@ def _check_leaf(weight: Weight, leaf: Any) -> None:
         raise WeightsError(f"{weight.path} is spread over several hosts: export from a checkpoint on one host")
 
 
-def _hf_tensor(weight: Weight, leaf: Any, layer: int, dtype: np.dtype) -> np.ndarray:
-    matrix = to_host(leaf[layer] if weight.stacked else leaf).astype(dtype, copy=False)
+def _hf_tensor(weight: Weight, leaf: Any, index: int, dtype: np.dtype) -> np.ndarray:
+    layer, part = divmod(index, weight.parts)
+    matrix = leaf[layer] if weight.stacked else leaf
+    if weight.parts > 1:
+        size = weight.part_shape[-1]
+        matrix = matrix[..., part * size : (part + 1) * size]
+    matrix = to_host(matrix).astype(dtype, copy=False)
     return (matrix.T if weight.transposed else matrix).reshape(weight.hf_shape)

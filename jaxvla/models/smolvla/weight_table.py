@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from jaxvla.models.smolvla.config import SmolVLAConfig
+from jaxvla.models.weight_rows import decoder_layer, linear, norm
 from jaxvla.models.weights import COPY, TRANSPOSE, Row, Weight, expand, shapes_of
 
 # What stands before the names of the vision-language model in a policy; it has these names alone elsewhere.
@@ -13,57 +14,30 @@ _EXPERT = "model.vlm_with_expert.lm_expert."
 _VISION = VLM_PREFIX + "model.vision_model."
 _TEXT = VLM_PREFIX + "model.text_model."
 
-
-def _linear(name: str, path: str, shape: str) -> tuple[Row, Row]:
-    """A layer with a bias; the width of its output is the first axis of `shape`."""
-    return (
-        (name + ".weight", path + "/kernel", TRANSPOSE, shape),
-        (name + ".bias", path + "/bias", COPY, shape.split()[0]),
-    )
-
-
-def _norm(name: str, path: str, shape: str) -> tuple[Row, Row]:
-    return (name + ".weight", path + "/scale", COPY, shape), (name + ".bias", path + "/bias", COPY, shape)
-
-
-def _decoder_layer(name: str, path: str, width: str, ffn: str, key_input: str) -> tuple[Row, ...]:
-    return (
-        (name + "input_layernorm.weight", path + "input_layernorm/scale", COPY, width),
-        (name + "post_attention_layernorm.weight", path + "post_attention_layernorm/scale", COPY, width),
-        (name + "self_attn.q_proj.weight", path + "self_attn/q_proj/kernel", TRANSPOSE, f"q {width}"),
-        (name + "self_attn.k_proj.weight", path + "self_attn/k_proj/kernel", TRANSPOSE, f"kv {key_input}"),
-        (name + "self_attn.v_proj.weight", path + "self_attn/v_proj/kernel", TRANSPOSE, f"kv {key_input}"),
-        (name + "self_attn.o_proj.weight", path + "self_attn/o_proj/kernel", TRANSPOSE, f"{width} q"),
-        (name + "mlp.gate_proj.weight", path + "mlp/gate_proj/kernel", TRANSPOSE, f"{ffn} {width}"),
-        (name + "mlp.up_proj.weight", path + "mlp/up_proj/kernel", TRANSPOSE, f"{ffn} {width}"),
-        (name + "mlp.down_proj.weight", path + "mlp/down_proj/kernel", TRANSPOSE, f"{width} {ffn}"),
-    )
-
-
 _BLOCK, _BLOCK_PATH = _VISION + "encoder.layers.*.", "vision/layers/"
 _TABLE: tuple[Row, ...] = (
-    *_linear(_VISION + "embeddings.patch_embedding", "vision/patch_embedding", "dv channel row row"),
+    *linear(_VISION + "embeddings.patch_embedding", "vision/patch_embedding", "dv channel row row"),
     (_VISION + "embeddings.position_embedding.weight", "vision/position_embedding/embedding", COPY, "position dv"),
-    *_norm(_BLOCK + "layer_norm1", _BLOCK_PATH + "layer_norm1", "dv"),
-    *_norm(_BLOCK + "layer_norm2", _BLOCK_PATH + "layer_norm2", "dv"),
-    *_linear(_BLOCK + "self_attn.q_proj", _BLOCK_PATH + "self_attn/q_proj", "dv dv"),
-    *_linear(_BLOCK + "self_attn.k_proj", _BLOCK_PATH + "self_attn/k_proj", "dv dv"),
-    *_linear(_BLOCK + "self_attn.v_proj", _BLOCK_PATH + "self_attn/v_proj", "dv dv"),
-    *_linear(_BLOCK + "self_attn.out_proj", _BLOCK_PATH + "self_attn/out_proj", "dv dv"),
-    *_linear(_BLOCK + "mlp.fc1", _BLOCK_PATH + "mlp/linear_fc1", "fv dv"),
-    *_linear(_BLOCK + "mlp.fc2", _BLOCK_PATH + "mlp/linear_fc2", "dv fv"),
-    *_norm(_VISION + "post_layernorm", "vision/post_layernorm", "dv"),
+    *norm(_BLOCK + "layer_norm1", _BLOCK_PATH + "layer_norm1", "dv"),
+    *norm(_BLOCK + "layer_norm2", _BLOCK_PATH + "layer_norm2", "dv"),
+    *linear(_BLOCK + "self_attn.q_proj", _BLOCK_PATH + "self_attn/q_proj", "dv dv"),
+    *linear(_BLOCK + "self_attn.k_proj", _BLOCK_PATH + "self_attn/k_proj", "dv dv"),
+    *linear(_BLOCK + "self_attn.v_proj", _BLOCK_PATH + "self_attn/v_proj", "dv dv"),
+    *linear(_BLOCK + "self_attn.out_proj", _BLOCK_PATH + "self_attn/out_proj", "dv dv"),
+    *linear(_BLOCK + "mlp.fc1", _BLOCK_PATH + "mlp/linear_fc1", "fv dv"),
+    *linear(_BLOCK + "mlp.fc2", _BLOCK_PATH + "mlp/linear_fc2", "dv fv"),
+    *norm(_VISION + "post_layernorm", "vision/post_layernorm", "dv"),
     (VLM_PREFIX + "model.connector.modality_projection.proj.weight", "connector/kernel", TRANSPOSE, "d square"),
     (_TEXT + "embed_tokens.weight", "text/embed_tokens/embedding", COPY, "vocab d"),
-    *_decoder_layer(_TEXT + "layers.*.", "text/layers/", "d", "f", "d"),
-    *_decoder_layer(_EXPERT + "layers.*.", "expert/layers/joint/", "de", "fe", "de"),
-    *_decoder_layer(_EXPERT + "layers.*.", "expert/layers/cross/", "de", "fe", "kv"),
+    *decoder_layer(_TEXT + "layers.*.", "text/layers/", "d", "f", "d"),
+    *decoder_layer(_EXPERT + "layers.*.", "expert/layers/joint/", "de", "fe", "de"),
+    *decoder_layer(_EXPERT + "layers.*.", "expert/layers/cross/", "de", "fe", "kv"),
     (_EXPERT + "norm.weight", "expert/norm/scale", COPY, "de"),
-    *_linear("model.state_proj", "state_proj", "d state"),
-    *_linear("model.action_in_proj", "action_in_proj", "de action"),
-    *_linear("model.action_out_proj", "action_out_proj", "action de"),
-    *_linear("model.action_time_mlp_in", "action_time_mlp_in", "de twice"),
-    *_linear("model.action_time_mlp_out", "action_time_mlp_out", "de de"),
+    *linear("model.state_proj", "state_proj", "d state"),
+    *linear("model.action_in_proj", "action_in_proj", "de action"),
+    *linear("model.action_out_proj", "action_out_proj", "action de"),
+    *linear("model.action_time_mlp_in", "action_time_mlp_in", "de twice"),
+    *linear("model.action_time_mlp_out", "action_time_mlp_out", "de de"),
 )
 
 # Tensors of every checkpoint that no parameter is, and why.
