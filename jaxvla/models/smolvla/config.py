@@ -199,6 +199,17 @@ def preset(name: str) -> SmolVLAConfig:
     return PRESETS[name]
 
 
+# Of the fields of `SiglipConfig`, those that Hugging Face's config.json has.
+_VISION_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "layer_norm_eps",
+)
 _PAD_TOKEN = 2  # of SmolVLM2's tokenizer; where one stands is masked
 
 # What LeRobot's config.json can say that this model does not have, and what it must say instead.
@@ -268,7 +279,7 @@ def to_vlm(config: SmolVLAConfig) -> dict[str, Any]:
     return {
         "model_type": "smolvlm",
         "scale_factor": config.scale_factor,
-        "vision_config": {"model_type": "smolvlm_vision", **dataclasses.asdict(config.vision)},
+        "vision_config": {"model_type": "smolvlm_vision", **{key: getattr(config.vision, key) for key in _VISION_KEYS}},
         "text_config": {"model_type": "llama", **dataclasses.asdict(config.text), **both},
         **both,
     }
@@ -276,11 +287,11 @@ def to_vlm(config: SmolVLAConfig) -> dict[str, Any]:
 
 def _sizes_of(vlm: Mapping[str, Any], where: str | pathlib.Path) -> dict[str, Any]:
     """The sizes of a vision-language model, as plain values; its layers are counted by the policy."""
-    parts = {"text": ("text_config", TextConfig), "vision": ("vision_config", SiglipConfig)}
+    text_keys = tuple(field.name for field in dataclasses.fields(TextConfig))
+    parts = {"text": ("text_config", text_keys), "vision": ("vision_config", _VISION_KEYS)}
     try:
         found = {
-            part: {field.name: vlm[key][field.name] for field in dataclasses.fields(cls) if field.name in vlm[key]}
-            for part, (key, cls) in parts.items()
+            part: {name: vlm[key][name] for name in names if name in vlm[key]} for part, (key, names) in parts.items()
         }
         return found | {"scale_factor": vlm["scale_factor"]}
     except (LookupError, TypeError) as error:
