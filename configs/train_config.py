@@ -5,8 +5,8 @@
 Their keys are in train_base.py, the presets in train_bridge.py, train_reasoning.py and train_lerobot.py.
 
 Names: gc_bc, lc_bc, gc_ddpm_bc, gc_iql, contrastive_rl_td, with BridgeData V2's values; ecot (a Qwen3-VL that reasons,
-needs --config.backbone.path), and ecot_lara with LaRA-VLA's; act and smolvla with LeRobot's. NAME_tiny of all but
-ecot_lara trains on two CPU cores.
+needs --config.backbone.path), and ecot_lara with LaRA-VLA's; act and smolvla with LeRobot's, and act_dinov2, which
+looks through DINOv2. NAME_tiny of all but ecot_lara and act_dinov2 trains on two CPU cores.
 
 `data.image_size` (height, width) is what the policy sees, empty for the stored size; convert at no less than it.
 Cameras that it sees otherwise are in `data.camera_sizes`, such as {"wrist": (128, 128)}. docs/formats.md has the other

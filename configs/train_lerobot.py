@@ -46,6 +46,13 @@ def _act() -> dict:
     return config
 
 
+def _act_dinov2() -> dict:
+    config = _act()
+    config["agent_kwargs"]["encoder"]["name"] = "dinov2_small"
+    config["data"]["image_size"] = (224, 224)
+    return config
+
+
 def _act_tiny() -> dict:
     config = small(_act(), 3000, 32)
     # Without weights of ImageNet at hand, norms that learn.
@@ -161,4 +168,10 @@ def _smolvla_tiny() -> dict:
     return config
 
 
-PRESETS = {"act": _act, "act_tiny": _act_tiny, "smolvla": _smolvla, "smolvla_tiny": _smolvla_tiny}
+PRESETS = {
+    "act": _act,
+    "act_dinov2": _act_dinov2,
+    "act_tiny": _act_tiny,
+    "smolvla": _smolvla,
+    "smolvla_tiny": _smolvla_tiny,
+}

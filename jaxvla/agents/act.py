@@ -22,6 +22,7 @@ from jaxvla.models.act.model import ACT, Sizes
 from jaxvla.models.act.weights import load_resnet, resnet_report, weight_table
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.vision import frozen_resnet
+from jaxvla.models.vision.dinov2_weights import dinov2_report, load_dinov2
 from jaxvla.models.weights import Weight
 from jaxvla.ops.dimensions import only_present
 from jaxvla.ops.losses import masked_mean
@@ -135,7 +136,7 @@ def make_act(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> ACTAgent:
 
     Raises:
         ConfigError: see `ACTConfig` and the models that it configures; or batches without cameras, with cameras
-            of several sizes, or with a history.
+            of several sizes or one that the image encoder does not see, or with a history.
     """
     config = from_mapping(ACTConfig, agent_kwargs, "config.agent_kwargs")
     if not spec.cameras:
@@ -153,17 +154,23 @@ def start_of(agent: ACTAgent) -> Start | None:
     """The image encoder's weights that `encoder.path` names; None where it is empty.
 
     Raises:
-        ConfigError, WeightsError: it is no local path, or there are no weights of this ResNet.
+        ConfigError, WeightsError: it is no local path, or there are no weights of this image encoder.
     """
     encoder = agent.config.encoder
     if not encoder.path:
         return None
     path = local_path(encoder.path, "config.agent_kwargs.encoder.path")
 
-    def load(shardings: Params) -> Params:
-        return {"backbone": load_resnet(path, encoder.name, shardings["backbone"])[0]}
+    tower = encoder.tower(agent.spec.image_size) if encoder.is_dinov2 else None
+    report = resnet_report(path, encoder.name) if tower is None else dinov2_report(path, tower)
 
-    return Start(load, (f"{encoder.name} from {path}", *resnet_report(path, encoder.name).lines()))
+    def load(shardings: Params) -> Params:
+        where = shardings["backbone"]
+        if tower is None:
+            return {"backbone": load_resnet(path, encoder.name, where)[0]}
+        return {"backbone": {"tower": load_dinov2(path, tower, where["tower"])[0]}}
+
+    return Start(load, (f"{encoder.name} from {path}", *report.lines()))
 
 
 def table_of(agent: ACTAgent) -> tuple[Weight, ...]:

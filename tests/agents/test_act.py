@@ -169,7 +169,7 @@ def test_without_a_latent_there_is_no_divergence():
     assert agent.frozen_modules == ()
     _, metrics = jax.eval_shape(agent.loss, shapes, SPEC.fake_batch(2, agent.batch_keys, np.random.default_rng(0)), RNG)
     assert set(metrics) == {"l1_loss", "kld_loss", "mse"}
-    with pytest.raises(WeightsError, match="resnetv1-tiny has GroupNorm"):
+    with pytest.raises(WeightsError, match=r"resnet18 or resnet34.*, not through resnetv1-tiny"):
         table_of(agent)
 
 
@@ -193,10 +193,11 @@ def test_bad_settings(spec, changes, named):
         make(BatchSpec(sizes["cameras"], (8, 8), 2, 2, obs_horizon=sizes["obs_horizon"]), **changes)
 
 
-@pytest.mark.parametrize("preset", ["act", "act_tiny"])
+@pytest.mark.parametrize("preset", ["act", "act_dinov2", "act_tiny"])
 def test_presets_name_every_setting(preset):
     config = PRESETS(preset).to_dict()
-    agent = make_agent(config["agent"], config["agent_kwargs"], SPEC)
+    spec = dataclasses.replace(SPEC, image_size=config["data"]["image_size"] or (8, 12))
+    agent = make_agent(config["agent"], config["agent_kwargs"], spec)
     assert set(vars(agent.config)) == set(config["agent_kwargs"])
     for part in ("encoder", "transformer"):
         assert set(vars(getattr(agent.config, part))) == set(config["agent_kwargs"][part])

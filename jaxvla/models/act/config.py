@@ -4,18 +4,21 @@ import dataclasses
 
 from jaxvla.errors import ConfigError
 from jaxvla.models import resnet
-from jaxvla.models.vision import frozen_resnet
+from jaxvla.models.vision import dinov2, frozen_resnet
+
+# Towers of DINOv2 without registers, and their published sizes.
+DINOV2 = {f"dinov2_{size}": size for size in ("small", "base", "large")}
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureEncoderConfig:
-    """Which ResNet makes a feature map of every camera's image; one for all cameras.
+    """What makes a feature map of every camera's image; one for all cameras.
 
     Attributes:
-        name: "resnet18" or "resnet34" with frozen BatchNorm, as torchvision has them; or one with GroupNorm that learns
-            from scratch, a key of `jaxvla.models.resnet.ARCHITECTURES` without FiLM.
-        path: a safetensors file of torchvision or timm, or the folder of its model.safetensors, that training starts
-            from; empty for parameters that are drawn at random.
+        name: "resnet18" or "resnet34" with frozen BatchNorm, as torchvision has them; a key of `DINOV2`; or a ResNet
+            with GroupNorm that learns from scratch, a key of `jaxvla.models.resnet.ARCHITECTURES` without FiLM.
+        path: a safetensors file of torchvision or timm, of DINOv2 one of timm or transformers, or the folder of its
+            model.safetensors, that training starts from; empty for parameters that are drawn at random.
 
     Raises:
         ConfigError: an unknown name, or weights for a ResNet with GroupNorm.
@@ -25,21 +28,42 @@ class FeatureEncoderConfig:
     path: str = ""
 
     def __post_init__(self) -> None:
-        known = [*frozen_resnet.ARCHITECTURES, *(k for k, v in resnet.ARCHITECTURES.items() if not v.film)]
+        known = [*frozen_resnet.ARCHITECTURES, *DINOV2, *(k for k, v in resnet.ARCHITECTURES.items() if not v.film)]
         if self.name not in known:
             raise ConfigError(
                 f"encoder.name {self.name!r} is none that act looks through; there are: {', '.join(known)}"
             )
-        if self.path and not self.is_frozen:
+        if self.path and not self.is_frozen and not self.is_dinov2:
             raise ConfigError(
                 f"encoder.path is {self.path}, but {self.name} has GroupNorm and learns from scratch: set encoder.name "
-                f"to {' or '.join(frozen_resnet.ARCHITECTURES)}, or leave the path empty"
+                f"to one of {', '.join([*frozen_resnet.ARCHITECTURES, *DINOV2])}, or leave the path empty"
             )
 
     @property
     def is_frozen(self) -> bool:
         """Whether its norms are frozen BatchNorm, and its pictures normalized as ImageNet's."""
         return self.name in frozen_resnet.ARCHITECTURES
+
+    @property
+    def is_dinov2(self) -> bool:
+        """Whether it is a tower of DINOv2, all of which learns."""
+        return self.name in DINOV2
+
+    def tower(self, image_size: tuple[int, int]) -> dinov2.Dinov2Config:
+        """Of DINOv2, for images of this (height, width).
+
+        Raises:
+            ConfigError: no square of whole patches.
+        """
+        height, width = image_size
+        patch = dinov2.Dinov2Config.patch_size
+        if height != width or height % patch:
+            side = max(round(min(image_size) / patch), 1) * patch
+            raise ConfigError(
+                f"{self.name} sees squares whose side is a multiple of {patch} pixels, not {height} x {width}: set "
+                f"--config.data.image_size='({side},{side})'"
+            )
+        return dinov2.preset(DINOV2[self.name], image_size=height)
 
 
 @dataclasses.dataclass(frozen=True)

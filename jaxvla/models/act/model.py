@@ -16,12 +16,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jaxvla.models.act.backbones import make_backbone
 from jaxvla.models.act.config import FeatureEncoderConfig, TransformerConfig
 from jaxvla.models.act.layers import EPSILON, UNIFORM, XAVIER, DecoderLayer, EncoderLayer, Rng, linear
 from jaxvla.models.norms import LayerNorm
-from jaxvla.models.resnet import EncoderConfig, ResNet
 from jaxvla.models.stack import scan_blocks, stack_blocks
-from jaxvla.models.vision.frozen_resnet import FrozenResNet
 from jaxvla.ops.sinusoid import grid_table, place_table
 
 _NORMAL = nnx.initializers.normal(1.0)  # torch's of embeddings
@@ -110,11 +109,7 @@ class ACT(nnx.Module):
         width = config.width
         self.dtype, self.cameras = dtype, sizes.cameras
         self.latent_encoder = LatentEncoder(config, sizes, dtype=dtype, rngs=rngs) if use_latent else None
-        if encoder.is_frozen:
-            self.backbone = FrozenResNet(encoder.name, dtype=dtype, rngs=rngs)
-        else:
-            plain = EncoderConfig(encoder.name, pooling="none", add_coordinates=False)
-            self.backbone = ResNet(plain, sizes.image_size, dtype=dtype, rngs=rngs)
+        self.backbone = make_backbone(encoder, sizes.image_size, dtype=dtype, rngs=rngs)
         self.image = linear(self.backbone.out_dim, width, dtype, rngs)
         self.proprio = linear(sizes.proprio_dim, width, dtype, rngs) if sizes.proprio_dim else None
         self.latent = linear(config.latent_dim, width, dtype, rngs)

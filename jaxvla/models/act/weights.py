@@ -59,8 +59,8 @@ def weight_table(
     """
     if not encoder.is_frozen:
         raise WeightsError(
-            f"encoder {encoder.name} has GroupNorm, which LeRobot's act has not: no weights go from or to it; with "
-            f"{' or '.join(frozen_resnet.ARCHITECTURES)} they do"
+            f"LeRobot's act looks through {' or '.join(frozen_resnet.ARCHITECTURES)}, not through {encoder.name}: no "
+            "weights go from or to it; export.py --format safetensors keeps such a policy"
         )
     rows = _POLICY + _layer("model.encoder.layers.*.", "encoder/") + _decoder_layer()
     rows += _STATE if sizes.proprio_dim else ()

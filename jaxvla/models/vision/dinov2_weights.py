@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxvla.errors import WeightsError
-from jaxvla.models.lerobot import load_table
+from jaxvla.models.lerobot import load_table, report_of
 from jaxvla.models.module import Params
 from jaxvla.models.safetensors_io import open_checkpoint
 from jaxvla.models.vision.dinov2 import Dinov2Config
@@ -46,6 +46,27 @@ def load_dinov2(
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing, unknown or of another shape.
     """
+    stored, table = _stored(path, config)
+    params, report = load_table(path, table, _why_unused, shardings)
+    if stored.image_size != config.image_size:
+        embedding = params["position_embedding"]["embedding"]
+        resized = resize_positions(embedding, config.image_size // config.patch_size, int(config.class_position))
+        placed = resized if shardings is None else jax.device_put(resized, embedding.sharding)
+        params["position_embedding"]["embedding"] = placed
+    return params, report
+
+
+def dinov2_report(path: str | pathlib.Path, config: Dinov2Config) -> LoadReport:
+    """What `load_dinov2` reads, from the file's header alone.
+
+    Raises:
+        WeightsError: as `load_dinov2`, but for shapes.
+    """
+    return report_of(path, _stored(path, config)[1], _why_unused)
+
+
+def _stored(path: str | pathlib.Path, config: Dinov2Config) -> tuple[Dinov2Config, tuple[Weight, ...]]:
+    """The tower of a file, for images of its own size, and its tensors."""
     path = pathlib.Path(path).expanduser()
     names, prefix, rows = _recognize(path)
     side = math.isqrt(max(rows - config.class_position, 0))
@@ -56,14 +77,7 @@ def load_dinov2(
             f"{not config.class_position}, or choose other weights"
         )
     stored = dataclasses.replace(config, image_size=side * config.patch_size)
-    found = [_without(weight, prefix) for weight in weight_table(stored, names)]
-    params, report = load_table(path, tuple(found), _why_unused, shardings)
-    if stored.image_size != config.image_size:
-        embedding = params["position_embedding"]["embedding"]
-        resized = resize_positions(embedding, config.image_size // config.patch_size, int(config.class_position))
-        placed = resized if shardings is None else jax.device_put(resized, embedding.sharding)
-        params["position_embedding"]["embedding"] = placed
-    return params, report
+    return stored, tuple(_without(weight, prefix) for weight in weight_table(stored, names))
 
 
 def resize_positions(table_pd: Float[Array, "p d"], side: int, num_prefix: int = 0) -> Float[Array, "q d"]:
