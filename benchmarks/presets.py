@@ -6,7 +6,8 @@
 Batches are random, of a robot with --dims values of state and action and --cameras cameras of the preset's size, else
 of --stored_size. Parameters, optimizer state and batch are shapes alone unless steps are taken, so a preset needs no
 more memory here than its compilation. "temporary" is what XLA plans to allocate besides, on this machine's devices;
-others plan otherwise. Any setting can be changed, such as --config.batch_size=1. The first step is not counted.
+others plan otherwise. Any setting can be changed, such as --config.batch_size=1. The first step is not timed. The
+seconds of all cores together depend less on what else the machine does.
 """
 
 import functools
@@ -110,13 +111,15 @@ def main(_: list[str]) -> None:
 def run(compiled: Any, state: Any, batch: Any, mesh: jax.sharding.Mesh) -> None:
     """Takes a first step and those that are timed."""
     batch = jax.device_put(batch, batch_sharding(mesh))
-    seconds = []
+    seconds, busy = [], []
     for _ in range(1 + FLAGS.steps):
-        start = time.perf_counter()
+        start, start_busy = time.perf_counter(), time.process_time()
         state, metrics = jax.block_until_ready(compiled(state, batch))
         seconds.append(time.perf_counter() - start)
+        busy.append(time.process_time() - start_busy)
     timed = sorted(seconds[1:])
     print(f"step         {statistics.median(timed):.3f} s (median of {len(timed)}, {timed[0]:.3f} to {timed[-1]:.3f})")
+    print(f"             {statistics.median(busy[1:]):.3f} s of all cores together")
     print(f"loss         {float(metrics['loss']):.4f} after {len(seconds)} steps")
 
 

@@ -13,6 +13,7 @@ from experiments.mains import load
 from PIL import Image
 from training.linear_agent import LinearAgent
 
+from jaxvla.config import from_mapping
 from jaxvla.data.dataset import DataConfig, SourceConfig, open_dataset
 from jaxvla.data.loader import training_batches
 from jaxvla.data.mixture import Mixture
@@ -66,10 +67,11 @@ def test_views_before_and_after_augmentation_are_those_of_the_training_step(data
     settings = load(ROOT / "configs" / "train_config.py").get_config("gc_bc").to_dict()
     dataset = open_dataset(SourceConfig("bridge_tfrecord", str(data), (("**",),)), DataConfig(), "train")
     batches = training_batches(Mixture.of(dataset), 4, settings["seed"], LinearAgent.batch_keys)
+    config = from_mapping(AugmentConfig, settings["augment"])
     agent, mesh, seen = LinearAgent(dataset.spec), make_mesh(MeshConfig(), jax.devices()[:1]), []
 
     def augment(batch, rng):
-        augmented = augment_batch(batch, rng, AugmentConfig(**settings["augment"]))
+        augmented = augment_batch(batch, rng, config)
         views = {view: augmented[view]["images0"] for view in ("observations", "goals")}
         jax.debug.callback(seen.append, views)
         return augmented
