@@ -58,10 +58,9 @@ class FeatureEncoderConfig:
         height, width = image_size
         patch = dinov2.Dinov2Config.patch_size
         if height != width or height % patch:
-            side = max(round(min(image_size) / patch), 1) * patch
             raise ConfigError(
                 f"{self.name} sees squares whose side is a multiple of {patch} pixels, not {height} x {width}: set "
-                f"--config.data.image_size='({side},{side})'"
+                "config.data.image_size to one, such as (224,224)"
             )
         return dinov2.preset(DINOV2[self.name], image_size=height)
 
