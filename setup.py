@@ -17,7 +17,7 @@ setup(
     description="Robot policies that see, read, reason and act, in pure JAX",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=["jaxvla", "jaxvla.*"]),
+    packages=find_packages(include=["jaxvla", "jaxvla.*", "jaxvla_client"]),
     package_data={"jaxvla.data.text": ["assets/tiny_tokenizer/*"], "jaxvla.models.qwen3_vl": ["assets/tiny/*"]},
     install_requires=[
         *JAX,
@@ -33,6 +33,7 @@ setup(
         "matplotlib>=3.9",
         "ml-collections>=1.0",
         "ml-dtypes>=0.5",  # bfloat16 in weight files
+        "msgpack>=1.0.5,<2",  # frames of the policy server
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.12.4,<0.13",  # 0.12 brought preservation policies (keep the last n and the best)
@@ -40,6 +41,7 @@ setup(
         "pyarrow>=18",  # the tables of LeRobotDatasets; loaded by who reads them alone
         "tokenizers>=0.22,<0.24",
         "tqdm>=4.66",
+        "websockets>=15,<18",  # the policy server and its client; windows as in jaxvla_client/pyproject.toml
     ],
     extras_require={
         "cuda12": [

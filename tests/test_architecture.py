@@ -2,13 +2,15 @@
 
 import ast
 import pathlib
+import sys
+import tomllib
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("jaxvla", "configs", "data_processing", "experiments", "benchmarks")
+    for folder in ("jaxvla", "jaxvla_client", "configs", "data_processing", "experiments", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
 
@@ -31,6 +33,9 @@ ROOMS = DEVICE | {
 }
 LEAVES = {"errors", "config"}
 HOST_ROOMS = ("data", "reasoning", "envs")
+# The rooms that may talk to a policy server, and what the client needs on a robot's computer.
+USE_THE_CLIENT = ("serving", "envs")
+CLIENT_PACKAGES = {"numpy", "msgpack", "websockets"}
 LONG_FILES = 400
 LONG_FUNCTIONS = 60
 
@@ -63,6 +68,21 @@ def test_imports_point_down(path):
         assert used - LEAVES - {room} <= ROOMS[room], f"{room} imports {used - LEAVES - {room} - ROOMS[room]}"
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[len(ROOT.parts)] == "jaxvla_client"], ids=name)
+def test_the_client_needs_nothing_of_jaxvla(path):
+    packages = {module.split(".")[0] for module in imports(path)}
+    assert packages <= {*sys.stdlib_module_names, *CLIENT_PACKAGES, "jaxvla_client"}
+    ast.parse(path.read_text(), feature_version=(3, 10))  # as its pyproject.toml says
+
+
+def test_the_client_is_installed_with_what_it_imports():
+    project = tomllib.loads((ROOT / "jaxvla_client" / "pyproject.toml").read_text())["project"]
+    assert {word.split(">=")[0] for word in project["dependencies"]} == CLIENT_PACKAGES
+    assert project["requires-python"] == ">=3.10"
+    setup = (ROOT / "setup.py").read_text()
+    assert all(f'"{word}"' in setup for word in project["dependencies"] if not word.startswith("numpy"))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_bans(path):
     modules = imports(path)
@@ -76,6 +96,7 @@ def test_bans(path):
     if room[0] == "jaxvla":
         assert not packages & {"tensorflow", "tensorflow_datasets"}, "the data formats are read without TensorFlow"
         assert not packages & {"experiments", "data_processing", "benchmarks", "ml_collections"}
+        assert room[1] in USE_THE_CLIENT or "jaxvla_client" not in packages
         if room[1] in HOST_ROOMS:
             assert not packages & {"jax", "flax", "optax", "orbax"}, "host rooms run in loader workers, without jax"
         if room[1] == "models":
