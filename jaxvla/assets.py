@@ -180,6 +180,9 @@ class Assets:
             action_dim=spec.action_dim,
             actions=self.actions,
             pixels=PIXELS if self.resize == "lanczos" else f"{PIXELS} by {self.resize}",
+            ensemble_by=self.execution.ensemble_by,
+            ensemble_last=self.execution.ensemble_last,
+            realtime=self.execution.realtime,
         )
 
     def to_json(self) -> dict[str, Any]:

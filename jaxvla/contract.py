@@ -15,29 +15,81 @@ from jaxvla.errors import ConfigError
 PIXELS = "whole RGB frames, by Lanczos to the stored size where it is known, and from there to the policy's"
 
 
+# How predictions of a moment are weighed, and how fast a chunk of before loses its weight, see `Execution`.
+AVERAGES = ("age", "agreement")
+SCHEDULES = ("exp", "linear", "ones", "zeros")
+
+
+@dataclasses.dataclass(frozen=True)
+class RealTime:
+    """Real-time chunking (Black et al., 2025): chunks are drawn towards what is left of the one before.
+
+    Of the chunk before, actions that are played until the new one is there count in full, those behind them less and
+    less. It needs actions that are made by flow matching.
+
+    Attributes:
+        enabled: whether it is done.
+        schedule: how the weights of actions fall that are not played any more: "exp" or "linear" to 0 at the end of the
+            chunk, "ones" not at all, "zeros" at once.
+        max_guidance_weight: how strong the pull may be; LeRobot has 10 and "linear".
+
+    Raises:
+        ConfigError: a value that makes no sense.
+    """
+
+    enabled: bool = False
+    schedule: str = "exp"
+    max_guidance_weight: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"execution.realtime.schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}"
+            )
+        if not 0 <= self.max_guidance_weight < math.inf:
+            raise ConfigError(
+                f"execution.realtime.max_guidance_weight must be 0 or positive, not {self.max_guidance_weight}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.schedule} up to {self.max_guidance_weight:g}" if self.enabled else "none"
+
+
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """How chunks of actions are played; the keys of config.execution in configs/train_config.py.
 
     Fewer actions than the chunk has, then the next decision, is a receding horizon. Temporal ensembling decides at
     every step, and plays the weighted average of all that was predicted for it: the i-th prediction, from the oldest
-    on, weighs exp(-ensemble * i), as in ACT (Zhao et al., 2023), which has 0.01.
+    on, weighs exp(-ensemble * i), as in ACT (Zhao et al., 2023), which has 0.01; or each weighs
+    exp(ensemble * its cosine with the newest), as in CogACT (Li et al., 2024), which has 0.1 of the last 7.
 
     Attributes:
         execute_steps: actions to play before the next decision; 0 for all that there are: the chunk, or the one average
             of an ensemble.
-        ensemble: how much less a prediction weighs than the one before it; 0 for all the same, None for no ensemble.
+        ensemble: how much less a prediction weighs than the one before it, or than one that agrees with the newest; 0
+            for all the same, None for no ensemble.
+        ensemble_by: "age" or "agreement": what predictions are weighed by.
+        ensemble_last: how many predictions are averaged, the newest ones; 0 for all.
+        realtime: whether chunks go on where the ones before were.
 
     Raises:
-        ConfigError: a value that makes no sense, or an ensemble beside other than 1 action.
+        ConfigError: a value that makes no sense, or an ensemble beside other than 1 action or real-time chunking.
     """
 
     execute_steps: int = 0
     ensemble: float | None = None
+    ensemble_by: str = "age"
+    ensemble_last: int = 0
+    realtime: RealTime = dataclasses.field(default_factory=RealTime)
 
     def __post_init__(self) -> None:
         if self.execute_steps < 0:
             raise ConfigError(f"execution.execute_steps must be 0 (all) or more, not {self.execute_steps}")
+        if self.ensemble_last < 0:
+            raise ConfigError(f"execution.ensemble_last must be 0 (all) or more, not {self.ensemble_last}")
+        if self.ensemble_by not in AVERAGES:
+            raise ConfigError(f"execution.ensemble_by must be one of {', '.join(AVERAGES)}, not {self.ensemble_by!r}")
         if self.ensemble is None:
             return
         if not 0 <= self.ensemble < math.inf:
@@ -47,6 +99,18 @@ class Execution:
                 f"execution.ensemble={self.ensemble:g} decides at every step, so execution.execute_steps cannot be "
                 f"{self.execute_steps}: set it to 1, or the ensemble to None"
             )
+        if self.realtime.enabled:
+            raise ConfigError(
+                f"execution.ensemble={self.ensemble:g} averages chunks, and execution.realtime makes them go on: set "
+                "the ensemble to None, or realtime.enabled to False"
+            )
+
+    def averaging(self) -> str:
+        """What predictions of a moment are averaged by, in words; "none" where they are not."""
+        if self.ensemble is None:
+            return "none"
+        last = f" of the last {self.ensemble_last}" if self.ensemble_last else ""
+        return f"{self.ensemble:g}" + (" by agreement" if self.ensemble_by == "agreement" else "") + last
 
     def steps(self, action_horizon: int) -> int:
         """How many actions of a decision are played, of chunks of `action_horizon`.
@@ -95,7 +159,7 @@ class Contract:
         control_frequency: of the actions, Hz; 0 where it is not known.
         execute_steps: how many actions are played before the next decision.
         action_horizon: of so many that a decision predicts.
-        ensemble: of `Execution`.
+        ensemble, ensemble_by, ensemble_last, realtime: of `Execution`.
         obs_horizon: time steps that a decision looks at.
         cameras: by the names in an observation.
         proprio_dim, action_dim: numbers of each.
@@ -113,10 +177,20 @@ class Contract:
     action_dim: int
     actions: ActionConvention | None
     pixels: str = PIXELS
+    ensemble_by: str = "age"
+    ensemble_last: int = 0
+    realtime: RealTime = dataclasses.field(default_factory=RealTime)
+
+    @property
+    def execution(self) -> Execution:
+        """How chunks are played."""
+        averaged = (self.ensemble, self.ensemble_by, self.ensemble_last)
+        return Execution(self.execute_steps, *averaged, self.realtime)
 
     def __str__(self) -> str:
         """One line for people."""
-        averaged = "" if self.ensemble is None else f" (ensemble {self.ensemble:g})"
+        averaged = "" if self.ensemble is None else f" (ensemble {self.execution.averaging()})"
+        averaged += f" (real time, {self.realtime})" if self.realtime.enabled else ""
         rate = f" at {self.control_frequency:g} Hz" if self.control_frequency else ""
         sizes: dict[str, list[str]] = {}
         for name, camera in self.cameras.items():
@@ -143,7 +217,8 @@ class Contract:
         """
         pairs = {
             "execute_steps": (execution.steps(self.action_horizon), self.execute_steps),
-            "ensemble": (_ensemble_text(execution.ensemble), _ensemble_text(self.ensemble)),
+            "ensemble": (execution.averaging(), self.execution.averaging()),
+            "realtime": (str(execution.realtime), str(self.realtime)),
         }
         for name, size in image_sizes.items():
             stored = self.cameras[name].stored_size if name in self.cameras else None
@@ -152,7 +227,3 @@ class Contract:
         if control_frequency and self.control_frequency:
             pairs["control_frequency"] = (f"{control_frequency:g} Hz", f"{self.control_frequency:g} Hz")
         return tuple(Deviation(what, str(used), str(said)) for what, (used, said) in pairs.items() if used != said)
-
-
-def _ensemble_text(ensemble: float | None) -> str:
-    return "none" if ensemble is None else f"{ensemble:g}"

@@ -6,7 +6,7 @@ from typing import Any
 from jaxvla.agents import act, smolvla
 from jaxvla.agents.agent import Agent, Start
 from jaxvla.agents.contrastive_rl import make_contrastive_rl
-from jaxvla.agents.ecot import make_ecot
+from jaxvla.agents.ecot import ECoT, make_ecot
 from jaxvla.agents.gc_bc import make_gc_bc
 from jaxvla.agents.gc_ddpm_bc import make_gc_ddpm_bc
 from jaxvla.agents.gc_iql import make_gc_iql
@@ -14,7 +14,7 @@ from jaxvla.agents.lc_bc import make_lc_bc
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
 
-__all__ = ["Agent", "Start", "agents", "make_agent", "start_of"]
+__all__ = ["Agent", "Start", "agents", "check_takes_guide", "make_agent", "start_of"]
 
 agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "gc_bc": make_gc_bc,
@@ -54,3 +54,19 @@ def start_of(name: str, agent: Agent) -> Start | None:
         ConfigError, WeightsError: the files are no local ones, are missing or damaged, or hold another model.
     """
     return _STARTS[name](agent) if name in _STARTS else None
+
+
+def check_takes_guide(name: str, agent: Agent) -> None:
+    """Whether the actions of the agent called `name` are made by flow matching: then its `act` takes a `Guide`.
+
+    Raises:
+        ConfigError: they are not, so real-time chunking has nothing to draw towards the chunk of before.
+    """
+    flows = isinstance(agent, smolvla.SmolVLAAgent)
+    if isinstance(agent, ECoT):
+        flows = agent.config.action_head.kind == "flow_matching"
+    if not flows:
+        raise ConfigError(
+            f"execution.realtime is for actions that are made by flow matching, which those of this {name} are not: "
+            "set execution.realtime.enabled to False"
+        )

@@ -20,6 +20,7 @@ from jaxvla.data.schema import CAMERA_MASK, TURN_TOKENS, Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.head import ActionHead
+from jaxvla.models.flow_matching import Guide
 from jaxvla.models.latent_thinking import Thought, check_latent_hidden, prefill, think
 from jaxvla.models.layers import cast_matrices
 from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora
@@ -78,12 +79,8 @@ class ECoTConfig:
 
     def __post_init__(self) -> None:
         check_latent_hidden(self.latent_hidden)
-        choices = (
-            ("training_mode", tuple(FROZEN)),
-            ("context_hidden", CONTEXTS),
-            ("inference", INFERENCE_MODES),
-        )
-        for name, known in choices:
+        choices = {"training_mode": tuple(FROZEN), "context_hidden": CONTEXTS, "inference": INFERENCE_MODES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if self.language_loss_weight < 0:
@@ -265,9 +262,10 @@ class ECoT:
         task: Mapping[str, Any],
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
+        guide: Guide | None = None,
     ) -> Float[Array, "b a d"]:
         """Normalized action chunks for task["text"], see `sample_actions`."""
-        return self.sample_actions(params, observations, task, rng, temperature).actions_bad
+        return self.sample_actions(params, observations, task, rng, temperature, guide).actions_bad
 
     def sample_actions(
         self,
@@ -276,6 +274,7 @@ class ECoT:
         task: Mapping[str, Any],
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
+        guide: Guide | None = None,
     ) -> Sampled:
         """Thinks as `config.inference` says, then samples actions.
 
@@ -286,6 +285,7 @@ class ECoT:
             rng: of the noise that actions are made of; None for the likeliest noise, which is none. What flow matching
                 makes of that is near the mean of the actions that it would sample.
             temperature: multiplies the noise.
+            guide: what the actions are drawn towards, with flow matching alone; None for nothing.
         """
         config, text = self.config, task["text"]
         cast = cast_matrices(params["backbone"], compute_dtype(config.backbone.dtype))
@@ -304,13 +304,11 @@ class ECoT:
         else:
             thought = think(model, text, **seen)
         without_words = config.inference != "explicit" and config.hide_words > 0
-        batch_size = len(thought.valid_bt)
-        context = self._context(model, thought, text, jnp.full(batch_size, without_words))
-        shape = (batch_size, self.spec.action_horizon, self.spec.action_dim)
-        noise_bad = jnp.zeros(shape) if rng is None else temperature * jax.random.normal(rng, shape, jnp.float32)
-        actions_bad = self._head(params).sample(
-            *context, noise_bad, self._state(observations), rng=rng, present_bd=task.get("action_dim_mask")
-        )
+        context = self._context(model, thought, text, jnp.full(len(thought.valid_bt), without_words))
+        none_bad = self._no_noise(context[0])
+        noise_bad = none_bad if rng is None else temperature * jax.random.normal(rng, none_bad.shape, jnp.float32)
+        given = (*context, noise_bad, self._state(observations), task.get("action_dim_mask"))
+        actions_bad = self._head(params).sample(*given, rng=rng, guide=guide)
         return Sampled(actions_bad, tokens_bm)
 
     def _model(self, params: Params, rng: Key[Array, ""] | None = None) -> Qwen3VL:

@@ -20,6 +20,7 @@ from jaxvla.config import from_mapping, local_path
 from jaxvla.data.schema import CAMERA_MASK, NO_TOKEN, PROPRIO, Batch, BatchSpec
 from jaxvla.data.text.tokenizer import load_tokenizer
 from jaxvla.errors import ConfigError
+from jaxvla.models.flow_matching import Guide
 from jaxvla.models.layers import cast_matrices
 from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
@@ -131,14 +132,15 @@ class SmolVLAAgent:
         task: Mapping[str, Any],
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
+        guide: Guide | None = None,
     ) -> Float[Array, "b a d"]:
         """Normalized action chunks for task["instruction"]; what is read is read once for all steps of Euler's method.
 
         Without `rng` they are made of the likeliest noise, which is none: near the mean of what would be sampled.
-        LeRobot always draws it: that is `temperature` 1.
+        LeRobot always draws it: that is `temperature` 1. With `guide` they are drawn towards the chunk of before.
         """
         model = self._model(params)
-        return self._sample(model, self._look(model, observations, task["instruction"]), rng, temperature)
+        return self._sample(model, self._look(model, observations, task["instruction"]), rng, temperature, guide)
 
     def _model(self, params: Params, rng: Key[Array, ""] | None = None) -> SmolVLA:
         """The model with its adapters, whose dropout `rng` draws in training."""
@@ -171,10 +173,15 @@ class SmolVLAAgent:
         context: Context,
         rng: Key[Array, ""] | None = None,
         temperature: float | Float[Array, ""] = 1.0,
+        guide: Guide | None = None,
     ) -> Float[Array, "b a d"]:
-        shape = (len(context.length_b), self.spec.action_horizon, self.config.model.max_action_dim)
+        width = self.config.model.max_action_dim
+        shape = (len(context.length_b), self.spec.action_horizon, width)
         noise_bad = jnp.zeros(shape) if rng is None else temperature * jax.random.normal(rng, shape)
-        return model.sample(context, noise_bad)[..., : self.spec.action_dim]
+        if guide is not None:  # dimensions that only fill up weigh nothing
+            actions_bad, weight_bad = (pad_last(x, width, "actions") for x in (guide.actions_bad, guide.weight_bad))
+            guide = Guide(actions_bad, weight_bad, guide.limit_b)
+        return model.sample(context, noise_bad, guide=guide)[..., : self.spec.action_dim]
 
     def _present(self, batch: Batch) -> Bool[Array, "b d"]:
         """True in the dimensions that a sample's actions have, of all that the model has."""

@@ -66,7 +66,17 @@ def check(policy: PolicyFolder, spec: BatchSpec) -> None:
 
 
 def write_values(agent: ACTAgent, assets: Assets) -> dict[str, Any]:
-    """The part of config.json that is of ACT alone."""
+    """The part of config.json that is of ACT alone.
+
+    Raises:
+        ConfigError: an ensemble that LeRobot does not have.
+    """
+    execution = assets.execution
+    if execution.ensemble is not None and (execution.ensemble_by != "age" or execution.ensemble_last):
+        raise ConfigError(
+            f"LeRobot's ensembles weigh all predictions by age, execution.ensemble is {execution.averaging()}: set "
+            "ensemble_by to age and ensemble_last to 0, or the ensemble to None"
+        )
     config: ACTConfig = agent.config
     optimizer = dict(assets.train_config.get("optimizer") or {})
     rate = optimizer.get("learning_rate", 1e-5)
@@ -79,7 +89,7 @@ def write_values(agent: ACTAgent, assets: Assets) -> dict[str, Any]:
         "use_vae": config.use_latent,
         "dropout": config.transformer.dropout_rate,
         "kl_weight": config.kl_weight,
-        "temporal_ensemble_coeff": assets.execution.ensemble,
+        "temporal_ensemble_coeff": execution.ensemble,
         "optimizer_lr": rate,
         "optimizer_weight_decay": optimizer.get("weight_decay", 1e-4),
         "optimizer_lr_backbone": dict(optimizer.get("learning_rates") or {}).get("backbone", rate),

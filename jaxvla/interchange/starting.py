@@ -123,7 +123,8 @@ def _changes(settings: Mapping[str, Any], policy: PolicyFolder) -> dict[str, Any
         changes["language"] = language
     execution = settings.get("execution", {})
     if not execution.get("execute_steps") and execution.get("ensemble") is None:
-        changes["execution"] = dataclasses.asdict(policy.execution)
+        played = policy.execution
+        changes["execution"] = {"execute_steps": played.execute_steps, "ensemble": played.ensemble}
     return changes
 
 

@@ -1,10 +1,55 @@
-"""The straight way between noise and actions (Lipman et al., 2023; Liu et al., 2023), and its integration."""
+"""The straight way between noise and actions (Lipman et al., 2023; Liu et al., 2023), and its integration.
+
+Integration can be drawn towards actions that are known already: real-time chunking (Black et al., 2025), where a robot
+plays the rest of the chunk before while the next one is made. The share of the way that lies behind runs from 0, noise,
+to 1, actions, whatever time a network is told.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+
+class Guide(NamedTuple):
+    """What actions are drawn towards as they are made.
+
+    Attributes:
+        actions_bad: normalized, the first of them for the same moment as the first that is made.
+        weight_bad: how much each counts, in [0, 1]; 0 where there is none.
+        limit_b: of the strength, `max_guidance_weight` of the original; 0 draws nothing.
+    """
+
+    actions_bad: Float[Array, "b a d"]
+    weight_bad: Float[Array, "b a d"]
+    limit_b: Float[Array, " b"]
+
+
+def guide_weights(
+    delay_b: Int[Array, " b"], left_b: Int[Array, " b"], action_horizon: int, schedule: str
+) -> Float[Array, "b a"]:
+    """How much each action of the chunk before counts for the chunk that is made.
+
+    Args:
+        delay_b: so many are played before the new chunk is there: they weigh 1.
+        left_b: so many there are: those behind weigh 0.
+        action_horizon: of the chunk.
+        schedule: how weights fall in between: "linear", "exp" (linear w to w (e^w - 1) / (e - 1)), "ones" (not at all)
+            or "zeros" (at once).
+    """
+    i_1a, left_b1 = jnp.arange(action_horizon)[None], left_b[:, None]
+    start_b1 = jnp.minimum(delay_b[:, None], left_b1)
+    linear_ba = jnp.clip((start_b1 - 1 - i_1a) / (left_b1 - start_b1 + 1) + 1, 0, 1)
+    falls = {
+        "linear": lambda: linear_ba,
+        "exp": lambda: linear_ba * jnp.expm1(linear_ba) / np.expm1(1),
+        "ones": lambda: jnp.ones_like(linear_ba),
+        "zeros": lambda: jnp.where(i_1a < start_b1, 1.0, 0.0),
+    }
+    return jnp.where(i_1a < left_b1, falls[schedule](), 0.0)
 
 
 def between(
@@ -16,7 +61,10 @@ def between(
 
 
 def euler(
-    velocity: Callable[[Array, Array], Array], noise_bad: Float[Array, "b a d"], times: Shaped[Array, " n"]
+    velocity: Callable[[Array, Array], Array],
+    noise_bad: Float[Array, "b a d"],
+    times: Shaped[Array, " n"],
+    guide: Guide | None = None,
 ) -> Float[Array, "b a d"]:
     """Euler's method from noise to actions, in steps of equal length.
 
@@ -24,9 +72,35 @@ def euler(
         velocity: (actions [b, a, d], time [b]) -> how actions change over the whole way [b, a, d].
         noise_bad: standard normal.
         times: at the beginning of each step, as `velocity` takes them.
+        guide: what the actions are drawn towards; None for nothing.
     """
 
-    def step(actions_bad: Array, time: Array) -> tuple[Array, None]:
-        return actions_bad + velocity(actions_bad, jnp.full(len(actions_bad), time)) / len(times), None
+    def step(actions_bad: Array, at: tuple[Array, Array]) -> tuple[Array, None]:
+        time, share = at
+        time_b = jnp.full(len(actions_bad), time)
+        if guide is None:
+            change_bad = velocity(actions_bad, time_b)
+        else:
+            change_bad = _drawn(lambda x_bad: velocity(x_bad, time_b), actions_bad, share, guide)
+        return actions_bad + change_bad / len(times), None
 
-    return jax.lax.scan(step, noise_bad, times)[0]
+    return jax.lax.scan(step, noise_bad, (times, jnp.arange(len(times)) / len(times)))[0]
+
+
+def _drawn(
+    velocity: Callable[[Array], Array], x_bad: Float[Array, "b a d"], share: Float[Array, ""], guide: Guide
+) -> Float[Array, "b a d"]:
+    """The velocity, and what brings the actions at which it would arrive nearer to the guide (Song et al., 2023).
+
+    That is the weighted error of these actions, through the transposed Jacobian of how they depend on `x_bad`.
+    """
+
+    def arrival(x_bad: Array) -> tuple[Array, Array]:
+        velocity_bad = velocity(x_bad)
+        return x_bad + (1 - share) * velocity_bad, velocity_bad
+
+    arrival_bad, transposed, velocity_bad = jax.vjp(arrival, x_bad, has_aux=True)
+    (pull_bad,) = transposed((guide.actions_bad - arrival_bad) * guide.weight_bad)
+    spread = (share**2 + (1 - share) ** 2) / (1 - share) ** 2
+    strength = jnp.where(share > 0, (1 - share) / share * spread, jnp.inf)
+    return velocity_bad + jnp.minimum(strength, guide.limit_b)[:, None, None] * pull_bad

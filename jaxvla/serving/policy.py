@@ -8,27 +8,30 @@ import collections
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from jaxvla.agents import make_agent
+from jaxvla.agents import check_takes_guide, make_agent
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.assets import Assets
-from jaxvla.contract import Execution
+from jaxvla.contract import Execution, RealTime
 from jaxvla.data.schema import PROPRIO
 from jaxvla.errors import ConfigError, PolicyError
+from jaxvla.models.flow_matching import Guide, guide_weights
 from jaxvla.models.module import Params
 from jaxvla.serving.draws import Draw, Draws, key_of
-from jaxvla.serving.execution import Schedule
+from jaxvla.serving.execution import Before, Memory, Schedule, check_timings
 from jaxvla.serving.instructions import Instructions
 from jaxvla.serving.prompts import Prompts
 from jaxvla.serving.stored import open_stored
 from jaxvla.serving.views import Views
+from jaxvla_client.chunks import Timing
 
 # What agents that are told something in words read. Each has
 #   of(agent, assets, step)   itself for a checkpoint, or None where the agent reads no such thing
@@ -75,8 +78,8 @@ def load_policy(
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         WeightsError: weights of LeRobot, or exported ones, are damaged or do not fit.
-        ConfigError: the policy does not reason in that way, its chunks do not have as many actions, or it was not
-            trained on such a dataset, or on several and none is named.
+        ConfigError: the policy does not reason in that way, its chunks do not have as many actions or cannot be made in
+            real time, or it was not trained on such a dataset, or on several and none is named.
         PolicyError: no robots, or a negative temperature.
     """
     stored = open_stored(folder, step, dataset)
@@ -85,9 +88,12 @@ def load_policy(
         raise ConfigError(
             f"{assets.agent} does not reason: no mode of inference can be chosen, leave {inference!r} out"
         )
-    (execution or assets.execution).steps(assets.spec.action_horizon)
-    own = {} if inference is None else {"inference": inference}
-    make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)  # says what is wrong before anything is read
+    own, execution = {} if inference is None else {"inference": inference}, execution or assets.execution
+    # Says what is wrong before anything is read.
+    execution.steps(assets.spec.action_horizon)
+    agent = make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)
+    if execution.realtime.enabled:
+        check_takes_guide(assets.agent, agent)
     kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
     return Policy(agent, params, assets, stored.step, robots, temperature, execution)
@@ -121,7 +127,7 @@ class Policy:
 
     Raises:
         PolicyError: no robots, or a negative temperature.
-        ConfigError: chunks do not have as many actions as are to be played.
+        ConfigError: chunks do not have as many actions as are to be played, or cannot be made in real time.
     """
 
     def __init__(
@@ -145,7 +151,12 @@ class Policy:
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
         self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]
         self._draws = Draws(robots)
-        self._schedule = Schedule(execution or assets.execution, self.spec.action_horizon, robots)
+        execution = execution or assets.execution
+        self._schedule = Schedule(execution, self.spec.action_horizon, robots)
+        self._memory = None
+        if execution.realtime.enabled:
+            check_takes_guide(assets.agent, agent)
+            self._memory = Memory(robots, (self._batch_spec.action_horizon, self._batch_spec.action_dim))
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
         given = (*self.spec.cameras, PROPRIO)
@@ -155,9 +166,13 @@ class Policy:
             what: Views(self._batch_spec, self.spec, proprio, names, assets.stored_sizes, assets.resize)
             for what, names in self.needed.items()
         }
-        self._act = jax.jit(functools.partial(_act, agent, temperature))
+        own_d = np.arange(self._batch_spec.action_dim) < self.spec.action_dim
+        guided = functools.partial(_guide, execution.realtime, own_d)
+        self._act = jax.jit(functools.partial(_act, agent, temperature, guided))
 
-    def act(self, observation: Mapping[str, Any], task: Mapping[str, Any]) -> Float32[np.ndarray, "a d"]:
+    def act(
+        self, observation: Mapping[str, Any], task: Mapping[str, Any], timing: Timing | None = None
+    ) -> Float32[np.ndarray, "a d"]:
         """The actions until the next decision, soonest first, in robot units; what was said before is in `words`.
 
         These are a chunk, the first ones of it, or one average of the chunks so far, as `execution` says.
@@ -167,12 +182,14 @@ class Policy:
                 at least those that are `needed`; others are not looked at.
             task: {"language": an instruction}, or {"goals": {camera: uint8 [H, W, 3], ...}} or that inner mapping
                 itself, whichever the agent is conditioned on.
+            timing: when the decision begins and is expected; None where it is there at once, and all that was given out
+                before has been played.
 
         Raises:
             PolicyError: a value is missing, or not of the dtype or shape expected.
             DataError: an instruction is empty, too long, or holds a control sign.
         """
-        decisions = self.act_batch([observation], [task])
+        decisions = self.act_batch([observation], [task], timings=None if timing is None else [timing])
         self.words = decisions.words[0]
         return decisions.actions_nad[0]
 
@@ -189,6 +206,7 @@ class Policy:
         observations: Sequence[Mapping[str, Any]],
         tasks: Sequence[Mapping[str, Any]],
         robots: Sequence[int] | None = None,
+        timings: Sequence[Timing] | None = None,
     ) -> Decisions:
         """`act` for n robots at once. What one does depends on nothing that is given for the others.
 
@@ -196,23 +214,30 @@ class Policy:
             observations: of each, as for `act`.
             tasks: of each, as for `act`.
             robots: which robots these are, n different numbers below `self.robots`; None for 0 to n - 1.
+            timings: of each, as for `act`.
 
         Raises:
-            PolicyError: as `act` does; or the numbers of observations, tasks and robots do not agree.
+            PolicyError: as `act` does; or the numbers of observations, tasks, robots and timings do not agree.
             DataError: as `act` does.
         """
         numbers = self._numbers(len(observations), robots)
         if len(tasks) != len(numbers):
             raise PolicyError(f"{len(numbers)} observations came with {len(tasks)} tasks; give one for each robot")
+        count = len(numbers)
+        if timings is not None:
+            check_timings(timings, count)
         prepared = self._task(tasks)
         histories = self._observed(observations, numbers)
+        timings = self._schedule.timings(numbers) if timings is None else timings
+        before = None if self._memory is None else self._memory.before(numbers, timings)
         inputs = _stack([self._whole(history) for history in histories]), prepared
-        inputs, draw = _fill((inputs, self._draws.next(numbers)), self.robots)
-        normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw))
-        count = len(numbers)
+        inputs, draw, before = _fill((inputs, self._draws.next(numbers), before), self.robots)
+        normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw, before))
+        if self._memory is not None:
+            self._memory.keep(numbers, normalized_nad[:count])
         words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
         own_nad = normalized_nad[:count, :, : self.spec.action_dim]
-        return Decisions(self._schedule.play(numbers, self._actions.inverse(own_nad)), words)
+        return Decisions(self._schedule.play(numbers, self._actions.inverse(own_nad), timings), words)
 
     def observe_batch(self, observations: Sequence[Mapping[str, Any]], robots: Sequence[int] | None = None) -> None:
         """`observe` for n robots; arguments and errors as of `act_batch`."""
@@ -234,15 +259,16 @@ class Policy:
         if seeds is not None:
             self._draws.restart(numbers, seeds)
         self._schedule.forget(numbers)
+        if self._memory is not None:
+            self._memory.forget(numbers)
         for robot in numbers:
             self._histories[robot].clear()
 
     def warm_up(self) -> float:
         """Compiles, so that the first decision is as fast as the others; returns the seconds that it took."""
-        start = time.perf_counter()
-        jax.block_until_ready(
-            self._act(self.params, self._blank(self.robots), Draws(self.robots).next(range(self.robots)))
-        )
+        start, robots = time.perf_counter(), range(self.robots)
+        before = None if self._memory is None else self._memory.before(robots, self._schedule.timings(robots))
+        jax.block_until_ready(self._act(self.params, self._blank(self.robots), Draws(self.robots).next(robots), before))
         return time.perf_counter() - start
 
     def _numbers(self, count: int, robots: Sequence[int] | None) -> list[int]:
@@ -295,26 +321,40 @@ class Policy:
         return blank.pop("observations"), blank | ({} if self._language is None else self._language.blank(count))
 
 
+def _guide(realtime: RealTime, own_d: np.ndarray, before: Before) -> Guide:
+    """What the actions of all rows are drawn towards, in the dimensions that the robot has."""
+    actions_nad, delay_n, left_n = before
+    weight_na = guide_weights(delay_n, left_n, actions_nad.shape[1], realtime.schedule)
+    return Guide(actions_nad, weight_na[..., None] * own_d, jnp.full(len(left_n), realtime.max_guidance_weight))
+
+
 def _act(
-    agent: Agent, temperature: float, params: Params, inputs: tuple[Any, Any], draw: Draw | None
+    agent: Agent,
+    temperature: float,
+    guided: Callable[[Before], Guide] | None,
+    params: Params,
+    inputs: tuple[Any, Any],
+    draw: Draw | None,
+    before: Before | None = None,
 ) -> tuple[Any, Any]:
     """Normalized actions, and the tokens that were said before them, or None. Each row makes its own draws."""
 
-    def decide(inputs: tuple[Any, Any], *drawing: Any) -> tuple[Any, Any]:
+    def decide(inputs: tuple[Any, Any], own: dict[str, Guide], *drawing: Any) -> tuple[Any, Any]:
         if "text" in agent.batch_keys:
-            return tuple(agent.sample_actions(params, *inputs, *drawing))
-        return agent.act(params, *inputs, *drawing), None
+            return tuple(agent.sample_actions(params, *inputs, *drawing, **own))
+        return agent.act(params, *inputs, *drawing, **own), None
 
-    def decide_for_one(inputs: tuple[Any, Any], draw: Draw) -> tuple[Any, Any]:
-        decided = decide(jax.tree.map(lambda x: x[None], inputs), key_of(draw), temperature)
+    def decide_for_one(given: tuple[tuple[Any, Any], dict[str, Guide]], draw: Draw) -> tuple[Any, Any]:
+        decided = decide(*jax.tree.map(lambda x: x[None], given), key_of(draw), temperature)
         return jax.tree.map(lambda x: x[0], decided)
 
-    return jax.vmap(decide_for_one)(inputs, draw) if temperature else decide(inputs)
+    given = inputs, {} if before is None else {"guide": guided(before)}
+    return jax.vmap(decide_for_one)(given, draw) if temperature else decide(*given)
 
 
 def _inputs_read(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> dict[str, tuple[str, ...]]:
     """Which observations and goals the computation of an action reads, by name."""
-    jaxpr = jax.make_jaxpr(functools.partial(_act, agent, 0.0))(params, inputs, None).jaxpr
+    jaxpr = jax.make_jaxpr(lambda *given: _act(agent, 0.0, None, *given))(params, inputs, None).jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
     given = jaxpr.invars[len(jax.tree.leaves(params)) :]

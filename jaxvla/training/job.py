@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxvla.agents import Agent, make_agent, start_of
+from jaxvla.agents import Agent, check_takes_guide, make_agent, start_of
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
 from jaxvla.agents.language import Language, LanguageConfig, open_language
 from jaxvla.assets import Assets, DatasetAssets
@@ -224,6 +224,8 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
         **_of_datasets(mixture_config, training),
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
+    if config.execution.realtime.enabled:
+        check_takes_guide(config.agent, agent)
     data_config.tasks.check(agent.batch_keys)
     tables = None if language is None else (language.table(training), language.table(validation))
     start = start_of(config.agent, agent) if begun is None else start_from(begun.policy, agent, spec)

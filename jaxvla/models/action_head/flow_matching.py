@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from jaxvla.models.action_head.config import ActionHeadConfig
-from jaxvla.models.flow_matching import between, euler
+from jaxvla.models.flow_matching import Guide, between, euler
 
 
 def flow_time(config: ActionHeadConfig, x_m: Float[Array, " m"]) -> Float[Array, " m"]:
@@ -45,6 +45,7 @@ def integrate(
     velocity: Callable[[Array, Array], Array],
     noise_bad: Float[Array, "b a d"],
     num_steps: int,
+    guide: Guide | None = None,
 ) -> Float[Array, "b a d"]:
     """Euler's method from noise to actions.
 
@@ -53,5 +54,6 @@ def integrate(
         velocity: (actions [b, a, d], bucket of the time [b]) -> [b, a, d].
         noise_bad: standard normal.
         num_steps: of equal length.
+        guide: what the actions are drawn towards; None for nothing.
     """
-    return euler(velocity, noise_bad, jnp.arange(num_steps) * config.num_timestep_buckets // num_steps)
+    return euler(velocity, noise_bad, jnp.arange(num_steps) * config.num_timestep_buckets // num_steps, guide)

@@ -16,6 +16,7 @@ from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.dit import Context, DiT
 from jaxvla.models.action_head.encoders import ActionEncoder
 from jaxvla.models.action_head.layers import ReluMLP
+from jaxvla.models.flow_matching import Guide
 from jaxvla.models.module import compute_dtype
 from jaxvla.ops.dimensions import mean_present, only_present
 from jaxvla.ops.losses import masked_mean
@@ -116,6 +117,7 @@ class ActionHead(nnx.Module):
         present_bd: Bool[Array, "b d"] | None = None,
         num_steps: int | None = None,
         rng: Key[Array, ""] | None = None,
+        guide: Guide | None = None,
     ) -> Float[Array, "b a d"]:
         """Chunks of normalized actions, float32; a function of its arguments alone.
 
@@ -127,10 +129,13 @@ class ActionHead(nnx.Module):
             present_bd: as of `losses`; what comes out in the others means nothing.
             num_steps: None for what the configuration says.
             rng: of the noise that "ddpm" adds between steps; None for the mean of each step. Flow matching adds none.
+            guide: what the actions are drawn towards, with flow matching alone; None for nothing.
 
         Raises:
-            ConfigError: a number of steps that sampling cannot take.
+            ConfigError: a number of steps that sampling cannot take, or a guide for "ddpm".
         """
+        if guide is not None and self.config.kind == "ddpm":
+            raise ConfigError("actions of action_head.kind ddpm are drawn towards no chunk of before")
         config = self.config if num_steps is None else self.config.with_steps(num_steps)
         context = self.dit.context(context_btc, context_valid_bt)
 
@@ -140,7 +145,7 @@ class ActionHead(nnx.Module):
         noise_bad = noise_bad.astype(jnp.float32)
         if self.config.kind == "ddpm":
             return diffusion.denoise(config, predict, noise_bad, rng)
-        return flow_matching.integrate(config, predict, noise_bad, config.num_inference_steps)
+        return flow_matching.integrate(config, predict, noise_bad, config.num_inference_steps, guide)
 
     def predict(
         self,

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.flow_matching import between, euler
+from jaxvla.models.flow_matching import Guide, between, euler
 from jaxvla.models.layers import Linear
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.smolvla.config import SmolVLAConfig
@@ -144,7 +144,11 @@ class SmolVLA(nnx.Module):
         return (noise_bad - actions_bad - velocity_bad) ** 2
 
     def sample(
-        self, context: Context, noise_bad: Float[Array, "b a d"], num_steps: int | None = None
+        self,
+        context: Context,
+        noise_bad: Float[Array, "b a d"],
+        num_steps: int | None = None,
+        guide: Guide | None = None,
     ) -> Float[Array, "b a d"]:
         """Chunks of normalized actions, float32; what comes out in dimensions that only fill up means nothing.
 
@@ -152,6 +156,7 @@ class SmolVLA(nnx.Module):
             context: from `look`.
             noise_bad: standard normal.
             num_steps: of Euler's method; None for what the configuration says.
+            guide: what the actions are drawn towards, filled up with zeros; None for nothing.
 
         Raises:
             ConfigError: fewer steps than 1.
@@ -160,7 +165,8 @@ class SmolVLA(nnx.Module):
         if num_steps < 1:
             raise ConfigError(f"num_steps must be at least 1, not {num_steps}")
         times = jnp.asarray(1 - np.arange(num_steps) / num_steps, jnp.float32)
-        return euler(lambda x_bad, time_b: -self.velocity(context, x_bad, time_b), noise_bad, times)
+        # Its time runs from 1, noise, to 0.
+        return euler(lambda x_bad, time_b: -self.velocity(context, x_bad, time_b), noise_bad, times, guide)
 
 
 def prepare_images(images_bhwc: UInt8[Array, "b h w c"], config: SmolVLAConfig) -> Float[Array, "b y x c"]:
