@@ -1,10 +1,12 @@
 """Episodes in closed loop: several worlds side by side, and one policy that decides for all of them at once.
 
 Every world plays one episode at a time. Worlds whose episode goes on get their decisions from one call of the policy,
-then each plays the actions that it got; a world whose episode has ended begins the next one that waits. So what happens
-in an episode does not depend on how many worlds there are, or in which of them it is played.
+then each plays until its next one is due; a world whose episode has ended begins the next one that waits. So what
+happens in an episode does not depend on how many worlds there are, or in which of them it is played.
 
-Axis letters: n worlds that wait for a decision, a actions to play before the next one, d action dimension.
+A `Pace` says how long a decision takes, in steps of a world, which goes on meanwhile.
+
+Axis letters: n worlds that wait for a decision, a actions of a decision, d action dimension.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jaxvla.errors import ConfigError
+from jaxvla_client.chunks import Plan, Player, Timing
 
 Observation = Mapping[str, np.ndarray]
 
@@ -56,9 +59,16 @@ class Actor(Protocol):
     """A policy for worlds that are numbered from 0; `jaxvla.serving.policy.Policy` is one."""
 
     def act_batch(
-        self, observations: Sequence[Observation], tasks: Sequence[Mapping[str, Any]], robots: Sequence[int]
+        self,
+        observations: Sequence[Observation],
+        tasks: Sequence[Mapping[str, Any]],
+        robots: Sequence[int],
+        timings: Sequence[Timing],
     ) -> tuple[np.ndarray, Sequence[str]]:
-        """Actions [n, a, d] of worlds `robots` until their next decision, and what is said before each."""
+        """Actions [n, a, d] of worlds `robots` from now on, and what is said before each.
+
+        The timings say which action of the decision before would be played now, and when this one is there.
+        """
 
     def observe_batch(self, observations: Sequence[Observation], robots: Sequence[int]) -> None:
         """Shows time steps at which nothing is to be decided."""
@@ -114,6 +124,24 @@ class Episode:
     goals: Observation | None = None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pace:
+    """How worlds play what is decided for them.
+
+    A world stands still until its first decision is there. From then on it plays the actions of earlier ones while the
+    next is made.
+
+    Attributes:
+        plan: which actions are played; all of a decision where nothing else is said.
+        latency: steps of the world that a decision takes.
+        unit_d: what jumps are measured in, in the units of actions; None for these.
+    """
+
+    plan: Plan = dataclasses.field(default_factory=Plan)
+    latency: int = 0
+    unit_d: np.ndarray | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """How an episode went.
@@ -126,6 +154,9 @@ class Result:
         decisions: that the policy took.
         milliseconds: of one decision, the median: the time of the call over the number of worlds that it decided for.
         words: what the policy said before each decision; empty where it said nothing.
+        jumps: how far the first action that is played after a decision has come lies from the one played before, of all
+            decisions but the first: the largest difference in any number but the gripper's, in `Pace.unit_d`.
+        change: the same between actions with no decision in between, the mean; 0 where there are none.
     """
 
     number: int
@@ -137,6 +168,8 @@ class Result:
     decisions: int
     milliseconds: float
     words: tuple[str, ...]
+    jumps: tuple[float, ...] = ()
+    change: float = 0.0
 
 
 # Called with an episode, its task in words, a frame (first and last included), and what was said before it.
@@ -150,6 +183,8 @@ class _Play:
     episode: Episode
     world: World
     watch: Watch | None
+    pace: Pace
+    player: Player = dataclasses.field(init=False)
     observation: Observation = dataclasses.field(init=False)
     info: dict[str, Any] = dataclasses.field(init=False)
     success: bool = False
@@ -157,8 +192,12 @@ class _Play:
     steps: int = 0
     milliseconds: list[float] = dataclasses.field(default_factory=list)
     words: list[str] = dataclasses.field(default_factory=list)
+    # Those between actions with a decision in between, and those without.
+    changes: dict[bool, list[float]] = dataclasses.field(default_factory=lambda: {True: [], False: []})
+    last_d: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        self.player = Player(self.pace.plan, self.pace.latency)
         self.observation, self.info = self.world.reset(seed=self.episode.seed, task=self.episode.task)
         self._show()
 
@@ -167,7 +206,12 @@ class _Play:
         goals = {} if self.episode.goals is None else {"goals": self.episode.goals}
         return {"language": self.info["instruction"]} | goals
 
-    def step(self, action_d: np.ndarray) -> None:
+    def step(self, action_d: np.ndarray, decided: bool) -> None:
+        """Plays one action, the first after a decision has come or another one."""
+        if self.last_d is not None:
+            change_d = np.abs(action_d - self.last_d) / (1.0 if self.pace.unit_d is None else self.pace.unit_d)
+            self.changes[decided].append(float(change_d[:-1].max()))
+        self.last_d = action_d
         # BridgeData's robots open and close the gripper all the way.
         whole = np.append(action_d[:-1], action_d[-1] > 0.5)
         self.observation, _, self.success, truncated, self.info = self.world.step(whole)
@@ -186,6 +230,8 @@ class _Play:
             decisions=len(self.milliseconds),
             milliseconds=float(np.median(self.milliseconds)),
             words=tuple(self.words) if any(self.words) else (),
+            jumps=tuple(self.changes[True]),
+            change=float(np.mean(self.changes[False])) if self.changes[False] else 0.0,
         )
 
     def _show(self) -> None:
@@ -198,22 +244,24 @@ def rollouts(
     worlds: Sequence[World],
     episodes: Iterable[Episode],
     watch: Watch | None = None,
+    pace: Pace | None = None,
 ) -> Iterator[Result]:
     """Plays every episode to its end, and gives the results in the order in which they come.
 
     Args:
-        policy: decides for world i as its robot i, which plays all actions of a decision before the next one.
+        policy: decides for world i as its robot i.
         worlds: as many as are to be played side by side.
         episodes: taken one by one, when a world is free.
         watch: sees every frame of every episode.
+        pace: how decisions are played; None where each is there at once, and all its actions before the next one.
     """
-    waiting = iter(episodes)
+    waiting, pace = iter(episodes), pace or Pace()
     plays: dict[int, _Play] = {}
     while True:
         for i in [i for i in range(len(worlds)) if i not in plays]:
             episode = next(waiting, None)
             if episode is not None:
-                plays[i] = _Play(episode, worlds[i], watch)
+                plays[i] = _Play(episode, worlds[i], watch, pace)
                 policy.reset([i], [episode.seed])
         if not plays:
             return
@@ -224,15 +272,28 @@ def rollouts(
 
 def _decide_and_play(policy: Actor, plays: Mapping[int, _Play]) -> None:
     robots, together = list(plays), list(plays.values())
+    timings = [play.player.ask() for play in together]
     start = time.perf_counter()
-    actions_nad, words = policy.act_batch([play.observation for play in together], [p.task for p in together], robots)
+    observations, tasks = [play.observation for play in together], [play.task for play in together]
+    actions_nad, words = policy.act_batch(observations, tasks, robots, timings)
     milliseconds = 1000 * (time.perf_counter() - start) / len(together)
     for i, play, actions_ad, said in zip(robots, together, actions_nad, words):
         play.milliseconds.append(milliseconds)
         play.words.append(said)
-        for k, action_d in enumerate(actions_ad):
-            if k:
-                policy.observe_batch([play.observation], [i])
-            play.step(action_d)
-            if play.over:
-                break
+        _play_on(policy, i, play, actions_ad)
+
+
+def _play_on(policy: Actor, robot: int, play: _Play, actions_ad: np.ndarray) -> None:
+    """Plays until the next decision is due; this one comes after as many steps as the pace says."""
+    seen = True
+    while not play.over and not play.player.due:
+        decided = play.player.waited == play.pace.latency
+        if decided:
+            play.player.answer(actions_ad)
+        action_d = play.player.step()
+        if action_d is None:
+            continue
+        if not seen:
+            policy.observe_batch([play.observation], [robot])
+        play.step(action_d, decided)
+        seen = False

@@ -134,7 +134,7 @@ def test_films_are_of_the_first_episodes_of_the_last_whole_play(tmp_path):
             super().__init__()
             self.needed = {"observation": ("images0", "proprio"), "goals": ("images0",)}
 
-        def act_batch(self, observations, tasks, robots):
+        def act_batch(self, observations, tasks, robots, timings):
             return np.zeros((len(robots), 2, 7)), ["still"] * len(robots)
 
         def observe_batch(self, observations, robots):

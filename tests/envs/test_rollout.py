@@ -44,7 +44,7 @@ class Adder:
     calls: list = dataclasses.field(default_factory=list)
     seeds: list = dataclasses.field(default_factory=list)
 
-    def act_batch(self, observations, tasks, robots):
+    def act_batch(self, observations, tasks, robots, timings):
         self.calls.append((list(robots), [task.get("goals") for task in tasks]))
         self.observe_batch(observations, robots)
         chunks = [np.full((self.steps, 2), len(self.seen[robot]) / 10) for robot in robots]
