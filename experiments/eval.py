@@ -9,21 +9,30 @@ can be compared on the same ones; --parallel of them are played side by side, wh
 nothing else. With --parallel=1, ms/decision is the time that one robot waits.
 
 A policy is played as its checkpoint says. What flags, or the world, make of it otherwise is printed and reported.
+
+    python experiments/eval.py --checkpoint runs/ecot_20260101_120000 --output_path report.json \\
+        --chunking naive,ensembled,realtime --latency 0,1,2,4
+
+plays it as if a decision took so many control steps, while the world goes on; before an episode's first decision it
+stands still. Success and jumps by latency are printed, and drawn beside the report.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tqdm
 from absl import flags
 
 from jaxvla import cli
+from jaxvla.envs import pacing
 from jaxvla.envs.evaluation import Films, Tally, episodes, table
 from jaxvla.envs.film import SUFFIX, SUFFIXES, check_films
-from jaxvla.envs.rollout import Result, WorldSpec, check_fit, rollouts
+from jaxvla.envs.rollout import Pace, Result, WorldSpec, check_fit, rollouts
 from jaxvla.envs.tabletop import CAMERA_SIZE
 from jaxvla.envs.worlds import MAX_STEPS, WORLDS, Scenario
 from jaxvla.errors import ConfigError
@@ -59,6 +68,13 @@ flags.DEFINE_string(
     "Temporal ensembling, which decides at every step: by how much a prediction weighs less than the one before it, "
     "such as 0.01, or none; the checkpoint's where it is not given.",
 )
+flags.DEFINE_list(
+    "chunking",
+    [],
+    "How chunks follow one another: naive, ensembled (by --ensemble, 0.01 where nothing says another), realtime; some "
+    "of them to compare; as the checkpoint says where it is not given.",
+)
+flags.DEFINE_list("latency", ["0"], "Control steps that a decision takes, one number or several to compare.")
 flags.DEFINE_integer(
     "image_size",
     None,
@@ -80,7 +96,12 @@ _SETTINGS = (
     "parallel",
     "temperature",
     "max_steps",
+    "chunking",
+    "latency",
 )
+CHUNKINGS = ("naive", "ensembled", "realtime")
+# ACT's.
+USUAL_ENSEMBLE = 0.01
 
 
 def main(_: list[str]) -> None:
@@ -96,51 +117,117 @@ def main(_: list[str]) -> None:
     from jaxvla.serving.stored import open_stored
 
     stored = open_stored(FLAGS.checkpoint, FLAGS.step, FLAGS.dataset)
-    checkpoint, play = stored.path, terms(stored.assets.of(FLAGS.dataset), spec)
-    scenario = dataclasses.replace(scenario, image_size=play.image_size)
-    results = {}
-    for mode in FLAGS.modes or [None]:
+    checkpoint, assets = stored.path, stored.assets.of(FLAGS.dataset)
+    if unknown := [way for way in FLAGS.chunking if way not in CHUNKINGS]:
+        raise ConfigError(f"--chunking must be some of {', '.join(CHUNKINGS)}, not {', '.join(unknown)}")
+    plays = [terms(assets, spec, chunking) for chunking in FLAGS.chunking or [""]]
+    waits = latencies(assets.spec.action_horizon)
+    scenario = dataclasses.replace(scenario, image_size=plays[0].image_size)
+    rows: dict[str, pacing.Paced] = {}
+    modes = FLAGS.modes or [None]
+    for mode, play in itertools.product(modes, plays):
         robots = min(FLAGS.parallel, FLAGS.episodes)
-        policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.execution, FLAGS.dataset)
+        policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.whole, FLAGS.dataset)
         check_fit(FLAGS.env, spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
-        if not results:
+        if mode == modes[0]:
             print(play)
-        name = mode or "policy"
-        print(f"{name}: compiled in {policy.warm_up():.1f} s", flush=True)
-        results[name] = evaluate(policy, scenario, name)
-    print(table({mode: Tally.of(own) for mode, own in results.items()}))
+        way = " ".join(word for word in (mode, play.chunking) if word) or "policy"
+        print(f"{way}: compiled in {policy.warm_up():.1f} s", flush=True)
+        for latency in waits:
+            name = f"{way} {latency}" if len(waits) > 1 else way
+            rows[name] = pacing.Paced(way, latency, evaluate(policy, scenario, play.pace(latency), name))
+    conclude(rows, report(checkpoint, plays, rows), output)
+
+
+def conclude(rows: Mapping[str, pacing.Paced], found: Mapping[str, Any], output: pathlib.Path | None) -> None:
+    """Prints a table, writes the report, and draws success by latency where that was asked for."""
+    timed = FLAGS.chunking or any(row.latency for row in rows.values())
+    if timed:
+        print(pacing.markdown(list(rows.values())), end="")
+    else:
+        print(table({name: Tally.of(row.results) for name, row in rows.items()}))
     if output:
-        output.write_text(json.dumps(report(checkpoint, play, results), indent=1))
+        output.write_text(json.dumps(found, indent=1))
         print(f"report       {output}")
+    if output and timed:
+        pacing.plot(list(rows.values()), output.with_suffix(".png"))
+        print(f"plot         {output.with_suffix('.png')}")
+
+
+def latencies(action_horizon: int) -> list[int]:
+    """Those of --latency; chunks must last until the next one is there."""
+    found = []
+    for word in FLAGS.latency:
+        if not word.strip().isdecimal():
+            raise ConfigError(f"--latency must be control steps, such as 2, or 0,1,2, not {','.join(FLAGS.latency)!r}")
+        found.append(int(word))
+        if 2 * found[-1] > action_horizon:
+            raise ConfigError(
+                f"--latency={found[-1]} does not go with chunks of {action_horizon} actions: {found[-1]} of them are "
+                f"past when one is there, and the rest ends before the next one; {action_horizon // 2} is the most"
+            )
+    if not found or len({*found}) < len(found):
+        raise ConfigError(f"--latency must be different numbers of control steps, not {','.join(FLAGS.latency)!r}")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Terms:
-    """How a policy is played: as its checkpoint says, but for what flags and the world make otherwise."""
+    """How a policy is played: as its checkpoint says, but for what flags and the world make otherwise.
 
+    Attributes:
+        chunking: one of --chunking; empty for the checkpoint's.
+        unit_d: what jumps of actions are measured in: their standard deviations in the training data.
+    """
+
+    chunking: str
     contract: "Contract"
     execution: "Execution"
     image_size: int
     deviations: tuple["Deviation", ...]
+    unit_d: np.ndarray
+
+    @property
+    def whole(self) -> "Execution":
+        """What the policy does: it gives whole chunks, and what is played of them is the world's part."""
+        return dataclasses.replace(self.execution, execute_steps=0, ensemble=None)
+
+    def pace(self, latency: int) -> Pace:
+        """The world's part."""
+        from jaxvla.serving.execution import plan_of
+
+        return Pace(plan_of(self.execution, self.contract.action_horizon), latency, self.unit_d)
 
     def __str__(self) -> str:
         return "\n".join([f"contract     {self.contract}", *(f"deviation    {each}" for each in self.deviations)])
 
 
-def terms(assets: "Assets", spec: WorldSpec) -> Terms:
-    """The terms on which a checkpoint is played in a world."""
-    contract, execution = assets.contract(), assets.execution
-    if FLAGS.ensemble is not None:
-        ensemble = None if FLAGS.ensemble == "none" else _number("ensemble", FLAGS.ensemble)
-        steps = execution.execute_steps if ensemble is None else 1
-        execution = dataclasses.replace(execution, execute_steps=steps, ensemble=ensemble)
-    if FLAGS.execute_steps is not None:
-        execution = dataclasses.replace(execution, execute_steps=FLAGS.execute_steps)
+def terms(assets: "Assets", spec: WorldSpec, chunking: str = "") -> Terms:
+    """The terms on which a checkpoint is played in a world, in one of the ways of --chunking."""
+    contract, execution = assets.contract(), played(assets.execution, chunking)
     cameras = [name for name in contract.cameras if name in spec.cameras]
     known = [size for name in cameras if (size := contract.cameras[name].stored_size)]
     side = FLAGS.image_size or max((side for size in known for side in size), default=CAMERA_SIZE)
     sizes = dict.fromkeys(cameras, (side, side))
-    return Terms(contract, execution, side, contract.deviations(execution, sizes, spec.control_frequency))
+    deviations = contract.deviations(execution, sizes, spec.control_frequency)
+    std_d = assets.statistics.actions.std
+    return Terms(chunking, contract, execution, side, deviations, np.where(std_d > 0, std_d, 1))
+
+
+def played(execution: "Execution", chunking: str) -> "Execution":
+    """What a checkpoint says of how it is played, but for the flags."""
+    ensemble, realtime = execution.ensemble, execution.realtime
+    if FLAGS.ensemble is not None:
+        ensemble = None if FLAGS.ensemble == "none" else _number("ensemble", FLAGS.ensemble)
+    if chunking:
+        realtime = dataclasses.replace(realtime, enabled=chunking == "realtime")
+        ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
+    steps = execution.execute_steps
+    if FLAGS.execute_steps is not None and (chunking != "ensembled" or len(FLAGS.chunking) == 1):
+        steps = FLAGS.execute_steps
+    elif ensemble is not None:
+        steps = 1
+    return dataclasses.replace(execution, execute_steps=steps, ensemble=ensemble, realtime=realtime)
 
 
 def _number(flag: str, value: str) -> float:
@@ -150,21 +237,21 @@ def _number(flag: str, value: str) -> float:
         raise ConfigError(f"--{flag} must be a number or none, not {value!r}") from error
 
 
-def evaluate(policy: "Policy", scenario: Scenario, mode: str) -> list[Result]:
-    """Plays all episodes in one mode and films the first ones; results by number."""
+def evaluate(policy: "Policy", scenario: Scenario, pace: Pace, name: str) -> list[Result]:
+    """Plays all episodes in one way and films the first ones; results by number."""
     worlds = [scenario.make() for _ in range(policy.robots)]
     films = Films(policy.needed, FLAGS.videos, f".{FLAGS.video_format}")
     watch = films.watch if FLAGS.videos else None
     results, successes = [], 0
     chosen = episodes(scenario, FLAGS.episodes, bool(policy.needed["goals"]), FLAGS.seed)
-    played = rollouts(policy, worlds, chosen, watch)
-    with tqdm.tqdm(played, mode, FLAGS.episodes, leave=False, unit="episode") as progress:
+    playing = rollouts(policy, worlds, chosen, watch, pace)
+    with tqdm.tqdm(playing, name, FLAGS.episodes, leave=False, unit="episode") as progress:
         for result in progress:
             results.append(result)
             successes += result.success
             progress.set_postfix_str(f"{successes}/{len(results)} successes", refresh=False)
             if result.number < FLAGS.videos:
-                films.save(result, video_folder(), mode)
+                films.save(result, video_folder(), name.replace(" ", "_"))
     return sorted(results, key=lambda result: result.number)
 
 
@@ -174,17 +261,21 @@ def video_folder() -> pathlib.Path:
     return path.with_name(f"{path.stem}_videos")
 
 
-def report(checkpoint: pathlib.Path, play: Terms, results: Mapping[str, list[Result]]) -> dict[str, Any]:
+def report(checkpoint: pathlib.Path, plays: Sequence[Terms], rows: Mapping[str, pacing.Paced]) -> dict[str, Any]:
     """What was run and how it went, as JSON values."""
-    steps = play.execution.steps(play.contract.action_horizon)
-    used = {"execute_steps": steps, "ensemble": play.execution.ensemble, "image_size": play.image_size}
+    first = plays[0]
+    used: dict[str, Any] = {"image_size": first.image_size}
+    if len(plays) == 1:
+        steps = first.execution.steps(first.contract.action_horizon)
+        used |= {"execute_steps": steps, "ensemble": first.execution.ensemble}
     return {
         "checkpoint": str(checkpoint),
         "settings": {name: FLAGS[name].value for name in _SETTINGS} | used,
-        "contract": play.contract.to_json(),
-        "deviations": [dataclasses.asdict(deviation) for deviation in play.deviations],
-        "summary": {mode: Tally.of(own).to_json() for mode, own in results.items()},
-        "episodes": {mode: [dataclasses.asdict(result) for result in own] for mode, own in results.items()},
+        "contract": first.contract.to_json(),
+        "executions": {play.chunking or "checkpoint": dataclasses.asdict(play.execution) for play in plays},
+        "deviations": [dataclasses.asdict(deviation) for play in plays for deviation in play.deviations],
+        "summary": {name: row.to_json() for name, row in rows.items()},
+        "episodes": {name: [dataclasses.asdict(result) for result in row.results] for name, row in rows.items()},
     }
 
 

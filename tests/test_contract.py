@@ -10,7 +10,7 @@ from training.positional_batches import SPEC, make_assets
 from jaxvla import agents
 from jaxvla.assets import Assets
 from jaxvla.checkpoint import read_assets
-from jaxvla.contract import CameraContract, Deviation, Execution
+from jaxvla.contract import CameraContract, Deviation, Execution, RealTime
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError, ConfigError
 from jaxvla.serving.policy import load_policy
@@ -117,3 +117,38 @@ def test_what_is_not_said_cannot_be_deviated_from():
     silent = dataclasses.replace(SAID, execution=Execution(), control_frequency=0.0, stored_sizes={}).contract()
     assert silent.deviations(Execution(8), {"images0": (1, 1)}, 30.0) == ()
     assert silent.deviations(Execution(2), {}, 0.0) == (Deviation("execute_steps", "2", "8"),)
+
+
+def test_every_way_of_averaging_has_its_words():
+    assert Execution().averaging() == "none"
+    assert Execution(1, 0.1).averaging() == "0.1"
+    assert Execution(1, 0.1, "agreement", 7).averaging() == "0.1 by agreement of the last 7"
+
+
+def test_real_time_is_said_and_deviates():
+    own = Execution(4, realtime=RealTime(True, "linear", 10.0))
+    contract = dataclasses.replace(SAID, execution=own).contract()
+    assert contract.execution == own
+    assert str(contract).startswith("4 of 8 actions a decision (real time, linear up to 10) at 5 Hz")
+    assert json.loads(json.dumps(contract.to_json()))["realtime"]["schedule"] == "linear"
+    assert contract.deviations(Execution(4), {}, 0.0) == (Deviation("realtime", "none", "linear up to 10"),)
+    unsaid = dataclasses.replace(own, realtime=RealTime(False, "ones"))
+    assert dataclasses.replace(SAID, execution=unsaid).contract().deviations(Execution(4), {}, 0.0) == ()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: RealTime(True, "cubic"), "realtime.schedule must be one of exp, linear, ones, zeros, not 'cubic'$"),
+        (lambda: RealTime(True, "exp", -1.0), "max_guidance_weight must be 0 or positive, not -1.0$"),
+        (lambda: Execution(1, 0.1, "mood"), "ensemble_by must be one of age, agreement, not 'mood'$"),
+        (lambda: Execution(1, 0.1, "age", -1), r"ensemble_last must be 0 \(all\) or more, not -1$"),
+        (
+            lambda: Execution(1, 0.1, realtime=RealTime(True)),
+            "averages chunks, and execution.realtime makes them go on",
+        ),
+    ],
+)
+def test_ways_of_playing_that_make_no_sense(made, message):
+    with pytest.raises(ConfigError, match=message):
+        made()

@@ -192,9 +192,10 @@ class _Play:
     steps: int = 0
     milliseconds: list[float] = dataclasses.field(default_factory=list)
     words: list[str] = dataclasses.field(default_factory=list)
-    # Those between actions with a decision in between, and those without.
-    changes: dict[bool, list[float]] = dataclasses.field(default_factory=lambda: {True: [], False: []})
+    # Whether a decision has come since the last action; and changes between actions, by that.
+    decided: bool = False
     last_d: np.ndarray | None = None
+    changes: dict[bool, list[float]] = dataclasses.field(default_factory=lambda: {True: [], False: []})
 
     def __post_init__(self) -> None:
         self.player = Player(self.pace.plan, self.pace.latency)
@@ -206,12 +207,11 @@ class _Play:
         goals = {} if self.episode.goals is None else {"goals": self.episode.goals}
         return {"language": self.info["instruction"]} | goals
 
-    def step(self, action_d: np.ndarray, decided: bool) -> None:
-        """Plays one action, the first after a decision has come or another one."""
+    def step(self, action_d: np.ndarray) -> None:
         if self.last_d is not None:
             change_d = np.abs(action_d - self.last_d) / (1.0 if self.pace.unit_d is None else self.pace.unit_d)
-            self.changes[decided].append(float(change_d[:-1].max()))
-        self.last_d = action_d
+            self.changes[self.decided].append(float(change_d[:-1].max()))
+        self.last_d, self.decided = action_d, False
         # BridgeData's robots open and close the gripper all the way.
         whole = np.append(action_d[:-1], action_d[-1] > 0.5)
         self.observation, _, self.success, truncated, self.info = self.world.step(whole)
@@ -287,13 +287,14 @@ def _play_on(policy: Actor, robot: int, play: _Play, actions_ad: np.ndarray) -> 
     """Plays until the next decision is due; this one comes after as many steps as the pace says."""
     seen = True
     while not play.over and not play.player.due:
-        decided = play.player.waited == play.pace.latency
-        if decided:
+        if play.player.waited == play.pace.latency:
             play.player.answer(actions_ad)
+            play.decided = True
+            continue  # the next decision may be due at once
         action_d = play.player.step()
         if action_d is None:
             continue
         if not seen:
             policy.observe_batch([play.observation], [robot])
-        play.step(action_d, decided)
+        play.step(action_d)
         seen = False

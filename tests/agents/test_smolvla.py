@@ -18,6 +18,7 @@ from jaxvla.agents.agent import Agent
 from jaxvla.data.schema import NO_TOKEN, BatchSpec, InstructionSpec
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, WeightsError
+from jaxvla.models.flow_matching import Guide
 from jaxvla.models.module import bind
 from jaxvla.models.smolvla.config import LORA_TARGETS, SmolVLAConfig
 from jaxvla.models.smolvla.model import draw_time, prepare_images
@@ -346,3 +347,19 @@ def test_training_starts_from_a_folder_of_the_language_model(tmp_path):
         start_of("smolvla", starting(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="is no local path"):
         start_of("smolvla", starting("gs://bucket/vlm"))
+
+
+def test_actions_are_drawn_towards_a_chunk_of_before_in_their_own_dimensions():
+    params, batch = case()
+    agent, seen, task = make(), batch["observations"], {"instruction": batch["instruction"]}
+    plain = np.asarray(acting(agent)(params, seen, task))
+    weight = np.array([[1, 1, 0.5, 0], [1, 0.2, 0, 0], [0, 0, 0, 0]], np.float32)[..., None] * [1, 1, 0]
+    target = plain + 0.3
+    guide = Guide(jnp.asarray(target), jnp.asarray(weight, jnp.float32), jnp.full(3, 5.0))
+    drawn = np.asarray(quick_jit(lambda *given: agent.act(*given, guide=guide))(params, seen, task))
+    assert drawn.shape == plain.shape
+    assert (np.abs(drawn - target)[weight > 0.9] < np.abs(plain - target)[weight > 0.9]).all()
+    np.testing.assert_allclose(drawn[2], plain[2], atol=1e-5)
+    nothing = guide._replace(limit_b=jnp.zeros(3))
+    still = quick_jit(lambda *given: agent.act(*given, guide=nothing))(params, seen, task)
+    np.testing.assert_allclose(still, plain, atol=1e-5)

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxvla.envs.rollout import Actor, Episode, World, WorldSpec, check_fit, rollouts
+from jaxvla.envs.rollout import Actor, Episode, Pace, World, WorldSpec, check_fit, rollouts
 from jaxvla.envs.tabletop import TabletopEnv
 from jaxvla.errors import ConfigError
+from jaxvla_client.chunks import Plan, Timing
 
 LIMIT = 7
 
@@ -175,3 +176,58 @@ def test_watching_sees_every_frame_and_what_was_said_before_it():
         assert len(own) == result.steps + 1
         assert [said for *_, said in own[:2]] == ["", result.words[0]]
         assert own[-1][2] >= 10 or result.steps == LIMIT
+
+
+class Planner(Adder):
+    """Chunks of six whose actions name their decision and their place in it; keeps the timings."""
+
+    def act_batch(self, observations, tasks, robots, timings):
+        self.calls.append(timings)
+        self.observe_batch(observations, robots)
+        chunk = [[len(self.calls) + k / 100, 0.0] for k in range(6)]
+        return np.array([chunk] * len(robots)), [""] * len(robots)
+
+
+def paced(plan, latency, unit=None):
+    """What is played in an episode of seven steps that does not end before, and what the policy is told."""
+    world, policy, moves = Line(), Planner(), []
+    step = world.step
+    world.step = lambda action: moves.append(float(action[0])) or step(action * [0, 1])
+    (result,) = rollouts(policy, [world], [Episode(0, 1)], pace=Pace(plan, latency, unit))
+    assert (result.steps, len(policy.seen[0])) == (LIMIT, LIMIT)
+    return moves, [timing for (timing,) in policy.calls], result
+
+
+def test_a_world_goes_on_while_a_decision_is_made():
+    """It stands still before the first one; a later one comes after two steps, and its first two actions are past."""
+    moves, timings, result = paced(Plan(3), 2)
+    np.testing.assert_allclose(moves, [1.00, 1.01, 1.02, 1.03, 1.04, 2.02, 2.03])
+    assert timings == [Timing(None, 2), Timing(3, 2), Timing(3, 2)]
+    np.testing.assert_allclose(result.jumps, [2.02 - 1.04])
+    np.testing.assert_allclose(result.change, 0.01)
+
+
+def test_jumps_are_in_the_unit_that_is_given():
+    _, _, result = paced(Plan(3), 2, np.array([0.5, 1.0]))
+    np.testing.assert_allclose(result.jumps, [(2.02 - 1.04) / 0.5])
+
+
+def test_an_undelayed_world_plays_a_receding_horizon():
+    moves, timings, result = paced(Plan(3), 0)
+    np.testing.assert_allclose(moves, [1.00, 1.01, 1.02, 2.00, 2.01, 2.02, 3.00])
+    assert timings == [Timing(None, 0), Timing(3, 0), Timing(3, 0)]
+    np.testing.assert_allclose(result.jumps, [0.98, 0.98])
+
+
+def test_a_decision_that_is_due_when_the_one_before_comes_begins_then():
+    """As many steps as a plan has, and chunks that last just so long."""
+    moves, timings, _ = paced(Plan(3), 3)
+    np.testing.assert_allclose(moves, [1.00, 1.01, 1.02, 1.03, 1.04, 1.05, 2.03])
+    assert timings == [Timing(None, 3), Timing(3, 3), Timing(3, 3)]
+
+
+def test_an_ensemble_averages_all_that_is_there():
+    """Decisions begin at moments 0, 1 and 2, and each comes after one."""
+    moves, timings, _ = paced(Plan(1, 0.0), 1)
+    assert timings[:4] == [Timing(None, 1)] + [Timing(1, 1)] * 3
+    np.testing.assert_allclose(moves[:3], [1.00, 1.01, (1.02 + 2.01) / 2], atol=1e-6)

@@ -8,10 +8,11 @@ from serving.policies import Echo, gray, save
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla import agents
-from jaxvla.contract import Execution
-from jaxvla.errors import ConfigError
-from jaxvla.serving.execution import Schedule
+from jaxvla.contract import Execution, RealTime
+from jaxvla.errors import ConfigError, PolicyError
+from jaxvla.serving.execution import Memory, Schedule
 from jaxvla.serving.policy import load_policy
+from jaxvla_client.chunks import Timing
 
 CHUNKS = np.array([[[1, 10], [2, 20], [4, 40]], [[3, 0], [5, -1], [6, 8]], [[7, 9], [8, 5], [9, 1]]], np.float32)
 
@@ -116,3 +117,54 @@ def test_more_actions_than_a_chunk_has(run):
         load_policy(run, execution=Execution(3))
     with pytest.raises(ConfigError, match=r"the action_horizon, not 3$"):
         dataclasses.replace(make_assets(), execution=Execution(3)).contract()
+
+
+def test_a_decision_counts_what_was_given_out_or_seen_since_the_last_one():
+    schedule = Schedule(Execution(2), 3, 2)
+    assert schedule.timings([1, 0]) == [Timing(None, 0)] * 2
+    schedule.play([0, 1], CHUNKS[:2])
+    assert schedule.timings([0, 1]) == [Timing(2, 0)] * 2
+    schedule.skip([1])
+    schedule.skip([1])
+    assert schedule.timings([0, 1]) == [Timing(2, 0), Timing(3, 0)]
+    schedule.forget([0])
+    assert schedule.timings([0, 1]) == [Timing(None, 0), Timing(3, 0)]
+
+
+def test_an_ensemble_believes_who_says_how_many_actions_were_played():
+    schedule = Schedule(Execution(1, 0.0), 3, 1)
+    schedule.play([0], CHUNKS[:1], [Timing(None, 0)])
+    np.testing.assert_array_equal(schedule.play([0], CHUNKS[1:2], [Timing(2, 0)])[0], [[(4 + 3) / 2, 20]])
+    # The one before never came, so nothing of it is known.
+    np.testing.assert_array_equal(schedule.play([0], CHUNKS[2:], [Timing(None, 0)])[0], CHUNKS[2, :1])
+
+
+def test_what_is_left_of_each_robots_chunk():
+    memory = Memory(3, (3, 2))
+    memory.keep([2, 0], CHUNKS[:2])
+    before = memory.before([0, 1, 2], [Timing(1, 2), Timing(1, 1), Timing(None, 0)])
+    assert (before.left_n.tolist(), before.delay_n.tolist()) == ([2, 0, 0], [2, 1, 0])
+    np.testing.assert_array_equal(before.actions_ncd[0], [[5, -1], [6, 8], [0, 0]])
+    memory.forget([0])
+    assert memory.before([2, 0], [Timing(2, 0)] * 2).left_n.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("timings", "message"),
+    [
+        ([], "1 observations came with 0 timings; give one for each robot"),
+        ([Timing(-1, 0)], "timing 0: played must be a whole number, 0 or more, not -1"),
+        ([Timing(1, 0.5)], "timing 0: delay must be a whole number, 0 or more, not 0.5"),
+        ([Timing(1, None)], "timing 0: delay must be a whole number, 0 or more, not None"),
+        ([Timing(2**31, 0)], "timing 0: played must be a whole number, 0 or more, not 2147483648"),
+    ],
+)
+def test_timings_that_make_no_sense(run, timings, message):
+    (view,) = views(1, 3)
+    with pytest.raises(PolicyError, match=message):
+        load_policy(run).act_batch([view], [GOAL], timings=timings)
+
+
+def test_real_time_is_for_flow_matching(run):
+    with pytest.raises(ConfigError, match=r"those of this echo are not: set execution.realtime.enabled to False$"):
+        load_policy(run, execution=Execution(realtime=RealTime(enabled=True)))
