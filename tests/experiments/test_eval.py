@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from serving.policies import GC_BC, save
 
+from jaxvla.contract import Execution
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms.normalization import FieldStatistics, Statistics
 from jaxvla.envs.goals import last_frame
 from jaxvla.envs.recording import recorded
-from jaxvla.envs.rollout import Episode, rollouts
+from jaxvla.envs.rollout import Episode, Pace, rollouts
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.envs.worlds import Scenario
+from jaxvla.serving.execution import plan_of
 from jaxvla.serving.policy import load_policy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -42,7 +44,7 @@ def checkpoint(tmp_path_factory):
     return run
 
 
-def play(checkpoint, parallel, temperature):
+def play(checkpoint, parallel, temperature, execution=None, pace=None):
     """Results without their times, and the gripper's states along each episode."""
     goals = TabletopEnv(SIZE).reset(seed=99)[0]
     states = {}
@@ -52,9 +54,10 @@ def play(checkpoint, parallel, temperature):
 
     worlds = [TabletopEnv(SIZE, max_steps=7) for _ in range(parallel)]
     episodes = [Episode(number, 100 + number, goals=goals) for number in range(9)]
-    policy = load_policy(checkpoint, robots=parallel, temperature=temperature)
-    results = list(rollouts(policy, worlds, episodes, watch=watch))
-    facts = {result.number: dataclasses.replace(result, milliseconds=0.0) for result in results}
+    policy = load_policy(checkpoint, robots=parallel, temperature=temperature, execution=execution)
+    results = list(rollouts(policy, worlds, episodes, watch=watch, pace=pace))
+    unlike = {"milliseconds": 0.0, "jumps": (), "change": 0.0}  # computed in other batches, these differ by rounding
+    facts = {result.number: dataclasses.replace(result, **unlike) for result in results}
     return facts, {number: np.stack(own) for number, own in states.items()}
 
 
@@ -68,6 +71,15 @@ def test_one_by_one_and_eight_at_once_are_the_same_episodes(checkpoint, temperat
         np.testing.assert_allclose(same_states[number], states[number], atol=1e-4)
     way = np.stack([own[-1, :3] - own[0, :3] for own in states.values()])
     assert np.ptp(way, axis=0).max() > 1e-3
+
+
+@pytest.mark.parametrize("execution", [Execution(), Execution(1), Execution(1, 0.5)])
+def test_without_latency_it_is_no_matter_who_cuts_and_averages_chunks(checkpoint, execution):
+    inside, states = play(checkpoint, 4, 0.3, execution)
+    outside, same_states = play(checkpoint, 4, 0.3, Execution(), Pace(plan_of(execution, 2)))
+    assert outside == inside
+    for number in range(9):
+        np.testing.assert_array_equal(same_states[number], states[number])
 
 
 def run_main(*options):
@@ -113,6 +125,31 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
     assert film.name == "policy_000_failure.mp4"
     with av.open(film) as container:
         assert container.streams[0].frames == 4 + 7  # the last one stays for 1.6 s
+
+
+def test_ways_of_playing_and_latencies_are_compared(checkpoint, tmp_path):
+    report = tmp_path / "report.json"
+    done = run_main(
+        f"--checkpoint={checkpoint}",
+        "--episodes=2",
+        "--max_steps=4",
+        "--chunking=naive,ensembled",
+        "--latency=0,1",
+        f"--output_path={report}",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(report.read_text())
+    names = [f"{way} {latency}" for way in ("naive", "ensembled") for latency in (0, 1)]
+    assert list(found["summary"]) == list(found["episodes"]) == names
+    assert [found["summary"][name]["latency"] for name in names] == [0, 1, 0, 1]
+    averages = {way: execution["ensemble"] for way, execution in found["executions"].items()}
+    assert averages == {"naive": None, "ensembled": 0.01}
+    # The second decision of two actions comes when the first is played out; with latency, after one of them.
+    assert [[row["decisions"] for row in found["episodes"][name]] for name in names] == [[2, 2], [4, 4], [4, 4], [4, 4]]
+    assert all(len(row["jumps"]) == 3 for row in found["episodes"]["ensembled 0"])
+    rows = [line.split(" | ")[:3] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [[f"| {way}", latency, "0 of 2"] for way, latency in (name.split() for name in names)]
+    assert report.with_suffix(".png").stat().st_size > 1000
 
 
 def test_films_that_cannot_be_written_are_found_out_first(tmp_path):
@@ -192,6 +229,10 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
         (["--video_format=avi"], "error: flag --video_format=avi: value should be one of <mp4|gif>"),
         (["--execute_steps=3"], "error: execution.execute_steps must be 0 (all) to 2, the action_horizon, not 3"),
         (["--ensemble=much"], "error: --ensemble must be a number or none, not 'much'"),
+        (["--chunking=fast"], "error: --chunking must be some of naive, ensembled, realtime, not fast"),
+        (["--latency=0,2"], "error: --latency=2 does not go with chunks of 2 actions"),
+        (["--latency=1,1"], "error: --latency must be different numbers of control steps, not '1,1'"),
+        (["--chunking=realtime"], "error: execution.realtime is for actions that are made by flow matching"),
     ],
 )
 def test_mistakes_are_one_line(checkpoint, options, line):

@@ -43,6 +43,15 @@ def test_at_zero_it_is_the_mean_and_chunks_that_have_ended_do_not_count():
     np.testing.assert_allclose(np.concatenate(found), [[1, 10], [2.5, 10], [16 / 3, 16], [5, 23 / 3]], rtol=1e-6)
 
 
+def test_averages_are_those_of_acts_formula_bit_for_bit():
+    chunks = np.random.default_rng(0).normal(size=(9, 5, 3)).astype(np.float32)
+    found = np.concatenate(play(Schedule(Execution(1, 0.01), 5, 1), chunks))
+    for now, action_d in enumerate(found):
+        predicted = [chunks[decided, now - decided] for decided in range(max(now - 4, 0), now + 1)]
+        weights = np.exp(-0.01 * np.arange(len(predicted)))
+        np.testing.assert_array_equal(action_d, np.average(predicted, axis=0, weights=weights).astype(np.float32))
+
+
 def test_a_step_without_a_decision_is_a_step():
     schedule = Schedule(Execution(1, 0.0), 3, 1)
     play(schedule, CHUNKS[:1])
