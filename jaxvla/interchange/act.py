@@ -7,7 +7,7 @@ import numpy as np
 from jaxvla.agents.act import ACTAgent, ACTConfig
 from jaxvla.assets import Assets
 from jaxvla.data.schema import BatchSpec
-from jaxvla.errors import WeightsError
+from jaxvla.errors import ConfigError, WeightsError
 from jaxvla.interchange.policy_folder import PolicyFolder
 from jaxvla.models.vision import frozen_resnet
 

@@ -264,6 +264,7 @@ def test_bad_data_is_one_line_and_leaves_no_run(settings, data, tmp_path, name, 
         ({"execution": {"execute_steps": 2}}, {"data_path": "/nowhere"}, r"0 \(all\) to 1, the action_horizon, not 2"),
         ({"execution": {"execute_steps": 4, "ensemble": 0.01}}, {}, "execution.ensemble=0.01 decides at every step"),
         ({"execution": {"ensemble": -1.0}}, {}, r"execution\.ensemble must be 0 or positive, or None, not -1.0"),
+        ({"execution": {"realtime": {"enabled": True}}}, {}, "is for actions that are made by flow matching, which"),
         ({}, {"control_frequency": -5.0}, r"bridgedata_config\.control_frequency must be in Hz, or 0 .*, not -5.0"),
     ],
 )

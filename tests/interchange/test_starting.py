@@ -78,7 +78,7 @@ def test_what_is_played_is_as_the_run_says(policy, dataset):
     made = settings_from(settings(policy[0], execution={"execute_steps": 2, "ensemble": None}), source(dataset))
     assert made.train["execution"] == {"execute_steps": 2, "ensemble": None}
     made = settings_from(settings(policy[0]), source(dataset))
-    assert made.train["execution"] == {"execute_steps": 4, "ensemble": None}
+    assert made.train["execution"] == settings(policy[0])["execution"] | {"execute_steps": 4, "ensemble": None}
     assert settings_from(settings(""), source(dataset)) is None
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from interchange.act_policies import DATA, KWARGS, change, make_old, observation, renamed_statistics, save_run
 
+from jaxvla.contract import Execution
 from jaxvla.errors import CheckpointError, ConfigError, WeightsError
 from jaxvla.interchange.kinds import KINDS
 from jaxvla.interchange.policy_folder import read_policy
@@ -55,6 +56,14 @@ def test_what_is_written(exported):
     steps = json.loads((exported[2] / "policy_preprocessor.json").read_text())["steps"]
     assert [step["registry_name"].split("_")[0] for step in steps] == ["rename", "to", "device", "normalizer"]
     assert "The data: CC-BY-4.0." in (exported[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("own", [{"ensemble_by": "agreement"}, {"ensemble_last": 3}])
+def test_an_ensemble_that_lerobot_has_not(tmp_path, own):
+    save_run(tmp_path / "run", execution=Execution(1, 0.1, **own))
+    with pytest.raises(ConfigError, match=r"weigh all predictions by age, execution\.ensemble is 0\.1 "):
+        export_lerobot(tmp_path / "run", tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
 
 
 def test_parameters_come_back_bit_for_bit(exported):
