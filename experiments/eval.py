@@ -118,8 +118,8 @@ def main(_: list[str]) -> None:
 
     stored = open_stored(FLAGS.checkpoint, FLAGS.step, FLAGS.dataset)
     checkpoint, assets = stored.path, stored.assets.of(FLAGS.dataset)
-    if unknown := [way for way in FLAGS.chunking if way not in CHUNKINGS]:
-        raise ConfigError(f"--chunking must be some of {', '.join(CHUNKINGS)}, not {', '.join(unknown)}")
+    if not {*FLAGS.chunking} <= {*CHUNKINGS} or len({*FLAGS.chunking}) < len(FLAGS.chunking):
+        raise ConfigError(f"--chunking must be some of {', '.join(CHUNKINGS)}, not {', '.join(FLAGS.chunking)}")
     plays = [terms(assets, spec, chunking) for chunking in FLAGS.chunking or [""]]
     waits = latencies(assets.spec.action_horizon)
     scenario = dataclasses.replace(scenario, image_size=plays[0].image_size)
