@@ -1,0 +1,239 @@
+"""Messages with arrays in them as bytes, and back: msgpack, in the forms that openpi and vla-eval write arrays in.
+
+What comes is not trusted. Its structure is walked before anything is made of it: depth, number of items, and every
+length that it declares against what is there. An array is made when its dtype is one of plain numbers or text and its
+shape fits its bytes. No pickle, no extension types.
+
+The format is that of https://github.com/msgpack/msgpack/blob/master/spec.md.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from jaxvla_client.errors import CodecError
+
+_REFUSED_KINDS = "VOcmM"
+# As `numpy.dtype.str` writes it; of text the number is characters.
+_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+_TEXT = re.compile(r"[<>|=]?[US][1-9][0-9]{0,5}")
+_MAX_DIMENSIONS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What a message may be at most.
+
+    Attributes:
+        nbytes: of the message.
+        depth: of maps and lists in one another.
+        items: keys, values and elements in all; an array counts 8 or so, whatever its size.
+    """
+
+    nbytes: int = 32 * 2**20
+    depth: int = 16
+    items: int = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayForm:
+    """How one protocol writes an array: a map of these keys.
+
+    Attributes:
+        key: makes a key of the form from its name.
+        others: (what marks a map as this, what makes a value of it); more than arrays that the form has.
+    """
+
+    key: Callable[[str], bytes | str]
+    others: tuple[tuple[bytes | str, Callable[[Mapping[Any, Any]], Any]], ...] = ()
+
+    def pack(self, value: Any) -> Any:
+        """The map that stands for an array or a number of numpy; for `msgpack` to call with what it does not know.
+
+        Raises:
+            CodecError: it is neither, or of a dtype that is no number and no text.
+        """
+        if not isinstance(value, np.ndarray | np.generic):
+            raise CodecError(f"a {type(value).__name__} cannot be sent; numbers, text, lists, dicts and arrays can")
+        if value.dtype.kind in _REFUSED_KINDS:
+            raise CodecError(f"an array of dtype {value.dtype} cannot be sent; numbers and text can")
+        if isinstance(value, np.generic):
+            return value.item()
+        names = {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
+        return {self.key(name): part for name, part in names.items()}
+
+    def unpack(self, value: dict[Any, Any]) -> Any:
+        """The array that a map stands for, read-only; other maps stay.
+
+        Raises:
+            CodecError: the map says that it is an array, and is not.
+        """
+        if self.key("__ndarray__") in value:
+            return array_of(*(value.get(self.key(name)) for name in ("data", "dtype", "shape")))
+        for mark, make in self.others:
+            if mark in value:
+                return make(value)
+        return value
+
+
+def pack(message: Any, form: ArrayForm | None = None) -> bytes:
+    """A message of numbers, text, bytes, lists, dicts, arrays, and numbers of numpy, as bytes.
+
+    Args:
+        message: to pack.
+        form: of its arrays; None for openpi's.
+
+    Raises:
+        CodecError: something in it is of another type, or too large.
+    """
+    try:
+        return msgpack.packb(message, default=(form or OPENPI).pack)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CodecError(f"the message cannot be packed: {error}") from error
+
+
+def unpack(data: bytes, bounds: Bounds | None = None, form: ArrayForm | None = None) -> Any:
+    """The message that `pack`, or another implementation of the same form, packed; arrays are read-only.
+
+    Args:
+        data: all of it.
+        bounds: what is admitted; None for `Bounds()`.
+        form: of its arrays; None for openpi's.
+
+    Raises:
+        CodecError: it is damaged, beyond the bounds, or holds what is refused.
+    """
+    _check_structure(data, bounds or Bounds())
+    try:
+        return msgpack.unpackb(data, object_hook=(form or OPENPI).unpack)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CodecError(f"the message is no msgpack of str or bytes keys and UTF-8: {error}") from error
+
+
+def array_of(data: Any, dtype: Any, shape: Any) -> np.ndarray:
+    """The read-only array of these bytes.
+
+    Args:
+        data: bytes in C order.
+        dtype: as `numpy.dtype.str` has it.
+        shape: a list of whole numbers.
+
+    Raises:
+        CodecError: one of them is of another type, or the bytes are not as many as dtype and shape say.
+    """
+    kind = as_dtype(dtype)
+    if not isinstance(shape, list | tuple) or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise CodecError(f"an array's shape must be a list of whole numbers, not {_short(shape)}")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise CodecError(f"an array may have {_MAX_DIMENSIONS} dimensions, not {len(shape)}")
+    if not isinstance(data, bytes):
+        raise CodecError(f"an array's data must be bytes, not {type(data).__name__}")
+    declared = math.prod(shape) * kind.itemsize
+    if declared != len(data):
+        raise CodecError(f"an array of {kind}{list(shape)} is {declared} bytes, but {len(data)} came")
+    # frombuffer refuses no bytes at all.
+    return np.frombuffer(data, kind).reshape(shape) if data else _empty(kind, shape)
+
+
+def as_dtype(text: Any) -> np.dtype:
+    """The dtype of that name: a number or text of fixed length.
+
+    Raises:
+        CodecError: it is of another kind, or no dtype.
+    """
+    text = text.decode("ascii", "replace") if isinstance(text, bytes) else text
+    if not isinstance(text, str) or not (_NUMBERS.fullmatch(text) or _TEXT.fullmatch(text)):
+        raise CodecError(f"an array's dtype must be one of numbers or text, such as '<f4' or '|u1', not {_short(text)}")
+    return np.dtype(text)
+
+
+def _empty(kind: np.dtype, shape: list[int] | tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.zeros(shape, kind)
+    except ValueError as error:  # sizes beside a 0 may be too large for an address
+        raise CodecError(f"an array of {kind}{list(shape)} cannot be: {error}") from error
+    array.flags.writeable = False
+    return array
+
+
+def _scalar(value: Mapping[Any, Any]) -> np.generic:
+    """A number of numpy in openpi's form."""
+    kind, given = as_dtype(value.get(b"dtype")), value.get(b"data")
+    if not isinstance(given, bool | int | float | str | bytes):
+        raise CodecError(f"a number's data must be a number, not {type(given).__name__}")
+    try:
+        return kind.type(given)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CodecError(f"{_short(given)} is no {kind}") from error
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str | bytes | list | tuple):
+        value = value[:60]
+    text = repr(value) if isinstance(value, str | int | float | bytes | list | tuple | None) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+# https://github.com/Physical-Intelligence/openpi, openpi_client/msgpack_numpy.py: the keys are bytes.
+OPENPI = ArrayForm(str.encode, ((b"__npgeneric__", _scalar),))
+
+# By the first byte of an item: (bytes of the number that follows, what that number or the byte itself counts).
+_SIZED = {
+    **dict.fromkeys((0xC4, 0xD9), (1, "bytes")),
+    **dict.fromkeys((0xC5, 0xDA), (2, "bytes")),
+    **dict.fromkeys((0xC6, 0xDB), (4, "bytes")),
+    **{0xDC: (2, "elements"), 0xDD: (4, "elements"), 0xDE: (2, "pairs"), 0xDF: (4, "pairs")},
+}
+_NAMED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, **{0xCC + i: 1 << i % 4 for i in range(8)}}
+
+
+def _check_structure(data: bytes, bounds: Bounds) -> None:
+    """Walks over the items of a message without making any.
+
+    Raises:
+        CodecError: it ends too early or too late, or is beyond the bounds.
+    """
+    if len(data) > bounds.nbytes:
+        raise CodecError(f"the message is of {len(data)} bytes; {bounds.nbytes} are admitted")
+    position, walked, pending, left = 0, 0, 1, [1]  # what is left to walk of each map or list that is open
+    while left:
+        if not left[-1]:
+            left.pop()
+            continue
+        position, inside = _item(data, position)
+        left[-1] -= 1
+        walked, pending = walked + 1, pending - 1 + inside
+        if walked + pending > bounds.items:
+            raise CodecError(f"the message declares more than {bounds.items} items")
+        if inside:
+            left.append(inside)
+        if len(left) > bounds.depth + 1:
+            raise CodecError(f"the message nests deeper than {bounds.depth}")
+    if position != len(data):
+        raise CodecError(f"the message ends after {position} of {len(data)} bytes")
+
+
+def _item(data: bytes, position: int) -> tuple[int, int]:
+    """(where the item at `position` ends, without what is in it; how many items are in it)."""
+    if position >= len(data):
+        raise CodecError(f"the message of {len(data)} bytes is cut off")
+    first, position = data[position], position + 1
+    if first in _SIZED:
+        width, unit = _SIZED[first]
+        count, position = int.from_bytes(data[position : position + width]), position + width
+    elif 0x80 <= first <= 0xBF:
+        unit = "bytes" if first >= 0xA0 else "elements" if first >= 0x90 else "pairs"
+        count = first & (0x1F if first >= 0xA0 else 0x0F)
+    elif first in _NAMED or not 0xC0 <= first < 0xE0:
+        unit, count = "bytes", _NAMED.get(first, 0)
+    else:
+        raise CodecError(f"the message holds an extension or unused type, 0x{first:02x}")
+    end = position + count if unit == "bytes" else position
+    if end > len(data):
+        raise CodecError(f"the message of {len(data)} bytes is cut off: something in it ends at {end}")
+    return end, {"bytes": 0, "elements": count, "pairs": 2 * count}[unit]
