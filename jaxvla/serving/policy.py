@@ -60,6 +60,7 @@ def load_policy(
     temperature: float = 0.0,
     execution: Execution | None = None,
     dataset: str | None = None,
+    rows: Sequence[int] = (),
 ) -> "Policy":
     """Loads a policy from a folder; nothing else is needed.
 
@@ -96,14 +97,15 @@ def load_policy(
         check_takes_guide(assets.agent, agent)
     kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
-    return Policy(agent, params, assets, stored.step, robots, temperature, execution)
+    return Policy(agent, params, assets, stored.step, robots, temperature, execution, rows)
 
 
 class Policy:
     """Acts for one robot, or for several at once. Holds the last `spec.obs_horizon` observations of each.
 
     One robot: `reset` between episodes, then `act` again and again. Several: `act_batch` for all that wait for a
-    decision, in one computation on `robots` rows; it is compiled once, and rows that nobody needs are filled.
+    decision, in one computation on `robots` rows; it is compiled once, and rows that nobody needs are filled. Where
+    often only some of them wait, it is worth the time to compile it for fewer `rows` too.
 
     Args:
         agent: what was trained.
@@ -114,6 +116,8 @@ class Policy:
         robots: how many it drives; they are numbered from 0.
         temperature: of the actions that are drawn, see the agent's `act`; 0 for the most likely ones.
         execution: what is played of the chunks; None for what the assets say.
+        rows: how many of a computation, beside `robots`: it is made on the least that hold those that wait. A decision
+            on other rows may differ in the last bits.
 
     Attributes:
         params: may be set to others of the same shapes; nothing is compiled again.
@@ -124,9 +128,10 @@ class Policy:
         needed: the names that an observation and a goal must hold, by "observation" and "goals": those that the agent's
             computation reads.
         words: what the policy said before the last action of `act`; empty where it said nothing.
+        told: whether it reads an instruction in words.
 
     Raises:
-        PolicyError: no robots, or a negative temperature.
+        PolicyError: no robots, no number of rows, or a negative temperature.
         ConfigError: chunks do not have as many actions as are to be played, or cannot be made in real time.
     """
 
@@ -139,12 +144,16 @@ class Policy:
         robots: int = 1,
         temperature: float = 0.0,
         execution: Execution | None = None,
+        rows: Sequence[int] = (),
     ) -> None:
         if robots < 1:
             raise PolicyError(f"a policy drives at least 1 robot, not {robots}")
         if not 0 <= temperature < np.inf:
             raise PolicyError(f"the temperature of actions is 0 or positive, not {temperature}")
+        if not all(1 <= count <= robots for count in rows):
+            raise PolicyError(f"a computation for {robots} robots has 1 to {robots} rows, not {tuple(rows)}")
         self.spec, self._batch_spec = assets.robot_spec, assets.spec
+        self._rows = sorted({*rows, robots})
         self.robots, self.words = robots, ""
         self.contract, self.action_convention = assets.contract(), assets.actions
         self._agent, self.params = agent, params
@@ -159,6 +168,7 @@ class Policy:
             self._memory = Memory(robots, (self._batch_spec.action_horizon, self._batch_spec.action_dim))
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
+        self.told = self._language is not None
         given = (*self.spec.cameras, PROPRIO)
         read = _inputs_read(agent, params, self._blank(1))
         self.needed = {what: tuple(name for name in names if name in given) for what, names in read.items()}
@@ -231,7 +241,8 @@ class Policy:
         timings = self._schedule.timings(numbers) if timings is None else timings
         before = None if self._memory is None else self._memory.before(numbers, timings)
         inputs = _stack([self._whole(history) for history in histories]), prepared
-        inputs, draw, before = _fill((inputs, self._draws.next(numbers), before), self.robots)
+        rows = next(rows for rows in self._rows if rows >= count)
+        inputs, draw, before = _fill((inputs, self._draws.next(numbers), before), rows)
         normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw, before))
         if self._memory is not None:
             self._memory.keep(numbers, normalized_nad[:count])
@@ -266,9 +277,11 @@ class Policy:
 
     def warm_up(self) -> float:
         """Compiles, so that the first decision is as fast as the others; returns the seconds that it took."""
-        start, robots = time.perf_counter(), range(self.robots)
-        before = None if self._memory is None else self._memory.before(robots, self._schedule.timings(robots))
-        jax.block_until_ready(self._act(self.params, self._blank(self.robots), Draws(self.robots).next(robots), before))
+        start = time.perf_counter()
+        for rows in self._rows:
+            robots = range(rows)
+            before = None if self._memory is None else self._memory.before(robots, self._schedule.timings(robots))
+            jax.block_until_ready(self._act(self.params, self._blank(rows), Draws(rows).next(robots), before))
         return time.perf_counter() - start
 
     def _numbers(self, count: int, robots: Sequence[int] | None) -> list[int]:
