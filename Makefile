@@ -4,6 +4,7 @@
 # make sample  the sample data alone, of a LEVEL
 # make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
 # make test    the checks that CI runs
+# make serving-clients  the unmodified clients of others against the server, each in an environment of its own
 # make parity  comparisons with torch, transformers, PEFT and tensorflow_datasets (installs CPU builds)
 # make lint    ruff
 # EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
@@ -46,7 +47,7 @@ SCENES := $(or $(SCENES_$(LEVEL)),$(error LEVEL must be one, few or full, not $(
 # Scenes of all levels, which no policy of `make train` sees: the seed is another.
 SEEN := data/backbone
 
-.PHONY: train test parity lint sample backbone clean
+.PHONY: train test parity serving-clients lint sample backbone clean
 
 train: $(TRAIN_MARK) $(SET)
 	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(FROM) \
@@ -89,10 +90,23 @@ endef
 test: $(TEST_MARK)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity and not clients"
 
 parity: $(PARITY_MARK)
 	$(BIN)/python -m pytest -m parity
+
+# openpi-client wants numpy 1, and imports typing_extensions without saying so.
+CLIENTS := $(VENV)/clients
+CLIENT_openpi := 'openpi-client==0.1.2' typing_extensions
+CLIENT_vla-eval := 'vla-eval==0.8.0'
+
+serving-clients: $(TEST_MARK) $(CLIENTS)/openpi/.installed $(CLIENTS)/vla-eval/.installed
+	$(BIN)/python -m pytest -m clients
+
+$(CLIENTS)/%/.installed: Makefile | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(CLIENT_$*)
+	touch $@
 
 lint: $(TEST_MARK)
 	$(BIN)/python -m ruff format .

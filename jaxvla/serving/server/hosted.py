@@ -4,6 +4,7 @@ import asyncio
 import collections
 import concurrent.futures
 import dataclasses
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -192,9 +193,12 @@ class Session:
 
     def _work(self, request: Request, start: float) -> Work:
         flat = [flatten(example) for example in request.examples]
-        while len(self._readings) < len(flat):
-            self._readings.append(fit(self._hosted.hosting.keys, self._hosted.needs, flat[len(self._readings)]))
-        pairs = [reading.read(each) for reading, each in zip(self._readings, flat)]
+        hosted, known = self._hosted, self._readings
+        readings = known + [fit(hosted.hosting.keys, hosted.needs, each) for each in flat[len(known) :]]
+        pairs = [reading.read(each) for reading, each in zip(readings, flat)]
+        if len(readings) > len(known):
+            self._readings = readings
+            logging.getLogger(__name__).info("%s: a robot is read by %s", hosted.name, readings[-1])
         if len(flat) > len(self._robots):
             self._robots += self._hosted.take(len(flat) - len(self._robots))
             self._seed = self._seed or 0  # whoever had them before

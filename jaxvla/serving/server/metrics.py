@@ -27,13 +27,13 @@ class Metrics:
         self._counts: collections.Counter[tuple[str, _Labels]] = collections.Counter()
         self._sums: collections.Counter[tuple[str, _Labels]] = collections.Counter()
         self._values: dict[tuple[str, _Labels], collections.deque[float]] = {}
-        self._gauges: dict[tuple[str, _Labels], tuple[str, Callable[[], float]]] = {}
+        self._gauges: dict[tuple[str, _Labels], tuple[str, Callable[[], float | int]]] = {}
 
     def count(self, name: str, **labels: str) -> None:
         """One more of a counter."""
         self._counts[name, tuple(labels.items())] += 1
 
-    def observe(self, name: str, value: float, **labels: str) -> None:
+    def observe(self, name: str, value: float | int, **labels: str) -> None:
         """One more value of a summary, or of a histogram."""
         key = name, tuple(labels.items())
         self._values.setdefault(key, collections.deque(maxlen=WINDOW)).append(value)
@@ -43,7 +43,7 @@ class Metrics:
             for bound in BATCHES:
                 self._counts[f"{name}_bucket", (*key[1], ("le", str(bound)))] += value <= bound
 
-    def gauge(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
+    def gauge(self, name: str, text: str, read: Callable[[], float | int], **labels: str) -> None:
         """Something that `read` gives whenever the metrics are asked for."""
         self._gauges[name, tuple(labels.items())] = text, read
 
@@ -79,7 +79,7 @@ def _head(name: str, kind: str, text: str) -> list[str]:
     return [f"# HELP jaxvla_{name} {text}", f"# TYPE jaxvla_{name} {kind}"]
 
 
-def _line(name: str, labels: _Labels, value: float) -> str:
+def _line(name: str, labels: _Labels, value: float | int) -> str:
     inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
     return f"jaxvla_{name}{{{inside}}} {value:.9g}" if inside else f"jaxvla_{name} {value:.9g}"
 

@@ -59,12 +59,15 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: somebody else has it, or there is no such address.
     """
+    own = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         own = socket.socket(family, kind, protocol)
         own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         own.bind(address)
     except OSError as error:
+        if own is not None:
+            own.close()
         raise _taken(host, port, error) from error
     return own
 
@@ -94,10 +97,19 @@ def run(
     Raises:
         ConfigError: somebody else began to listen there meanwhile.
     """
-    asyncio.run(_Service(policies, access, limits, dialect).run(own, announce))
+
+    async def until_told() -> None:
+        ended = asyncio.Event()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(each, ended.set)
+        await Service(policies, access, limits, dialect).run(own, announce, ended)
+
+    asyncio.run(until_told())
 
 
-class _Service:
+class Service:
+    """What `run` runs, in an event loop that there is; arguments as there."""
+
     def __init__(self, policies: Sequence[Hosted], access: Access, limits: Limits, dialect: str) -> None:
         self._access, self._limits, self._metrics = access, limits, Metrics()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "policy")
@@ -113,13 +125,11 @@ class _Service:
         self._connections: dict[Connection, asyncio.Task[Any]] = {}
         self._ending = False
 
-    async def run(self, own: socket.socket, announce: Callable[[str], None]) -> None:
+    async def run(self, own: socket.socket, announce: Callable[[str], None], ended: asyncio.Event) -> None:
+        """Serves until it is `ended`."""
         start = time.monotonic()
         self._metrics.gauge("connections", "that are open", lambda: len(self._connections))
         self._metrics.gauge("uptime_seconds", "since the port opened", lambda: time.monotonic() - start)
-        ended = asyncio.Event()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(each, ended.set)
         batchers = [policy.start(self._thread, self._metrics) for policy in self._shared.policies.values()]
         host, port = own.getsockname()[:2]
         tls = self._access.tls()
@@ -129,7 +139,11 @@ class _Service:
             raise _taken(host, port, error) from error
         shown = f"[{host}]" if ":" in host else host
         announce(f"{'wss' if tls else 'ws'}://{shown}:{port}")
-        await ended.wait()
+        over = asyncio.create_task(ended.wait())
+        await asyncio.wait([over, *batchers], return_when=asyncio.FIRST_COMPLETED)
+        for batcher in batchers:
+            if batcher.done():  # nothing that clients do ends one
+                batcher.result()
         await self._end(server)
         for batcher in batchers:
             batcher.cancel()
