@@ -50,12 +50,12 @@ flags.DEFINE_float("grace_s", 30.0, "Seconds that the end waits for requests tha
 
 def main(_: list[str]) -> None:
     from jaxvla.serving.server.access import Access
+
+    folders = named(FLAGS.checkpoint)
+    access = Access(FLAGS.host, _token(), FLAGS.allow_anonymous, FLAGS.tls_certificate, FLAGS.tls_key)
+    access.tls()
     from jaxvla.serving.server.server import Limits, bind, run
 
-    token = _token()
-    access = Access(FLAGS.host, token, FLAGS.allow_anonymous, FLAGS.tls_certificate, FLAGS.tls_key)
-    access.tls()
-    folders = named(FLAGS.checkpoint)
     limits = Limits(int(FLAGS.message_mb * 2**20), FLAGS.connections, FLAGS.idle_s, grace_s=FLAGS.grace_s)
     how = hosting()
     own = bind(FLAGS.host, FLAGS.port)
