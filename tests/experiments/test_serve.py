@@ -24,8 +24,8 @@ serve = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(serve)
 for case in json.load(sys.stdin):
     flags.FLAGS.unparse_flags()
-    for name in serve.FLAGS.flags_by_module_dict()["serve"]:
-        name.unparse()
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
     flags.FLAGS(["serve.py", *case])
     try:
         serve.main([])
@@ -89,7 +89,7 @@ def test_two_checkpoints_are_served_and_end(tmp_path):
             return metadata, await ask(observation)
 
     flags = "--checkpoint", run, "--checkpoint", f"b={run}", "--port", 0, "--token_file", tmp_path / "token"
-    with serve(*flags, "--any_image_size") as address:
+    with serve(*flags, "--any_image_size", "--robots", 1) as address:
         metadata, answer = asyncio.run(act(address))
     assert list(metadata["policies"]) == ["run", "b"]
     assert metadata["policies"]["b"]["contract"]["control_frequency"] == 5.0
