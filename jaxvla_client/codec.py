@@ -225,7 +225,7 @@ def _item(data: bytes, position: int) -> tuple[int, int]:
     first, position = data[position], position + 1
     if first in _SIZED:
         width, unit = _SIZED[first]
-        count, position = int.from_bytes(data[position : position + width]), position + width
+        count, position = int.from_bytes(data[position : position + width], "big"), position + width
     elif 0x80 <= first <= 0xBF:
         unit = "bytes" if first >= 0xA0 else "elements" if first >= 0x90 else "pairs"
         count = first & (0x1F if first >= 0xA0 else 0x0F)
