@@ -19,6 +19,7 @@ from jaxvla.errors import JaxvlaError
 from jaxvla.serving.policy import Policy
 from jaxvla.serving.server.metrics import Metrics
 from jaxvla.serving.server.request import BusyError, LateError, RequestError
+from jaxvla_client.chunks import Timing
 
 # A robot that asked within so many seconds is one that will ask again soon, for which it is worth to wait.
 _ACTING_S = 1.0
@@ -33,6 +34,7 @@ class Work:
         observations, tasks: of each.
         seed: from which each is reset before; None to go on.
         observe: nothing is to be decided.
+        timing: of each decision, where its robots go on meanwhile; None where they wait.
         deadline: `time.monotonic()` from which on nobody waits any more.
         arrived: when it was read.
         done: gets a `Decided`, or the error.
@@ -43,6 +45,7 @@ class Work:
     tasks: Sequence[Mapping[str, Any]]
     seed: int | None = None
     observe: bool = False
+    timing: Timing | None = None
     deadline: float = math.inf
     arrived: float = dataclasses.field(default_factory=time.monotonic)
     done: asyncio.Future["Decided"] = dataclasses.field(default_factory=lambda: asyncio.Future())
@@ -168,14 +171,14 @@ class Batcher:
     def _work(self, works: Sequence[Work]) -> list[Decided | Exception]:
         """In the thread: the results of all."""
         results: dict[int, Decided | Exception] = {}
-        acting = [work for work in works if not work.observe]
-        for work in (work for work in works if work.observe):
-            results[id(work)] = self._try([work])[0]
-        together = self._try(acting) if acting else []
-        if len(acting) > 1 and any(isinstance(result, Exception) for result in together):
-            # One is at fault, and the others need not know.
-            together = [self._try([work])[0] for work in acting]
-        results |= {id(work): result for work, result in zip(acting, together)}
+        waiting = [work for work in works if not work.observe and work.timing is None]
+        going_on = [work for work in works if not work.observe and work.timing is not None]
+        for group in (*([work] for work in works if work.observe), waiting, going_on):
+            together = self._try(group) if group else []
+            if len(group) > 1 and any(isinstance(result, Exception) for result in together):
+                # One is at fault, and the others need not know.
+                together = [self._try([work])[0] for work in group]
+            results |= {id(work): result for work, result in zip(group, together)}
         return [results[id(work)] for work in works]
 
     def _try(self, works: Sequence[Work]) -> list[Decided | Exception]:
@@ -199,7 +202,8 @@ class Batcher:
             actions, words = [], []
         else:
             tasks = [task for work in works for task in work.tasks]
-            actions, words = self._policy.act_batch(observations, tasks, robots)
+            timings = [work.timing for work in works for _ in work.robots] if works[0].timing else None
+            actions, words = self._policy.act_batch(observations, tasks, robots, timings)
         took = time.monotonic() - start
         results, first = [], 0
         for work in works:

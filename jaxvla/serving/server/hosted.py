@@ -5,6 +5,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from jaxvla.serving.server.batcher import Batcher, Work
 from jaxvla.serving.server.keys import Needs, Reading, fit, flatten
 from jaxvla.serving.server.metrics import Metrics
 from jaxvla.serving.server.request import Answer, BusyError, Request, RequestError, check_contract
+from jaxvla_client.chunks import Timing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,14 @@ class Session:
             self._seed = self._seed or 0  # whoever had them before
         observations, tasks = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         late = request.options.deadline_ms
-        deadline = {"deadline": start + late / 1000} if late else {}
-        own = self._robots[: len(flat)]
-        return Work(own, observations, tasks, self._seed, request.options.observe, arrived=start, **deadline)
+        said = request.options.timing
+        return Work(
+            self._robots[: len(flat)],
+            observations,
+            tasks,
+            seed=self._seed,
+            observe=request.options.observe,
+            timing=Timing(said.get("played"), said.get("delay", 0)) if said else None,
+            deadline=start + late / 1000 if late else math.inf,
+            arrived=start,
+        )

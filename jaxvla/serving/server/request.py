@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxvla.contract import Contract
 from jaxvla.errors import JaxvlaError
+from jaxvla_client.chunks import Timing
 
 # The key of a request under which clients that know this server say more than other protocols can.
 OPTIONS = "jaxvla"
@@ -36,6 +37,8 @@ class Options:
         observe: the observation is a step that plays earlier actions: nothing is decided.
         deadline_ms: after which nobody waits for the actions any more, from when the server has the request; 0 for no
             deadline.
+        timing: "played", actions since its last decision began, None where none is known, and "delay", control steps
+            after which it expects this one, of a robot that goes on meanwhile; empty for one that waits.
         contract: what the client takes for true of how the policy is played.
     """
 
@@ -43,7 +46,8 @@ class Options:
     reset: bool = False
     seed: int = 0
     observe: bool = False
-    deadline_ms: float = 0.0
+    deadline_ms: float | int = 0.0
+    timing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     contract: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -59,13 +63,16 @@ class Options:
         for key, value in values.items():
             if key not in fields:
                 raise RequestError(f"{OPTIONS!r} has no key {key!r:.60}; it has {', '.join(fields)}")
-            kinds = {"policy": str, "reset": bool, "seed": int, "observe": bool, "contract": Mapping}
+            kinds = {"policy": str, "reset": bool, "seed": int, "observe": bool}
+            kinds |= {"timing": Mapping, "contract": Mapping}
             kind = kinds.get(key, int | float)
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise RequestError(f"{OPTIONS}/{key} is {value!r:.60}, of another type than it must be")
         options = cls(**values)
         if not 0 <= options.deadline_ms < 1e9:
             raise RequestError(f"{OPTIONS}/deadline_ms must be 0 (none) or positive, not {options.deadline_ms}")
+        if options.timing and not options.timing.keys() <= {*Timing._fields}:
+            raise RequestError(f"{OPTIONS}/timing must have {' and '.join(Timing._fields)}, and nothing else")
         if not 0 <= options.seed < 2**32 or (options.seed and not options.reset):
             raise RequestError(f"{OPTIONS}/seed must be 0 to {2**32 - 1}, beside reset, not {options.seed}")
         return options

@@ -227,13 +227,18 @@ def test_options_of_a_request():
                 ({"contract": {"action_dim": 7}}, "action_dim is 2, the client has 7"),
                 ({"policy": "other"}, "there is no checkpoint 'other', of echo"),
                 ({"seed": 3}, "jaxvla/seed must be 0 to"),
+                ({"timing": {"delay": -1}}, "timing 0: delay must be a whole number, 0 or more, not -1"),
+                ({"timing": {"delayed": 1}}, "jaxvla/timing must have played and delay, and nothing else"),
                 ({"reset": 1}, "jaxvla/reset is 1, of another type"),
                 ({"deadline_ms": float("nan")}, "jaxvla/deadline_ms must be"),
                 ({"deadline": 1}, "'jaxvla' has no key 'deadline'; it has policy, reset"),
                 (3, "'jaxvla' must be a map, not int"),
             ):
                 assert expected in await ask({**shown(8), "jaxvla": options})
-            same = {"contract": {"action_dim": 2, "cameras": {"images0": {"policy_size": [8, 8]}}}}
+            same = {
+                "timing": {"played": None, "delay": 0},
+                "contract": {"action_dim": 2, "cameras": {"images0": {"policy_size": [8, 8]}}},
+            }
             assert seen((await ask({**shown(8), "jaxvla": same}))["actions"])[:2] == [7, 8]
 
     asyncio.run(scenario())
