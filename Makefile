@@ -95,7 +95,7 @@ test: $(TEST_MARK)
 parity: $(PARITY_MARK)
 	$(BIN)/python -m pytest -m parity
 
-# openpi-client wants numpy 1, and imports typing_extensions without saying so.
+# openpi-client wants numpy 1, of which Python 3.13 has no wheels, and imports typing_extensions without saying so.
 CLIENTS := $(VENV)/clients
 CLIENT_openpi := 'openpi-client==0.1.2' typing_extensions
 CLIENT_vla-eval := 'vla-eval==0.8.0'
@@ -104,7 +104,7 @@ serving-clients: $(TEST_MARK) $(CLIENTS)/openpi/.installed $(CLIENTS)/vla-eval/.
 	$(BIN)/python -m pytest -m clients
 
 $(CLIENTS)/%/.installed: Makefile | $(BIN)/uv
-	$(BIN)/uv venv --quiet --clear $(@D)
+	$(BIN)/uv venv --quiet --clear --python '>=3.10,<3.13' $(@D)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(CLIENT_$*)
 	touch $@
 

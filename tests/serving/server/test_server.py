@@ -296,19 +296,6 @@ def test_who_may_connect():
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "robot.local"])
-def test_other_addresses_need_a_token(host):
-    with pytest.raises(ConfigError, match="can be reached from other machines: give a --token"):
-        Access(host)
-    assert Access(host, token="secret").admits("Bearer secret")
-    assert "secret" not in repr(Access(host, token="secret"))
-    assert Access(host, anonymous=True).admits(None)
-    with pytest.raises(ConfigError, match="both --tls_certificate and --tls_key"):
-        Access(certificate="a.pem")
-    with pytest.raises(ConfigError, match=r"a\.pem is no file"):
-        Access(certificate="a.pem", key="b.pem").tls()
-
-
 def test_a_port_that_somebody_has():
     with bind("127.0.0.1", 0) as own:
         own.listen()
