@@ -22,10 +22,10 @@ from jaxvla.reasoning.texts import TextSpec, Wording
 from jaxvla.serving.policy import Policy, load_policy
 
 
-def echo(robots, obs_horizon=1, agent=Echo):
+def echo(robots, obs_horizon=1, agent=Echo, rows=()):
     spec = dataclasses.replace(SPEC, obs_horizon=obs_horizon)
     assets = dataclasses.replace(make_assets(), spec=spec)
-    return Policy(agent(spec), {"scale": jnp.ones(())}, assets, robots=robots)
+    return Policy(agent(spec), {"scale": jnp.ones(())}, assets, robots=robots, rows=rows)
 
 
 def shown(value):
@@ -54,7 +54,8 @@ def test_every_robot_has_its_own_history_and_task():
     assert seen(policy, (16,), robots=[0]) == [[15, 16, 0]]
 
 
-def test_any_number_of_robots_is_one_computation():
+@pytest.mark.parametrize("rows", [(), (1, 2)])
+def test_any_number_of_robots_is_one_computation(rows):
     traced = []
 
     class Counted(Echo):
@@ -62,12 +63,18 @@ def test_any_number_of_robots_is_one_computation():
             traced.append(len(args[1]["images0"]))
             return super().act(*args)
 
-    policy = echo(robots=4, agent=Counted)
+    policy = echo(robots=4, agent=Counted, rows=rows)
     policy.warm_up()
     for count in (4, 1, 3, 2):
-        seen(policy, range(count))
-    # Once to find out what it reads, once to compile.
-    assert traced == [1, 4]
+        assert seen(policy, range(count)) == [[value, value, 0] for value in range(count)]
+    # Once to find out what it reads, once to compile for each number of rows.
+    assert traced == [1, *rows, 4]
+
+
+@pytest.mark.parametrize("rows", [(0,), (5,), (1, -1)])
+def test_rows_that_cannot_be(rows):
+    with pytest.raises(PolicyError, match=r"a computation for 4 robots has 1 to 4 rows, not \("):
+        echo(robots=4, rows=rows)
 
 
 @pytest.mark.parametrize(
