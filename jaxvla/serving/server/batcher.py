@@ -175,8 +175,8 @@ class Batcher:
         going_on = [work for work in works if not work.observe and work.timing is not None]
         for group in (*([work] for work in works if work.observe), waiting, going_on):
             together = self._try(group) if group else []
-            if len(group) > 1 and any(isinstance(result, Exception) for result in together):
-                # One is at fault, and the others need not know.
+            if len(group) > 1 and isinstance(together[0], JaxvlaError) and not isinstance(together[0], RequestError):
+                # One is at fault, nothing was done, and the others need not know.
                 together = [self._try([work])[0] for work in group]
             results |= {id(work): result for work, result in zip(group, together)}
         return [results[id(work)] for work in works]

@@ -119,7 +119,8 @@ class Connection:
 
     async def _serve(self, data: bytes | str) -> None:
         """Answers one frame."""
-        start, request, dialect = time.monotonic(), None, self._dialect or table.DIALECTS["openpi"]
+        start, dialect = time.monotonic(), self._dialect or table.DIALECTS["openpi"]
+        message = request = None
         try:
             if isinstance(data, str):
                 raise RequestError("a message must be a binary frame of msgpack, not text")
@@ -138,13 +139,13 @@ class Connection:
             outcome = "ok"
         except (JaxvlaError, CodecError) as error:
             outcome = _KINDS.get(type(error), "refused")
-            await self._send(dialect.error(request, str(error)))
+            await self._send(dialect.error(message, str(error)))
         except (ConnectionClosed, TimeoutError):
             raise
         except Exception:
             logging.getLogger(__name__).exception("a request failed")
             outcome = "failed"
-            await self._send(dialect.error(request, "the server failed to answer; its log says more"))
+            await self._send(dialect.error(message, "the server failed to answer; its log says more"))
         took = time.monotonic() - start
         self._previous_ms = 1000 * took
         self._shared.metrics.count("requests_total", outcome=outcome, dialect=dialect.NAME)

@@ -216,9 +216,9 @@ def fit(name: str, needs: Needs, flat: Mapping[str, Any]) -> Reading:
     chosen |= {camera: given[camera] for camera in needs.cameras if camera in given and camera not in chosen}
     free = [path for path in keys.views(flat) if path not in chosen.values()]
     for camera in (camera for camera in needs.cameras if camera not in chosen):
-        path = next((path for path in free if keys.in_order or _at_wrist(path) == _at_wrist(camera)), None)
+        path = next((path for path in free if keys.in_order or at_wrist(path) == at_wrist(camera)), None)
         if path is None:
-            where = "at the wrist" if _at_wrist(camera) else "beside the robot"
+            where = "at the wrist" if at_wrist(camera) else "beside the robot"
             raise PolicyError(
                 f"the policy needs an image {where}, its {camera!r}, of {_list(list(needs.cameras))}; {_came(flat)}"
             )
@@ -227,14 +227,15 @@ def fit(name: str, needs: Needs, flat: Mapping[str, Any]) -> Reading:
     return Reading(name, keys, {camera: chosen[camera] for camera in needs.cameras}, needs)
 
 
+def at_wrist(name: str) -> bool:
+    """Whether a camera's name says that it sits at the wrist."""
+    return _WRIST.search(name) is not None
+
+
 def _fits(size: Sequence[int], stored: tuple[int, int]) -> bool:
     """Whether frames of a size can be reduced to the stored one without distortion."""
     ratio = size[1] * stored[0] / (size[0] * stored[1])
     return size[0] >= stored[0] and size[1] >= stored[1] and abs(ratio - 1) <= ASPECT_TOLERANCE
-
-
-def _at_wrist(name: str) -> bool:
-    return _WRIST.search(name) is not None
 
 
 def _which(path: str, flat: Mapping[str, Any]) -> str:

@@ -71,12 +71,17 @@ def test_an_error_is_text_for_people_and_the_connection_goes_on():
 
 def test_what_fails_inside_is_not_told(caplog):
     async def scenario():
-        hosted = make_hosted()
-        hosted.policy.params = {}
-        async with serving(hosted) as address, client(address) as (ask, _, _socket):
-            return await ask(shown(1))
+        hosted = make_hosted(policy=make_policy(obs_horizon=3))
+        async with serving(hosted) as address, client(address) as (one, *_), client(address) as (two, *_):
+            await asyncio.gather(one(shown(1)), two(shown(2)))
+            params, hosted.policy.params = hosted.policy.params, {}
+            told = await asyncio.gather(one(shown(3)), two(shown(4)))
+            hosted.policy.params = params
+            return told, [seen((await ask(shown(5)))["actions"])[0] for ask in (one, two)]
 
-    assert asyncio.run(scenario()) == "the server failed to decide; its log says more"
+    told, oldest = asyncio.run(scenario())
+    assert told == ["the server failed to decide; its log says more"] * 2
+    assert oldest == [1, 2], "what failed was seen, and once"
     assert "a decision of echo failed" in caplog.text
 
 
@@ -124,7 +129,10 @@ def test_vla_eval_gets_one_action_for_each_observation():
             await send("observation", {"images": {}}, 77)
             error = await receive()
             assert (error["type"], error["seq"]) == ("error", 77)
-            assert "beside the robot" not in error["payload"]["error"]
+            assert error["payload"]["error"].startswith("the observation lacks 'images/any'; what came holds ")
+            await send("observation", {"jaxvla": {"speed": 2}}, 78)
+            error = await receive()
+            assert (error["type"], error["seq"]) == ("error", 78)
             return [seen(np.stack(actions[i : i + 2])) for i in range(0, 8, 2)]
 
     # The second decision of an episode looks back to the step that played the first one's last action.
@@ -152,6 +160,8 @@ def test_starvla_decides_for_batches():
             answer = await ask({"type": "infer", "request_id": "b", "payload": {"examples": examples}})
             assert (answer["ok"], answer["type"], answer["request_id"]) == (True, "inference_result", "b")
             assert [seen(actions)[1] for actions in answer["data"]["actions"]] == [5, 6, 7]
+            unknown = await ask({"type": "infer", "request_id": "c", "payload": {"examples": 3}})
+            assert (unknown["ok"], unknown["request_id"]) == (False, "c")
             lara = {"batch_images": [[shown(9)["images0"]]], "instructions": ["go"]}
             refused = await ask({"request_id": 3, "payload": lara})
             assert (refused["status"], refused["request_id"]) == ("error", 3)

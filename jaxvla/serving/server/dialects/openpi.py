@@ -57,6 +57,6 @@ def reply(request: Request, answer: Answer | None, facts: Mapping[str, Any]) -> 
     return pack(values)
 
 
-def error(request: Request | None, text: str) -> str:
-    """The frame of an error."""
+def error(message: Mapping[Any, Any] | None, text: str) -> str:
+    """The frame of an error in answer to a message, which could not be read where there is none."""
     return text

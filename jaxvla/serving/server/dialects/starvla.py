@@ -84,9 +84,9 @@ def reply(request: Request, answer: Answer | None, facts: Mapping[str, Any]) -> 
     return pack({"status": "ok", "ok": True, "type": "inference_result", "request_id": number, "data": data})
 
 
-def error(request: Request | None, text: str) -> bytes:
-    """The frame of an error."""
-    number = request.context[0] if request else None
+def error(message: Mapping[Any, Any] | None, text: str) -> bytes:
+    """The frame of an error in answer to a message, which could not be read where there is none."""
+    number = (message or {}).get("request_id")
     values = {"status": "error", "ok": False, "type": "error", "request_id": number, "error": {"message": text}}
     return pack(values)
 

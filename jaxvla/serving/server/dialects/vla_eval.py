@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxvla.serving.server.dialects.wire import VLA_EVAL
+from jaxvla.serving.server.keys import at_wrist
 from jaxvla.serving.server.request import OPTIONS, Answer, Options, Request, RequestError
 from jaxvla_client.codec import pack
 
@@ -71,9 +72,10 @@ def reply(request: Request, answer: Answer | None, facts: Mapping[str, Any]) -> 
     return pack(_frame("action", payload, seq), VLA_EVAL)
 
 
-def error(request: Request | None, text: str) -> bytes:
-    """The frame of an error."""
-    return pack(_frame("error", {"error": text}, request.context[1] if request else 0))
+def error(message: Mapping[Any, Any] | None, text: str) -> bytes:
+    """The frame of an error in answer to a message, which could not be read where there is none."""
+    seq = (message or {}).get("seq")
+    return pack(_frame("error", {"error": text}, seq if isinstance(seq, int) else 0))
 
 
 def _frame(kind: str, payload: Mapping[str, Any], seq: int) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _hello(facts: Mapping[str, Any]) -> dict[str, Any]:
     own = facts["policies"].get(facts["policy"])
     if own is None:
         return hello
-    params = {"send_state": "proprio" in own["needed"], "send_wrist_image": any("wrist" in x for x in own["needed"])}
+    params = {"send_state": "proprio" in own["needed"], "send_wrist_image": any(map(at_wrist, own["needed"]))}
     hello["observation_params"] = {name: True for name, needed in params.items() if needed}
     ends = _ends(own)
     if ends in _GRIPPERS:
