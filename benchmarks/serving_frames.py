@@ -160,6 +160,23 @@ def _keys(rng: _Rng, dialect: str) -> bytes:
     return msgpack.packb({"type": kind, "payload": names if rng.random() < 0.7 else 3, "seq": 1, "request_id": {}})
 
 
+def _options(rng: _Rng, dialect: str) -> bytes:
+    """Options of a request that there are not, or with values that lie."""
+    message = observation(rng, dialect)
+    names = ("policy", "reset", "seed", "observe", "deadline_ms", "timing", "contract", "strange")
+    lies = (
+        *_LIES,
+        3,
+        described(np.arange(3), dialect),
+        {"delay": -1},
+        {"action_dim": described(np.arange(2), dialect)},
+    )
+    options = {names[rng.integers(len(names))]: lies[rng.integers(len(lies))] for _ in range(3)}
+    target = message if dialect == "openpi" else message["payload"]
+    target["jaxvla"] = options if rng.random() < 0.9 else lies[rng.integers(len(lies))]
+    return msgpack.packb(message)
+
+
 def _image(rng: _Rng, dialect: str) -> bytes:
     """An encoded image that is none, or of another size than it says."""
     data = (b"\x89PNG\r\n\x1a\n" + rng.bytes(50), b"", rng.bytes(100))[rng.integers(3)]
@@ -182,5 +199,6 @@ KINDS: dict[str, Callable[[_Rng, str], bytes]] = {
     "deep nesting": _deep,
     "huge lengths": _long,
     "strange keys": _keys,
+    "strange options": _options,
     "broken images": _image,
 }

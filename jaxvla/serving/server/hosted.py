@@ -30,7 +30,7 @@ class Hosting:
     Attributes:
         keys: of clients, see `keys.CLIENT_KEYS`; empty to find out.
         cameras: paths of clients by the policy's names, for those that cannot be found out.
-        any_image_size: images of other sizes than those of training are taken.
+        any_image_size: images that are smaller than the frames of training are taken.
         gripper: (closed, open) of the actions as clients take them; None for as they were trained.
         window_ms: how long a request waits for others.
         queue: requests that may wait.
@@ -139,7 +139,6 @@ class Session:
         self._seed: int | None = 0  # from which the robots are to be reset
         self._left: collections.deque[np.ndarray] = collections.deque()
         self._words: tuple[str, ...] = ()
-        self._checked: Mapping[str, Any] = {}
 
     def reset(self, seed: int = 0) -> None:
         """An episode begins."""
@@ -189,9 +188,7 @@ class Session:
             raise RequestError(
                 f"{self._hosted.name} acts in the units of {', '.join(datasets)}, not of {request.dataset!r:.60}"
             )
-        if stated and stated != self._checked:
-            check_contract(stated, self._hosted.contract)
-            self._checked = stated
+        check_contract(stated, self._hosted.contract)
 
     def _work(self, request: Request, start: float) -> Work:
         flat = [flatten(example) for example in request.examples]

@@ -14,11 +14,9 @@ import numpy as np
 
 from jaxvla.contract import Contract
 from jaxvla.data.schema import PROPRIO
-from jaxvla.data.transforms.images import size_text
+from jaxvla.data.transforms.images import enlarges, size_text
 from jaxvla.errors import PolicyError
 
-# How far the sides' ratio of a frame may be from that of the frames of training: cameras round their sizes.
-ASPECT_TOLERANCE = 0.02
 MAX_PIXELS = 4096 * 4096
 MAX_INSTRUCTION = 4096
 _WRIST = re.compile("wrist|hand|gripper")
@@ -89,7 +87,7 @@ class Needs:
         told: whether it reads an instruction.
         contract: of its checkpoint.
         overrides: paths of clients, by camera, that somebody gave by hand.
-        any_size: images of any size are taken, whatever the frames of training were.
+        any_size: images that are smaller than the frames of training are taken.
     """
 
     cameras: tuple[str, ...]
@@ -180,10 +178,11 @@ class Reading:
             raise PolicyError(f"{path!r} is of {size_text(image.shape[:2])} pixels, more than {MAX_PIXELS}")
         own = self.needs.contract.cameras.get(camera)
         stored = None if own is None or self.needs.any_size else own.stored_size
-        if stored is not None and not _fits(image.shape[:2], stored):
+        if stored is not None and enlarges(image.shape, stored):
             raise PolicyError(
                 f"{path!r} is of {size_text(image.shape[:2])} pixels, but the policy was trained on frames of "
-                f"{size_text(stored)}: send whole frames of that size, or larger ones whose sides have the same ratio"
+                f"{size_text(stored)}, to which it would be enlarged: send whole frames as the camera gives them, or "
+                "start the server with --any_image_size"
             )
         return image
 
@@ -230,12 +229,6 @@ def fit(name: str, needs: Needs, flat: Mapping[str, Any]) -> Reading:
 def at_wrist(name: str) -> bool:
     """Whether a camera's name says that it sits at the wrist."""
     return _WRIST.search(name) is not None
-
-
-def _fits(size: Sequence[int], stored: tuple[int, int]) -> bool:
-    """Whether frames of a size can be reduced to the stored one without distortion."""
-    ratio = size[1] * stored[0] / (size[0] * stored[1])
-    return size[0] >= stored[0] and size[1] >= stored[1] and abs(ratio - 1) <= ASPECT_TOLERANCE
 
 
 def _which(path: str, flat: Mapping[str, Any]) -> str:

@@ -140,6 +140,7 @@ def _differences(stated: Mapping[str, Any], true: Mapping[str, Any], above: str)
             yield f"its contract has no {path!r:.60}, but {', '.join(true)}"
             continue
         own = list(true[key]) if isinstance(true[key], tuple) else true[key]
+        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         if isinstance(value, Mapping) and isinstance(own, Mapping):
             yield from _differences(value, own, f"{path}/")
         elif own is not None and value != own and (own or key != "control_frequency"):
