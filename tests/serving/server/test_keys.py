@@ -1,6 +1,8 @@
 """What clients call things, of every client in the table."""
 
 import dataclasses
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from serving.policies import gray
 from jaxvla.contract import CameraContract, Contract
 from jaxvla.errors import PolicyError
 from jaxvla.serving.server.keys import CLIENT_KEYS, Needs, fit, flatten
+from jaxvla.serving.server.request import Options
 
 CONTRACT = Contract(5.0, 2, 2, None, 1, {"images0": CameraContract(None, (8, 8))}, 4, 2, None)
 NEEDS = Needs(("images0",), (), True, True, CONTRACT)
@@ -123,6 +126,15 @@ def test_what_is_missing_is_listed_beside_what_came():
     many = {f"key{i}": i for i in range(100)}
     with pytest.raises(PolicyError, match="and 70 more"):
         fit("", NEEDS, many)
+
+
+def test_the_table_of_the_docs_is_the_table():
+    text = (pathlib.Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|.* \|.* \|.* \|$", text.partition("| `--keys` |")[2].partition("\n\n")[0], re.M
+    )
+    assert rows == list(CLIENT_KEYS)
+    assert {field.name for field in dataclasses.fields(Options)} <= {*re.findall(r"`(\w+)`", text)}
 
 
 def test_paths_of_nested_keys():
