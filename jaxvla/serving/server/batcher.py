@@ -32,7 +32,7 @@ class Work:
     Attributes:
         robots: numbers of its robots.
         observations, tasks: of each.
-        seed: from which each is reset before; None to go on.
+        fresh: robots of the client that are reset before, from `seed`; none to go on.
         observe: nothing is to be decided.
         timing: of each decision, where its robots go on meanwhile; None where they wait.
         deadline: `time.monotonic()` from which on nobody waits any more.
@@ -43,7 +43,8 @@ class Work:
     robots: Sequence[int]
     observations: Sequence[Mapping[str, Any]]
     tasks: Sequence[Mapping[str, Any]]
-    seed: int | None = None
+    fresh: Sequence[int] = ()
+    seed: int = 0
     observe: bool = False
     timing: Timing | None = None
     deadline: float = math.inf
@@ -193,8 +194,8 @@ class Batcher:
 
     def _decide(self, works: Sequence[Work], start: float) -> list[Decided | Exception]:
         for work in works:
-            if work.seed is not None:
-                self._policy.reset(work.robots, [work.seed] * len(work.robots))
+            if work.fresh:
+                self._policy.reset(work.fresh, [work.seed] * len(work.fresh))
         robots = [robot for work in works for robot in work.robots]
         observations = [observation for work in works for observation in work.observations]
         if works[0].observe:

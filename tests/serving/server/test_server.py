@@ -143,23 +143,25 @@ def test_vla_eval_gets_one_action_for_each_observation():
 
 def test_starvla_decides_for_batches():
     async def scenario():
-        async with serving(make_hosted()) as address, client(address) as (ask, metadata, _):
+        hosted = make_hosted(policy=make_policy(obs_horizon=2))
+        async with serving(hosted) as address, client(address) as (ask, metadata, _):
             assert metadata["action_chunk_size"] == 2
             assert metadata["available_unnorm_keys"] == ["set"]
             pong = await ask({"type": "ping", "request_id": "a"})
             assert pong == {"status": "ok", "ok": True, "type": "ping", "request_id": "a"}
-            examples = [
-                {
-                    "image": [shown(value)["images0"]],
-                    "lang": "go",
-                    "state": np.zeros((1, 4)),
-                    "goals": shown(0)["goals"],
-                }
-                for value in (5, 6, 7)
-            ]
+
+            def example(value):
+                own = {"image": [shown(value)["images0"]], "lang": "go", "state": np.zeros((1, 4))}
+                return {**own, "goals": shown(0)["goals"]}
+
+            examples = [example(value) for value in (5, 6, 7)]
             answer = await ask({"type": "infer", "request_id": "b", "payload": {"examples": examples}})
             assert (answer["ok"], answer["type"], answer["request_id"]) == (True, "inference_result", "b")
             assert [seen(actions)[1] for actions in answer["data"]["actions"]] == [5, 6, 7]
+            assert (await ask({"type": "reset", "request_id": "d"}))["ok"]
+            for values, oldest in (((15,), [15]), ((25, 26, 27), [15, 26, 27])):
+                answer = await ask({"payload": {"examples": [example(value) for value in values]}})
+                assert [seen(actions)[0] for actions in answer["data"]["actions"]] == oldest
             unknown = await ask({"type": "infer", "request_id": "c", "payload": {"examples": 3}})
             assert (unknown["ok"], unknown["request_id"]) == (False, "c")
             lara = {"batch_images": [[shown(9)["images0"]]], "instructions": ["go"]}
