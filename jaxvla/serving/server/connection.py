@@ -22,6 +22,8 @@ from jaxvla_client.errors import CodecError
 
 # How long a client may keep silent before it counts as one that waits for the server to speak, seconds.
 SILENCE_S = 0.1
+# Bytes of a frame that are read in a fraction of a millisecond, unless they are encoded images.
+_SMALL = 2**20
 # How long it may take for its frame, once sent, to leave, seconds.
 _SEND_S = 30.0
 _KINDS = {LateError: "late", BusyError: "busy"}
@@ -124,8 +126,7 @@ class Connection:
         try:
             if isinstance(data, str):
                 raise RequestError("a message must be a binary frame of msgpack, not text")
-            loop = asyncio.get_running_loop()
-            message = await loop.run_in_executor(self._shared.readers, wire.read, data, self._shared.bounds)
+            message = await self._read(data)
             if self._dialect is None:
                 self._dialect = dialect = table.spoken(message)
                 if dialect.SPEAKS_FIRST:
@@ -151,6 +152,13 @@ class Connection:
         self._shared.metrics.count("requests_total", outcome=outcome, dialect=dialect.NAME)
         if request is not None and request.what == "act" and outcome == "ok":
             self._shared.metrics.observe("request_seconds", took, dialect=dialect.NAME)
+
+    async def _read(self, data: bytes) -> Mapping[Any, Any]:
+        """What a frame says; off the event loop, but where the way there takes longer than to read it here."""
+        if len(data) <= _SMALL and wire.ENCODED not in data:
+            return wire.read(data, self._shared.bounds)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._shared.readers, wire.read, data, self._shared.bounds)
 
     async def _answer(self, request: Request) -> Answer | None:
         if request.what in ("hello", "nothing"):

@@ -12,6 +12,8 @@ from jaxvla.serving.server.keys import MAX_PIXELS
 from jaxvla_client.codec import OPENPI, ArrayForm, Bounds, array_of, unpack
 from jaxvla_client.errors import CodecError
 
+# In every frame with an encoded image.
+ENCODED = b"__image__"
 _IMAGE_FORMATS = {"png": "PNG", "jpeg": "JPEG"}
 
 
@@ -41,7 +43,7 @@ def _image(value: Mapping[str, Any]) -> np.ndarray:
 
 
 # vla-eval's arrays have keys of text, openpi's of bytes, so that one form reads both.
-ANY = ArrayForm(OPENPI.key, (*OPENPI.others, ("__ndarray__", _text_array), ("__image__", _image)))
+ANY = ArrayForm(OPENPI.key, (*OPENPI.others, ("__ndarray__", _text_array), (ENCODED.decode(), _image)))
 VLA_EVAL = ArrayForm(str)
 
 
