@@ -11,6 +11,9 @@ JAX = [
     "flax>=0.12.12,<0.13; python_version >= '3.12'",
 ]
 
+# What the robot service of BridgeData speaks by.
+WIDOWX = ["lz4>=4.3", "pyzmq>=26"]
+
 setup(
     name="jaxvla",
     version="0.1.0",
@@ -59,6 +62,7 @@ setup(
         # convert_dataset.py --from tfds:..., the format tests and the loader benchmark's comparison
         "tf": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9"],
         "wandb": ["wandb>=0.18"],
-        "dev": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.7", "ruff>=0.12,<0.18"],
+        "widowx": WIDOWX,
+        "dev": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.7", "ruff>=0.12,<0.18", *WIDOWX],
     },
 )

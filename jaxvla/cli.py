@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import io
+import math
 import os
 import pathlib
 import signal
@@ -104,6 +105,21 @@ def image_size(words: Sequence[str], flag: str) -> tuple[int, ...]:
     if len(words) > 2 or not all(word.strip().isdecimal() and int(word) for word in words):
         raise ConfigError(f"{flag} must be HEIGHT or HEIGHT,WIDTH in pixels, not {','.join(words)}")
     return int(words[0]), int(words[-1])
+
+
+def numbers(words: Sequence[str], count: int, flag: str) -> tuple[float, ...]:
+    """So many finite numbers from the value of a list flag.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        values = tuple(float(word) for word in words)
+    except ValueError:
+        values = ()
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise ConfigError(f"{flag} must be {count} numbers, not {','.join(map(str, words))}")
+    return values
 
 
 def _terminate(*_: object) -> None:

@@ -27,3 +27,7 @@ class PolicyError(JaxvlaError):
 
 class WeightsError(JaxvlaError):
     """A folder of pretrained weights is missing, damaged, or holds another model than the configuration says."""
+
+
+class RobotError(JaxvlaError):
+    """A robot must not, or cannot, go on: its service is gone or refuses, or it was to do what it must not do."""

@@ -21,6 +21,7 @@ ROOMS = DEVICE | {
     "data": set(),
     "reasoning": {"data"},
     "envs": set(),
+    "robots": {"envs", "data"},
     "contract": {"data"},
     "assets": {"contract", "data"},
     "checkpoint": {"assets", "contract", "parallel", "data"},
@@ -32,9 +33,9 @@ ROOMS = DEVICE | {
     "config": set(),
 }
 LEAVES = {"errors", "config"}
-HOST_ROOMS = ("data", "reasoning", "envs")
+HOST_ROOMS = ("data", "reasoning", "envs", "robots")
 # The rooms that may talk to a policy server, and what the client needs on a robot's computer.
-USE_THE_CLIENT = ("serving", "envs")
+USE_THE_CLIENT = ("serving", "envs", "robots")
 CLIENT_PACKAGES = {"numpy", "msgpack", "websockets"}
 LONG_FILES = 400
 LONG_FUNCTIONS = 60

@@ -47,14 +47,14 @@ class Frame:
     texts: Sequence[str]
 
 
-def save_film(path: pathlib.Path, frames: Sequence[Frame], success: bool, frequency: float = FREQUENCY) -> None:
+def save_film(path: pathlib.Path, frames: Sequence[Frame], success: bool | None, frequency: float = FREQUENCY) -> None:
     """Writes a film at the pace of the robot; its last frame stays a while, framed in green (success) or red.
 
     Args:
         path: to write, one of `SUFFIXES`: H.264 that browsers play, or a GIF, several times as large. Its folder is
             made.
         frames: at least one; all have views of the same titles.
-        success: how the episode ended.
+        success: how the episode ended; None where nobody judged, and nothing is framed.
         frequency: time steps per second, Hz.
 
     Raises:
@@ -64,7 +64,8 @@ def save_film(path: pathlib.Path, frames: Sequence[Frame], success: bool, freque
         raise ConfigError(f"{path} is no film: its suffix must be {' or '.join(SUFFIXES)}, not {path.suffix!r}")
     lines = max(len(_lines(frame)) for frame in frames)
     pictures = [_draw(frame, lines) for frame in frames]
-    _mark(pictures[-1], success)
+    if success is not None:
+        _mark(pictures[-1], success)
     if path.suffix == SUFFIX:
         save_pictures(path, pictures, frequency)
     else:

@@ -35,6 +35,19 @@ def load_pickle(path: str | os.PathLike) -> Any:
         return _unpickle(file, path)
 
 
+def loads_pickle(data: bytes, source: str) -> Any:
+    """The content of a pickle that came over a wire; what is admitted is that of `load_pickle`.
+
+    Args:
+        data: the whole pickle.
+        source: what an error calls it.
+
+    Raises:
+        DataError: as `load_pickle`.
+    """
+    return _unpickle(io.BytesIO(data), source)
+
+
 def load_object_npy(path: str | os.PathLike) -> np.ndarray:
     """The array of an .npy file of dtype object, as `np.save` writes lists of dicts, or of any plain dtype.
 
@@ -69,7 +82,7 @@ def _unpickle(file: BinaryIO, path: str) -> Any:
     except DataError:
         raise
     except Exception as error:  # a damaged pickle is a damaged program: it can fail in any way
-        raise DataError(f"{path}: not a whole pickle ({_one_line(error)}); make the file again") from None
+        raise DataError(f"{path}: not a whole pickle ({_one_line(error)}); make it again") from None
 
 
 def _one_line(error: Exception) -> str:
