@@ -184,7 +184,7 @@ class Robot:
         if wanted is None:  # nothing is sent, and the arm stands still
             return
         whole = check_action(wanted)
-        admitted = guard.admit(np.append(whole[: ACTION_DIM - 1], gripper.decide(whole[-1])))
+        admitted = guard.admit(np.append(whole[: ACTION_DIM - 1], gripper.decide(float(whole[-1]))))
         decided = time.monotonic()
         self._service.step(admitted, self._setup.blocking)
         times = {"at": round(began, 4), "decided": round(decided - began, 4)}

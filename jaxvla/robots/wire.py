@@ -78,7 +78,6 @@ class Line:
 
     def __init__(self, host: str, port: int) -> None:
         self.address = f"tcp://{host}:{port}"
-        self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
 
     def __call__(self, message: Mapping[str, Any], seconds: float) -> Any:
@@ -116,7 +115,8 @@ class Line:
 
     def _opened(self) -> zmq.Socket:
         if self._socket is None:
-            self._socket = self._context.socket(zmq.REQ)
+            # That of the process: one of its own would wait for its sockets where it is left behind.
+            self._socket = zmq.Context.instance().socket(zmq.REQ)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             self._socket.connect(self.address)
         return self._socket
@@ -135,12 +135,12 @@ class Answering:
 
     def __init__(self, answer: Callable[[Any], Any], port: int = 0) -> None:
         self._answer, self._ending = answer, threading.Event()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.REP)
+        self._socket = zmq.Context.instance().socket(zmq.REP)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         try:
             self._socket.bind(f"tcp://127.0.0.1:{port or '*'}")
         except zmq.ZMQError as error:
+            self._socket.close(linger=0)
             raise RobotError(f"port {port} cannot be listened at ({error.strerror}); choose another one") from error
         self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -76,7 +76,7 @@ def _opened(path: str) -> BinaryIO:
         return open(path, "rb")
 
 
-def _unpickle(file: BinaryIO, path: str) -> Any:
+def _unpickle(file: BinaryIO | io.BytesIO, path: str) -> Any:
     try:
         return _Unpickler(file, path).load()
     except DataError:
@@ -165,7 +165,7 @@ class _Unpickler(pickle.Unpickler):
     def _frombuffer(self, data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
         return np.frombuffer(data, dtype.value).reshape(shape, order=order)
 
-    def _ndarray(self, shape: tuple[int, ...], dtype: str, data: bytes) -> np.ndarray:
+    def _ndarray(self, shape: tuple[int, ...], dtype: str, data: bytes | bytearray) -> np.ndarray:
         return np.frombuffer(data, _Dtype(dtype.lstrip("<>|")).value.newbyteorder(dtype[0])).reshape(shape)
 
     def _array(self, items: list, dtype: str) -> np.ndarray:
