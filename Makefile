@@ -4,7 +4,8 @@
 # make sample  the sample data alone, of a LEVEL
 # make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
 # make test    the checks that CI runs
-# make serving-clients  the unmodified clients of others against the server, each in an environment of its own
+# make serving-clients  the client for robots, and the unmodified ones of others, against the server, each in an
+#              environment of its own
 # make parity  comparisons with torch, transformers, PEFT and tensorflow_datasets (installs CPU builds)
 # make lint    ruff
 # EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
@@ -99,10 +100,12 @@ parity: $(PARITY_MARK)
 CLIENTS := $(VENV)/clients
 CLIENT_openpi := 'openpi-client==0.1.2' typing_extensions
 CLIENT_vla-eval := 'vla-eval==0.8.0'
+CLIENT_jaxvla := ./jaxvla_client 'numpy<2'
 
-serving-clients: $(TEST_MARK) $(CLIENTS)/openpi/.installed $(CLIENTS)/vla-eval/.installed
+serving-clients: $(TEST_MARK) $(patsubst %,$(CLIENTS)/%/.installed,openpi vla-eval jaxvla)
 	$(BIN)/python -m pytest -m clients
 
+$(CLIENTS)/jaxvla/.installed: $(wildcard jaxvla_client/*.py) jaxvla_client/pyproject.toml
 $(CLIENTS)/%/.installed: Makefile | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python '>=3.10,<3.13' $(@D)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(CLIENT_$*)

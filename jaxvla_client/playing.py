@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvla_client.chunks import Plan, Player
+from jaxvla_client.chunks import Plan, Player, Timing
 from jaxvla_client.client import Client
 from jaxvla_client.errors import ClientError
 
@@ -85,8 +85,7 @@ class Playing:
         if self._deciding is not None and self._deciding.done():
             self._answer(self._taken())
         if self._player.due:
-            self._player.ask()
-            self._decide({**observation, **self._task})
+            self._decide({**observation, **self._task}, self._player.ask())
         elif self._looks_back:
             self._client.act({**observation, **self._task}, options={"observe": True})
         return self._player.step()
@@ -97,9 +96,10 @@ class Playing:
         if self._thread is not None:
             self._thread.shutdown()
 
-    def _decide(self, request: Mapping[str, Any]) -> None:
-        options = {"reset": True} if self._first else {}
+    def _decide(self, request: Mapping[str, Any], timing: Timing) -> None:
+        options: dict[str, Any] = {"reset": True} if self._first else {}
         if self._thread is not None:
+            options["timing"] = timing._asdict()
             self._deciding = self._thread.submit(self._client.act, request, options=options)
             return
         try:

@@ -86,8 +86,9 @@ class Ending:
         return f"played       {counts}" if self.stopped is None else f"stopped      {self.stopped}; {still} ({counts})"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
+        """Plain values; `steps` under a name that leaves room for what happened at them."""
+        values = dataclasses.asdict(self)
+        return {"steps_played": values.pop("steps"), **values}
 
 
 class Robot:

@@ -73,6 +73,8 @@ def test_the_robot_goes_on_while_the_next_decision_is_made():
         assert 2 <= first <= 8  # it stands still until the first decision is there
         assert None not in played[first:]
         assert max(took) < server.delay  # nothing waits for the server
+        assert options(server)[0]["timing"] == {"played": None, "delay": 0}
+        assert all(each["timing"]["delay"] > 0 for each in options(server)[2:])  # it learns how long a decision takes
         begun = list(dict.fromkeys(x for x, _ in played[first:]))
         assert len(begun) >= 3
         for x in begun[1:]:  # the actions whose moments have passed are left out

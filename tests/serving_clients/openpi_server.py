@@ -23,12 +23,15 @@ class OpenpiServer:
     Args:
         metadata: the first frame.
         chunk: actions of an answer.
+        needed: without which a request is an error.
+        decide: from a request to its actions; None to echo `needed`, with the number of the action.
         token: that is asked for.
         tls: of the server's side.
     """
 
-    def __init__(self, metadata=METADATA, chunk=2, token=None, tls=None):
+    def __init__(self, metadata=METADATA, chunk=2, token=None, tls=None, needed="x", decide=None):
         self.metadata, self.chunk, self.token, self.tls = metadata, chunk, token, tls
+        self.needed, self.decide = needed, decide or self._echo
         self.port, self.requests, self.delay = 0, [], 0.0
 
     def __enter__(self):
@@ -62,9 +65,11 @@ class OpenpiServer:
             request = unpack(frame)
             self.requests.append(request)
             await asyncio.to_thread(time.sleep, self.delay)
-            if "x" not in request:
-                await websocket.send("KeyError: the observation lacks 'x'")
+            if self.needed not in request:
+                await websocket.send(f"KeyError: the observation lacks {self.needed!r}")
                 await websocket.close(1011, "Internal server error. Traceback included in previous frame.")
                 return
-            actions = np.float32([[request["x"], step] for step in range(self.chunk)])
-            await websocket.send(pack({"actions": actions, "words": f"at {request['x']}"}))
+            await websocket.send(pack({"actions": self.decide(request), "words": f"at {request.get('x')}"}))
+
+    def _echo(self, request):
+        return np.float32([[request["x"], step] for step in range(self.chunk)])
