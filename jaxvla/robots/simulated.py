@@ -32,15 +32,16 @@ class SimulatedWidowX:
     Args:
         seed: of the scene.
         level, task: of the tabletop, see `TabletopEnv`.
+        image_size: pixels a side of its pictures, until a client says another one.
 
     Attributes:
-        env: the world; made when a client says how large its images are to be.
+        env: the world; made anew when a client says how large its images are to be.
         commanded: (command, payload) of every request that moves something, in order.
     """
 
-    def __init__(self, seed: int = 0, level: str = "one", task: str | None = None) -> None:
+    def __init__(self, seed: int = 0, level: str = "one", task: str | None = None, image_size: int = 16) -> None:
         self._seed, self._level, self._task = seed, level, task
-        self.env = self._scene(16)
+        self.env = self._scene(image_size)
         self._env_params: Mapping[str, Any] | None = None
         self.commanded: list[tuple[str, Any]] = []
 
