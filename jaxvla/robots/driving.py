@@ -164,6 +164,7 @@ class ServerDriver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> None:
+        self._playing.close()
         self._client.close()
 
     @property

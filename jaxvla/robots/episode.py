@@ -47,6 +47,9 @@ class Setup:
         bounds: of its poses.
         sticky_steps: of `Gripper`.
         rest: how long the arm rests after it was reset, s.
+
+    Raises:
+        RobotError: the gripper would be put out of bounds.
     """
 
     cameras: Mapping[str, str]
@@ -59,6 +62,12 @@ class Setup:
     bounds: Bounds = dataclasses.field(default_factory=Bounds)
     sticky_steps: int = 1
     rest: float = 2.5
+
+    def __post_init__(self) -> None:
+        for flag, position in (("initial_eep", self.initial), ("goal_eep", self.goal)):
+            low, high = self.bounds.low[:3], self.bounds.high[:3]
+            if not all(least <= value <= most for least, value, most in zip(low, position, high)):
+                raise RobotError(f"--{flag} {position} is out of bounds, which are {low} to {high} (x, y, z in m)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -159,6 +159,7 @@ def test_flags_that_say_nothing_are_one_line(flags, message, tmp_path):
         (["--low=0,0,0"], "--low must be 4 numbers, not 0,0,0"),
         (["--low=1,0,0,0"], "nothing lies between the bounds"),
         (["--initial_eep=0.1,nan,0"], "--initial_eep must be 3 numbers"),
+        (["--goal_eep=0.1,0,0.9"], "--goal_eep (0.1, 0.0, 0.9) is out of bounds"),
     ],
 )
 def test_what_cannot_be_driven_is_one_line(flags, message, policy, tmp_path):

@@ -240,11 +240,23 @@ def test_a_robot_that_does_not_become_ready_or_does_not_get_there_is_an_error(mo
 
 def test_a_robot_out_of_bounds_is_not_begun_with():
     simulated = SimulatedWidowX(SEED)
-    robot = WidowX(simulated.answer, 1)
-    low = dataclasses.replace(SETUP, bounds=dataclasses.replace(SETUP.bounds, low=(0.4, -0.15, -0.01, -1.57)))
-    with pytest.raises(RobotError, match="out of bounds: x is"):
-        Robot(robot, low).start()
+
+    def elsewhere(message, seconds):
+        told = simulated.answer(message)
+        if message["type"] == "obs":
+            told["state"][0] = 0.6
+        return told
+
+    with pytest.raises(RobotError, match=r"out of bounds: x is 0\.600"):
+        Robot(WidowX(elsewhere, 1), SETUP).start()
     assert [name for name, _ in simulated.commanded] == ["init"]
+
+
+@pytest.mark.parametrize("name", ["initial", "goal"])
+@pytest.mark.parametrize("position", [(0.9, 0.0, 0.15), (0.3, 0.0, -0.2), (0.3, float("nan"), 0.15)])
+def test_the_gripper_is_put_nowhere_out_of_bounds(name, position):
+    with pytest.raises(RobotError, match=rf"--{name}_eep \(0\..*\) is out of bounds, which are \(0.1, -0.15, -0.01\)"):
+        dataclasses.replace(SETUP, **{name: position})
 
 
 def test_what_a_contract_says_is_used():
