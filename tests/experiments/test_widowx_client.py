@@ -116,7 +116,7 @@ def test_the_keyboard_stops_it_and_what_was_seen_is_kept(robot, policy, tmp_path
     (log,), (film,) = tmp_path.glob("*.json"), tmp_path.glob("*.mp4")
     facts = json.loads(log.read_text())
     assert facts["by_keyboard"] is True
-    assert facts["steps_played"] == commanded - 4
+    assert commanded - 4 - facts["steps_played"] in (0, 1)  # one may have been sent and not been answered
     assert whole(film) >= facts["steps_played"]
     np.testing.assert_array_equal(simulated.env.state, state)
 
