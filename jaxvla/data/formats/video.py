@@ -148,6 +148,7 @@ class Decoder:
         # Threads of its own would hold frames back until later ones are read, and the loader has threads already.
         self._stream.codec_context.thread_count = 1
         self._table = read_table(self._stream, path)
+        self._colours = _reformatter()
         self._frames: Iterator[Any] | None = None
         self._last: tuple[int, Any] | None = None
 
@@ -162,7 +163,8 @@ class Decoder:
         if not 0 <= number < count:
             raise DataError(f"{self._path}: no frame {number}, it has {count}: download or make it again")
         try:
-            return self._find(number).to_ndarray(format="rgb24")
+            # A frame's own conversion would start threads for each frame, and end them with it.
+            return self._colours.reformat(self._find(number), format="rgb24", threads=1).to_ndarray()
         except _broken() as error:
             self._frames = self._last = None
             raise DataError(
@@ -215,6 +217,12 @@ _own = _Own()
 
 def _no_video(path: str) -> DataError:
     return DataError(f"{path}: is no video, or is cut off: download or make it again")
+
+
+def _reformatter() -> Any:
+    from av.video.reformatter import VideoReformatter
+
+    return VideoReformatter()
 
 
 def _broken() -> type[Exception]:

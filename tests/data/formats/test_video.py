@@ -1,5 +1,6 @@
 """Frames by number, of every codec that LeRobot writes."""
 
+import os
 import pathlib
 import threading
 
@@ -77,6 +78,16 @@ def test_each_thread_has_decoders_of_its_own(film):
         thread.join()
     assert found[0] is not found[1]
     assert video.decoder(path) is video.decoder(path)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/task").is_dir(), reason="only Linux lists the threads of a process")
+def test_reading_leaves_no_threads(film):
+    path, frames = film
+    before = len(os.listdir("/proc/self/task"))
+    decoder = video.Decoder(path)
+    for number in (0, 9):
+        np.testing.assert_array_equal(decoder.read(number), frames[number])
+        assert len(os.listdir("/proc/self/task")) <= before
 
 
 def test_few_decoders_stay_open(film, tmp_path, monkeypatch):
