@@ -30,11 +30,11 @@ from flax import traverse_util
 
 from jaxvla import cli
 from jaxvla.errors import ConfigError
+from jaxvla.models.cache import Cache, start_cache
+from jaxvla.models.generation import Sampling, continue_text
 from jaxvla.models.layers import cast_matrices
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
-from jaxvla.models.qwen3_vl.cache import Cache, start_cache
 from jaxvla.models.qwen3_vl.config import PRESETS, Qwen3VLConfig, preset, to_hf
-from jaxvla.models.qwen3_vl.generate import Sampling, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids, num_image_tokens, num_patches
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
@@ -244,11 +244,13 @@ def decode_pass(config: Qwen3VLConfig, grids: Grids, params: Params) -> Pass:
         model: Qwen3VL = bind(graph, params)
         images = None if patches_bpf is None else model.encode_images(patches_bpf, grids)
         output, layout = model.decode_tokens(tokens_bt, images=images, grids=grids, keep_keys=True)
-        return start_cache(output, layout, FLAGS.length + FLAGS.new_tokens), output.hidden_btd[:, -1:]
+        return start_cache(output, layout.next_position_b, FLAGS.length + FLAGS.new_tokens), output.hidden_btd[:, -1:]
 
     def decode(params: Params, cache: Cache, hidden_b1d: jax.Array) -> jax.Array:
         sampling = Sampling(FLAGS.new_tokens)
-        return continue_text(bind(graph, params), cache, hidden_b1d, jax.random.key(0), sampling=sampling).tokens_bm
+        return continue_text(
+            bind(graph, params).text, cache, hidden_b1d, jax.random.key(0), sampling=sampling
+        ).tokens_bm
 
     cache, hidden_b1d = prefill(params, **make_batch(config, grids, FLAGS.decode_batch_size))
     flops, reading = decode_work(config)

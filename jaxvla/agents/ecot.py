@@ -21,12 +21,12 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.head import ActionHead
 from jaxvla.models.flow_matching import Guide
+from jaxvla.models.generation import Sampling, continue_text
 from jaxvla.models.latent_thinking import Thought, check_latent_hidden, prefill, think
 from jaxvla.models.layers import cast_matrices
 from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
-from jaxvla.models.qwen3_vl.generate import Sampling, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids, of_tokens
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
@@ -294,7 +294,7 @@ class ECoT:
         if config.inference == "explicit":
             sampling = Sampling(config.max_new_tokens, stop_tokens=(config.stop_token,), pad_token=config.pad_token)
             thought, cache = prefill(model, text, room=config.max_new_tokens, **seen)
-            words = continue_text(model, cache, thought.last_b1d, jax.random.key(0), sampling=sampling)
+            words = continue_text(model.text, cache, thought.last_b1d, jax.random.key(0), sampling=sampling)
             tokens_bm = words.tokens_bm
             is_word_bm = jnp.arange(config.max_new_tokens) < words.length_b[:, None]
             thought = thought._replace(

@@ -23,11 +23,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
 from jaxvla.models.adapter import Keys, put_keys, take_keys
+from jaxvla.models.cache import Cache, append, start_cache
 from jaxvla.models.module import Params, bind, params_of
-from jaxvla.models.qwen3_vl.cache import Cache, append, start_cache
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import Grids, TokenLayout
-from jaxvla.models.qwen3_vl.text import DecoderOutput
+from jaxvla.models.text_decoder import DecoderOutput
 from jaxvla.ops.attention import KeyValues
 from jaxvla.ops.masks import valid_range
 
@@ -107,14 +107,15 @@ def prefill(
     The suffix is what the model is made to say, possibly nothing; it goes on behind that:
 
         thought, cache = prefill(model, text, patches_bpf, grids, room=sampling.max_new_tokens)
-        generated = continue_text(model, cache, thought.last_b1d, rng, sampling=sampling)
+        generated = continue_text(model.text, cache, thought.last_b1d, rng, sampling=sampling)
 
     Args:
         model, text, patches_bpf, grids, latent_hidden, shown_bi: as in `think`.
         room: how many tokens the cache can take besides.
     """
     thought, prefix, later = _think(model, text, patches_bpf, grids, latent_hidden, shown_bi)
-    keys, next_position_b = start_cache(*prefix, capacity=thought.hidden_btd.shape[1] + room)
+    output, layout = prefix
+    keys, next_position_b = start_cache(output, layout.next_position_b, capacity=thought.hidden_btd.shape[1] + room)
     for run in later:
         keys, next_position_b = append(keys, run, run.stop_b), next_position_b + run.stop_b
     return thought, Cache(keys, next_position_b)

@@ -12,7 +12,7 @@ from models.qwen3_vl import cases
 from jaxvla.models.module import bind, graph_of
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import token_layout
-from jaxvla.models.qwen3_vl.text import DeepStack
+from jaxvla.models.text_decoder import DeepStack
 
 SLOT_TOKEN = 0  # any token of text: its embedding is replaced
 GRIDS = ((4, 4),)

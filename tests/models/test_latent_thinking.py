@@ -13,10 +13,10 @@ from models.qwen3_vl import cases
 from jaxvla.errors import ConfigError
 from jaxvla.models import latent_thinking
 from jaxvla.models.adapter import put_keys, take_keys
+from jaxvla.models.generation import Sampling, continue_text
 from jaxvla.models.latent_thinking import prefill, think
 from jaxvla.models.lora import LoraConfig, adapt, add_lora, merge
 from jaxvla.models.module import bind, graph_of
-from jaxvla.models.qwen3_vl.generate import Sampling, continue_text
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.ops.losses import IGNORE
@@ -316,7 +316,7 @@ def test_words_go_on_behind_the_thinking():
     def speak(params, text, patches):
         model = bind(graph, params)
         thought, cache = prefill(model, text, patches, GRIDS, room=new)
-        return continue_text(model, cache, thought.last_b1d, jax.random.key(0), sampling=Sampling(new))
+        return continue_text(model.text, cache, thought.last_b1d, jax.random.key(0), sampling=Sampling(new))
 
     generated = speak(PARAMS, start, PATCHES)
     suffix = np.zeros((len(STARTS), SUFFIX), np.int32)

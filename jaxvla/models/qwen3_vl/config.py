@@ -6,8 +6,10 @@ from typing import Any
 
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
+from jaxvla.models.decoder import LayerSizes
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.stack import check_remat
+from jaxvla.models.text_decoder import DecoderConfig
 from jaxvla.ops.attention import check_implementation
 
 POSITION_MODES = ("mrope", "linear")
@@ -163,6 +165,24 @@ class Qwen3VLConfig:
         for field in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
             if not 0 <= getattr(self, field) < self.text.vocab_size:
                 raise ConfigError(f"{field} {getattr(self, field)} is no row of a vocabulary of {self.text.vocab_size}")
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The text decoder's."""
+        text = self.text
+        heads = (text.num_attention_heads, text.num_key_value_heads, text.head_dim)
+        return DecoderConfig(
+            LayerSizes(text.hidden_size, text.intermediate_size, *heads, text.rms_norm_eps, normed_heads=True),
+            text.num_hidden_layers,
+            text.vocab_size,
+            text.rope_theta,
+            text.mrope_section,
+            tied=self.tie_word_embeddings,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            attention=self.attention,
+        )
 
 
 _TINY_TEXT = TextConfig(

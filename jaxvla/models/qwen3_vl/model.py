@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxvla.errors import ConfigError
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.qwen3_vl.positions import Grids, TokenLayout, spread, token_layout
-from jaxvla.models.qwen3_vl.text import DecoderOutput, DeepStack, TextDecoder, place
 from jaxvla.models.qwen3_vl.vision import ImageFeatures, VisionTower
+from jaxvla.models.text_decoder import DecoderOutput, DeepStack, TextDecoder, place
 from jaxvla.ops.masks import valid_range
 
 
@@ -32,7 +32,7 @@ class Qwen3VL(nnx.Module):
     def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
         self.config = config
         self.visual = VisionTower(config, rngs)
-        self.text = TextDecoder(config, rngs)
+        self.text = TextDecoder(config.decoder, rngs)
 
     def encode_images(self, patches_bpf: Float[Array, "b p f"], grids: Grids) -> ImageFeatures:
         """Image tokens and DeepStack features of all images of each sample, see `VisionTower`."""

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxvla.models.generation import Sampling
 from jaxvla.models.module import bind, graph_of
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from jaxvla.models.qwen3_vl.generate import Sampling, generate
+from jaxvla.models.qwen3_vl.generate import generate
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import num_image_tokens, num_patches
 from jaxvla.models.qwen3_vl.weight_table import weight_table

@@ -8,8 +8,8 @@ import pytest
 from models.qwen3_vl import cases
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.cache import append, extend, start_cache
 from jaxvla.models.module import bind, graph_of
-from jaxvla.models.qwen3_vl.cache import append, extend, start_cache
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.ops.attention import KeyValues
@@ -30,11 +30,11 @@ class Session:
             output, layout = model.decode_tokens(
                 tokens, start_b=start, stop_b=stop, images=images, grids=case.grids, keep_keys=True
             )
-            return model.text.norm(output.hidden_btd), start_cache(output, layout, capacity)
+            return model.text.norm(output.hidden_btd), start_cache(output, layout.next_position_b, capacity)
 
         def go_on(params, cache, tokens, count):
             model = bind(graph, params)
-            hidden_btd, cache = extend(model, cache, model.embed(tokens), count)
+            hidden_btd, cache = extend(model.text, cache, model.embed(tokens), count)
             return model.text.norm(hidden_btd), cache
 
         self.prefill, self.go_on = cases.quick_jit(prefill), cases.quick_jit(go_on)
@@ -91,7 +91,7 @@ def test_a_prompt_longer_than_the_cache_is_refused():
 
     def prefill(params, keep_keys):
         output, layout = bind(graph, params).decode_tokens(jnp.zeros((1, 5), jnp.int32), keep_keys=keep_keys)
-        return start_cache(output, layout, 4)
+        return start_cache(output, layout.next_position_b, 4)
 
     for keep_keys, message in ((True, r"cache of 4 tokens.*prompt of 5"), (False, "keep_keys=True")):
         with pytest.raises(ConfigError, match=message):

@@ -5,8 +5,8 @@ import pytest
 from models.qwen3_vl import cases
 
 from jaxvla.errors import ConfigError
+from jaxvla.models.generation import Sampling, choose_token
 from jaxvla.models.module import bind, graph_of
-from jaxvla.models.qwen3_vl.generate import Sampling, choose_token
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 
 LOGITS = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.05, 0.1, 0.25, 0.6]], np.float32))

@@ -15,8 +15,8 @@ from jaxvla.models.module import bind, graph_of, init_params
 from jaxvla.models.qwen3_vl.config import preset
 from jaxvla.models.qwen3_vl.model import Qwen3VL
 from jaxvla.models.qwen3_vl.positions import num_patches
-from jaxvla.models.qwen3_vl.text import TextDecoder
 from jaxvla.models.qwen3_vl.weight_table import param_shapes
+from jaxvla.models.text_decoder import TextDecoder
 from jaxvla.ops.attention import KeyValues
 from jaxvla.ops.placement import activations_at
 from jaxvla.parallel.sharding import batch_sharding, tree_shardings
@@ -107,7 +107,7 @@ def test_activations_stay_where_the_batch_is():
     positions = jnp.broadcast_to(jnp.arange(64), (3, 8, 64))
 
     def compiled(params, tokens, place):
-        graph = graph_of(lambda rngs: TextDecoder(config, rngs))
+        graph = graph_of(lambda rngs: TextDecoder(config.decoder, rngs))
 
         def decode(params, tokens):
             decoder = bind(graph, params)

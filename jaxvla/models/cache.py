@@ -6,9 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.qwen3_vl.model import Qwen3VL
-from jaxvla.models.qwen3_vl.positions import TokenLayout
-from jaxvla.models.qwen3_vl.text import DecoderOutput
+from jaxvla.models.text_decoder import DecoderOutput, TextDecoder
 from jaxvla.ops.attention import KeyValues
 
 
@@ -24,8 +22,13 @@ class Cache(NamedTuple):
     next_position_b: Int[Array, " b"]
 
 
-def start_cache(output: DecoderOutput, layout: TokenLayout, capacity: int) -> Cache:
-    """The cache after a prefill, `Qwen3VL.decode_tokens(..., keep_keys=True)`, with room for `capacity` tokens in all.
+def start_cache(output: DecoderOutput, next_position_b: Int[Array, " b"], capacity: int) -> Cache:
+    """The cache after a prefill, with room for `capacity` tokens in all.
+
+    Args:
+        output: of a `TextDecoder` with `keep_keys`.
+        next_position_b: the rope position of what comes next.
+        capacity: of the cache.
 
     Raises:
         ConfigError: the prompt is longer than the capacity, or its keys were not kept.
@@ -41,7 +44,7 @@ def start_cache(output: DecoderOutput, layout: TokenLayout, capacity: int) -> Ca
     shown_bs = output.keys.shown_bs
     if shown_bs is not None:
         shown_bs = jnp.pad(shown_bs, room[1:3], constant_values=True)
-    return Cache(KeyValues(k, v, output.keys.start_b, stop_b, shown_bs), layout.next_position_b)
+    return Cache(KeyValues(k, v, output.keys.start_b, stop_b, shown_bs), next_position_b)
 
 
 def append(keys: KeyValues, own: KeyValues, count_b: Int[Array, " b"]) -> KeyValues:
@@ -60,7 +63,7 @@ def append(keys: KeyValues, own: KeyValues, count_b: Int[Array, " b"]) -> KeyVal
 
 
 def extend(
-    model: Qwen3VL, cache: Cache, x_btd: Float[Array, "b t d"], count_b: Int[Array, " b"] | None = None
+    decoder: TextDecoder, cache: Cache, x_btd: Float[Array, "b t d"], count_b: Int[Array, " b"] | None = None
 ) -> tuple[Float[Array, "b t d"], Cache]:
     """Runs further embeddings, of text or of anything that counts as text, behind what the cache holds.
 
@@ -73,12 +76,6 @@ def extend(
     """
     b, t, _ = x_btd.shape
     positions_bt = cache.next_position_b[:, None] + jnp.arange(t)
-    output = model.text(
-        x_btd,
-        jnp.broadcast_to(positions_bt, (3, b, t)),
-        stop_b=count_b,
-        past=(cache.keys,),
-        keep_keys=True,
-    )
+    output = decoder(x_btd, decoder.config.line(positions_bt), stop_b=count_b, past=(cache.keys,), keep_keys=True)
     count_b = jnp.full(b, t) if count_b is None else count_b
     return output.hidden_btd, Cache(append(cache.keys, output.keys, count_b), cache.next_position_b + count_b)

@@ -1,6 +1,9 @@
-"""The text decoder: causal layers with normalized queries and keys, DeepStack, a scan over the layers."""
+"""The decoder of language models: embeddings, causal layers in one scan, a norm, an output head."""
 
-from typing import NamedTuple
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +15,51 @@ from jaxvla.models.decoder import Attention, DecoderLayer, LayerSizes, Look
 from jaxvla.models.layers import Embedding, Linear
 from jaxvla.models.module import compute_dtype
 from jaxvla.models.norms import RMSNorm
-from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.attention import KeyValues, attend, flexible
 from jaxvla.ops.losses import chunked_cross_entropy
 from jaxvla.ops.placement import pin
-from jaxvla.ops.rope import Rotation, multimodal_rotation
+from jaxvla.ops.rope import Rotation, multimodal_rotation, rotation_at
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and options of a decoder.
+
+    Attributes:
+        layer: widths of each layer.
+        num_layers: of them.
+        vocab_size: rows of the embedding table.
+        rope_theta: base of the rotary frequencies.
+        mrope_section: how many of them follow time, row and column; None where tokens stand in one line.
+        tied: the head is the transposed embedding table.
+        last_apart: the last layer is a stack of its own, "last_layer", so that it can be trained without the others.
+        dtype: compute dtype, "float32" or "bfloat16".
+        remat, scan_layers: see `jaxvla.models.stack`; without `scan_layers` they are written out one by one.
+        attention: see `jaxvla.ops.attention.IMPLEMENTATIONS`.
+    """
+
+    layer: LayerSizes
+    num_layers: int
+    vocab_size: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int] | None = None
+    tied: bool = False
+    last_apart: bool = False
+    dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+    attention: str = "xla"
+
+    def rotation(self, positions: Int[Array, "*axes b t"]) -> Rotation:
+        """Of tokens at these positions, which have three axes where there is an `mrope_section`."""
+        if self.mrope_section is None:
+            return rotation_at(positions, self.layer.head_dim, self.rope_theta)
+        return multimodal_rotation(positions, self.mrope_section, self.rope_theta)
+
+    def line(self, positions_bt: Int[Array, "b t"]) -> Int[Array, "*axes b t"]:
+        """The positions of text, whose tokens stand in one line, on all axes."""
+        return positions_bt if self.mrope_section is None else jnp.broadcast_to(positions_bt, (3, *positions_bt.shape))
 
 
 class DeepStack(NamedTuple):
@@ -71,28 +113,24 @@ def _causal(around: Surroundings, past: tuple[KeyValues, ...], implementation: s
 class TextDecoder(nnx.Module):
     """Embeddings in, hidden states out; and the tables that turn tokens to embeddings and hidden states to logits."""
 
-    def __init__(self, config: Qwen3VLConfig, rngs: nnx.Rngs) -> None:
-        text, dtype = config.text, compute_dtype(config.dtype)
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs) -> None:
+        sizes, dtype = config.layer, compute_dtype(config.dtype)
         self.config = config
-        self.embed_tokens = Embedding(text.vocab_size, text.hidden_size, dtype=dtype, rngs=rngs)
-        sizes = LayerSizes(
-            text.hidden_size,
-            text.intermediate_size,
-            text.num_attention_heads,
-            text.num_key_value_heads,
-            text.head_dim,
-            text.rms_norm_eps,
-            normed_heads=True,
-        )
-        self.layers = stack_blocks(lambda rngs: DecoderLayer(sizes, dtype, rngs), text.num_hidden_layers, rngs)
-        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        if not config.tie_word_embeddings:
-            self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+
+        def stack(num_layers: int) -> nnx.Module:
+            return stack_blocks(lambda rngs: DecoderLayer(sizes, dtype, rngs), num_layers, rngs)
+
+        self.embed_tokens = Embedding(config.vocab_size, sizes.hidden_size, dtype=dtype, rngs=rngs)
+        self.layers = stack(config.num_layers - config.last_apart)
+        self.last_layer = stack(1) if config.last_apart else None
+        self.norm = RMSNorm(sizes.hidden_size, sizes.rms_norm_eps)
+        if not config.tied:
+            self.lm_head = Linear(sizes.hidden_size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
         x_btd: Float[Array, "b t d"],
-        positions_3bt: Int[Array, "3 b t"],
+        positions: Int[Array, "*axes b t"],
         *,
         start_b: Int[Array, " b"] | None = None,
         stop_b: Int[Array, " b"] | None = None,
@@ -106,7 +144,7 @@ class TextDecoder(nnx.Module):
 
         Args:
             x_btd: embeddings, or any vectors in their place.
-            positions_3bt: time, row and column of each.
+            positions: of each, [b, t]; with an `mrope_section` time, row and column of each, [3, b, t].
             start_b: number of padding entries on the left of each sample; None for none.
             stop_b: where the padding on the right of each sample begins; None for none.
             past: runs of keys and values of all layers [l, b, s, k, h] that every token sees besides those up to
@@ -116,8 +154,7 @@ class TextDecoder(nnx.Module):
             keep_keys: return the tokens' own keys and values.
             keep_layers: return every layer's output.
         """
-        rotation = multimodal_rotation(positions_3bt, self.config.text.mrope_section, self.config.text.rope_theta)
-        around = Surroundings(rotation, start_b, stop_b, shown_bt)
+        around = Surroundings(self.config.rotation(positions), start_b, stop_b, shown_bt)
         if deepstack is not None:
             # All other layers add a last entry of zeros: a second scan for them would copy their parameters.
             stack_nbid = jnp.pad(deepstack.features_nbid, ((0, 1), (0, 0), (0, 0), (0, 0))).astype(x_btd.dtype)
@@ -132,12 +169,19 @@ class TextDecoder(nnx.Module):
             x_btd = pin(x_btd)
             return x_btd, (own[:2] if keep_keys else None, x_btd if keep_layers else None)
 
-        config = self.config
-        xs = (jnp.arange(config.text.num_hidden_layers), tuple((run.k_bskh, run.v_bskh) for run in past))
-        hidden_btd, (own, layers_lbtd) = scan_blocks(
-            self.layers, step, x_btd, xs, remat=config.remat, unroll=not config.scan_layers
-        )
+        xs = (jnp.arange(self.config.num_layers), tuple((run.k_bskh, run.v_bskh) for run in past))
+        hidden_btd, (own, layers_lbtd) = self._scan(step, x_btd, xs)
         return DecoderOutput(hidden_btd, KeyValues(*own, *around[1:]) if keep_keys else None, layers_lbtd)
+
+    def _scan(self, step: Callable[..., Any], x_btd: Array, xs: Any) -> tuple[Array, Any]:
+        """`scan_blocks` over all layers, also where the last one is a stack of its own."""
+        options = {"remat": self.config.remat, "unroll": not self.config.scan_layers}
+        if self.last_layer is None:
+            return scan_blocks(self.layers, step, x_btd, xs, **options)
+        first, last = (jax.tree.map(operator.itemgetter(part), xs) for part in (slice(-1), slice(-1, None)))
+        x_btd, ys = scan_blocks(self.layers, step, x_btd, first, **options)
+        x_btd, y = scan_blocks(self.last_layer, step, x_btd, last, **options)
+        return x_btd, jax.tree.map(lambda *parts: jnp.concatenate(parts), ys, y)
 
     def logits(self, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """float32 logits of hidden states that have passed the final norm."""
@@ -161,7 +205,7 @@ class TextDecoder(nnx.Module):
         return chunked_cross_entropy(hidden_btd, kernel, labels_bt, vocab_axis=vocab_axis, chunk=chunk)
 
     def _head(self) -> tuple[Array, int]:
-        if self.config.tie_word_embeddings:
+        if self.config.tied:
             return self.embed_tokens.embedding[...], 0
         return matrix(self.lm_head.kernel.get_value()), 1
 
