@@ -1,35 +1,17 @@
 """Qwen3-VL weights from and to Hugging Face folders, without torch and without a second full copy in memory."""
 
-import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from jaxvla.errors import WeightsError
+from jaxvla.models.hf_folder import read_folder, write_folder
 from jaxvla.models.module import Params
 from jaxvla.models.qwen3_vl.config import MODEL_TYPE, Qwen3VLConfig, to_hf
 from jaxvla.models.qwen3_vl.weight_table import weight_table
-from jaxvla.models.safetensors_io import StoredTensor, open_checkpoint, write_checkpoint
-from jaxvla.models.weights import check_empty, check_names, host_tensors, read_config, read_params, written_aside
-
-# What stands beside the weights and is copied as it is.
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "video_preprocessor_config.json",
-    "vocab.json",
-)
+from jaxvla.models.safetensors_io import StoredTensor
+from jaxvla.models.weights import host_tensors, read_config
 
 
 def read_hf_config(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -61,12 +43,7 @@ def load_hf(
     """
     folder = pathlib.Path(folder).expanduser()
     read_hf_config(folder)
-    table = weight_table(config)
-    with open_checkpoint(folder) as stored:
-        stored = _full_names(stored)
-        names = [name for weight in table for name in weight.hf_names]
-        check_names(str(folder), stored, names, "use the config.json that came with the weights")
-        return read_params(folder, stored, table, shardings, dtype)
+    return read_folder(folder, weight_table(config), shardings, dtype, _full_names)
 
 
 def save_hf(
@@ -93,21 +70,8 @@ def save_hf(
         WeightsError: the folder is not empty or cannot be written, `source` holds no tokenizer, or the parameters do
             not fit the configuration or live on other hosts.
     """
-    folder = pathlib.Path(folder).expanduser()
-    check_empty(folder)
-    copied = [] if source is None else _tokenizer_files(pathlib.Path(source).expanduser())
-    table = weight_table(config)
-    tensors = host_tensors(params, table, dtype)
-    # The dtype in which other frameworks load the weights, unless they are told otherwise.
-    values = to_hf(config) | {"dtype": tensors[table[0].hf_names[0]].dtype.name}
-    try:
-        with written_aside(folder) as partial:
-            write_checkpoint(partial, tensors, max_shard_bytes)
-            (partial / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-            for path in copied:
-                shutil.copyfile(path, partial / path.name)
-    except OSError as error:
-        raise WeightsError(f"cannot write the weights to {folder}: {error.strerror}") from error
+    tensors = host_tensors(params, weight_table(config), dtype)
+    write_folder(pathlib.Path(folder).expanduser(), tensors, {"config.json": to_hf(config)}, max_shard_bytes, source)
 
 
 def _full_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -115,10 +79,3 @@ def _full_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     if any(name.startswith("model.") for name in stored):
         return stored
     return {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in stored.items()}
-
-
-def _tokenizer_files(source: pathlib.Path) -> list[pathlib.Path]:
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if not any(path.name.startswith(("tokenizer", "vocab")) for path in found):
-        raise WeightsError(f"{source} holds no tokenizer: looked for {', '.join(TOKENIZER_FILES)}")
-    return found
