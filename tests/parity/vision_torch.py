@@ -92,14 +92,14 @@ def torch_result(case):
     result = {"patches": features[:, prefix:], "pixels": pixels.grad.permute(0, 2, 3, 1)}
     result |= {"prefix": features[:, :prefix]} if prefix else {}
     result = {name: value.detach().numpy() for name, value in result.items()}
-    result |= {f"gradient/{path}": value for path, value in _gradients(case, named).items()}
+    result |= {f"gradient/{path}": value for path, value in gradients_of(case.table, named).items()}
     return {name: np.asarray(value, np.float32) for name, value in result.items()}
 
 
-def _gradients(case, named):
-    """Of our parameters; 0 where nothing reads one."""
+def gradients_of(table, named):
+    """Those of our parameters, from torch's by their names; 0 where nothing reads one."""
     flat = {}
-    for weight in case.table:
+    for weight in table:
         parts = []
         for name in weight.hf_names:
             given = named[_in_memory(name)].grad

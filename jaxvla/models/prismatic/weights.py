@@ -1,0 +1,114 @@
+"""OpenVLA's weights from and to Hugging Face folders, without torch and without a second full copy in memory."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxvla.errors import WeightsError
+from jaxvla.models.hf_folder import read_folder, write_folder
+from jaxvla.models.module import Params
+from jaxvla.models.prismatic.config import MODEL_TYPE, PrismaticConfig, from_hf, to_hf, with_pixel_scales
+from jaxvla.models.prismatic.weight_table import weight_table
+from jaxvla.models.safetensors_io import HostTensor
+from jaxvla.models.weights import Weight, host_tensors, read_config
+
+# Of the published folder: three shards.
+MAX_SHARD_BYTES = 7 * 10**9
+_PREPROCESSOR = "preprocessor_config.json"
+
+
+def read_hf(folder: str | pathlib.Path) -> PrismaticConfig:
+    """The configuration of a folder of OpenVLA, with the pixel scales of its preprocessor_config.json.
+
+    Raises:
+        WeightsError: no such folder or file, not JSON, or the configuration of another architecture.
+        ConfigError: a variant that this port does not have.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    values = read_config(folder, "model_type", MODEL_TYPE, "such as a download of openvla/openvla-7b")
+    config = from_hf(values, str(folder / "config.json"))
+    path = folder / _PREPROCESSOR
+    if not path.is_file():
+        return config
+    try:
+        scales = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({error}): download it again") from error
+    return with_pixel_scales(config, scales if isinstance(scales, Mapping) else {}, str(path))
+
+
+def load_hf(
+    folder: str | pathlib.Path,
+    config: PrismaticConfig,
+    shardings: Mapping[str, Any] | None = None,
+    dtype: jax.typing.DTypeLike = "float32",
+) -> Params:
+    """Reads a folder straight into parameters, see `jaxvla.models.weights.read_params`.
+
+    Args:
+        folder: holds config.json and model.safetensors, or shards and model.safetensors.index.json.
+        config: sizes of the model, those of `read_hf(folder)`.
+        shardings: one for every parameter, nested like `param_shapes(config)`; None for the default device.
+        dtype: of the parameters.
+
+    Raises:
+        WeightsError: no weights there, a damaged file, or tensors that are missing, left over or of another shape.
+    """
+    return read_folder(pathlib.Path(folder).expanduser(), weight_table(config), shardings, dtype)
+
+
+def save_hf(
+    params: Params,
+    config: PrismaticConfig,
+    folder: str | pathlib.Path,
+    *,
+    dtype: jax.typing.DTypeLike | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    source: str | pathlib.Path | None = None,
+    norm_stats: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that the published code loads, aside first, then renamed.
+
+    Args:
+        params: of a model of this configuration; one tensor at a time is brought to the host.
+        config: sizes of the model.
+        folder: is made; must be empty where it exists.
+        dtype: of the tensors; None for that of each parameter. The published ones are bfloat16.
+        max_shard_bytes: above it the weights are spread over several files with an index.
+        source: a folder whose tokenizer and processor files are copied as they are.
+        norm_stats: statistics of the datasets by their names, as dataset_statistics.json has them; None for none.
+
+    Raises:
+        WeightsError: the folder is not empty or cannot be written, `source` holds no tokenizer, or the parameters do
+            not fit the configuration or live on other hosts.
+    """
+    table = weight_table(config)
+    tensors = _in_order(host_tensors(params, table, dtype), table)
+    # The published code reads an older name of the dtype.
+    contents = {"config.json": to_hf(config) | {"torch_dtype": next(iter(tensors.values())).dtype.name}}
+    if norm_stats is not None:
+        contents["config.json"]["norm_stats"] = dict(norm_stats)
+        contents["dataset_statistics.json"] = dict(norm_stats)
+    if source is None:
+        scales = [{"mean": list(scale.mean), "std": list(scale.std)} for scale in _scales(config)]
+        contents[_PREPROCESSOR] = {"tvf_normalize_params": scales}
+    write_folder(pathlib.Path(folder).expanduser(), tensors, contents, max_shard_bytes, source)
+
+
+def _in_order(tensors: Mapping[str, HostTensor], table: tuple[Weight, ...]) -> dict[str, HostTensor]:
+    """The tensors as torch lists them, layer by layer, which decides what shard each is in."""
+    places: dict[str, tuple[int, int, int]] = {}
+    starts: dict[str, int] = {}
+    for row, weight in enumerate(table):
+        for name in weight.hf_names:
+            before, _, after = name.partition("s.") if weight.stacked else (name, "", "0")
+            number = int(after.partition(".")[0])
+            places[name] = (starts.setdefault(before, row), number, row)
+    return {name: tensors[name] for name in sorted(tensors, key=places.__getitem__)}
+
+
+def _scales(config: PrismaticConfig) -> list[Any]:
+    return [getattr(config, f"{name}_pixels") for name in config.towers]
