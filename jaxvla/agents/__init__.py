@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxvla.agents import act, smolvla
+from jaxvla.agents import act, openvla, smolvla
 from jaxvla.agents.agent import Agent, Start
 from jaxvla.agents.contrastive_rl import make_contrastive_rl
 from jaxvla.agents.ecot import ECoT, make_ecot
@@ -25,10 +25,15 @@ agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "ecot": make_ecot,
     "act": act.make_act,
     "smolvla": smolvla.make_smolvla,
+    "openvla": openvla.make_openvla,
 }
 
 # Of the methods whose settings can name files of weights.
-_STARTS: dict[str, Callable[[Any], Start | None]] = {"act": act.start_of, "smolvla": smolvla.start_of}
+_STARTS: dict[str, Callable[[Any], Start | None]] = {
+    "act": act.start_of,
+    "smolvla": smolvla.start_of,
+    "openvla": openvla.start_of,
+}
 
 
 def make_agent(name: str, agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> Agent:

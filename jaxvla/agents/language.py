@@ -2,6 +2,8 @@
 
     learned       token ids of the small tokenizer of the package; an encoder within the agent learns to read them
     tokens        token ids of a language model's tokenizer, of the text as it is and a line break, for SmolVLA
+    openvla       token ids of a language model's tokenizer, of OpenVLA's question about the text; openvla_v01, of its
+                  first version's
     qwen3_vl      vectors of a frozen Qwen3-VL: means of the last hidden states of its text decoder, of length 1
     precomputed   vectors that are given: with the data (RLDS), or in a file
 
@@ -25,9 +27,10 @@ from jaxtyping import Float32, Num
 from jaxvla.config import local_path
 from jaxvla.data.formats import sidecar
 from jaxvla.data.mixture import Mixture
-from jaxvla.data.schema import InstructionSpec
+from jaxvla.data.schema import BatchSpec, InstructionSpec
 from jaxvla.data.text.instructions import InstructionTable, open_table, rows_of
 from jaxvla.data.text.tokenizer import TINY, Tokenizer, load_tokenizer, tokenizer_from_files
+from jaxvla.data.text.wordings import WORDINGS
 from jaxvla.errors import ConfigError, DataError
 from jaxvla.models.module import Params, compute_dtype, graph_of
 from jaxvla.models.qwen3_vl.config import from_hf
@@ -45,10 +48,10 @@ class LanguageConfig:
     """How instructions are encoded; the keys of config.language in configs/train_config.py.
 
     Attributes:
-        encoder: "learned", "tokens", "qwen3_vl" or "precomputed", see the module.
-        path: of qwen3_vl the folder of weights in Hugging Face's layout; of tokens a folder with a tokenizer, or empty
-            for the small one of the package; of precomputed an .npz file with the arrays texts (str [m]) and vectors
-            (float [m, l]), or empty for the vectors that the data carries.
+        encoder: "learned", "tokens", "openvla", "openvla_v01", "qwen3_vl" or "precomputed", see the module.
+        path: of qwen3_vl the folder of weights in Hugging Face's layout; of tokens and openvla a folder with a
+            tokenizer, or empty for the small one of the package; of precomputed an .npz file with the arrays texts
+            (str [m]) and vectors (float [m, l]), or empty for the vectors that the data carries.
         max_length: of learned and tokens, the most tokens of an instruction.
         on_overflow: what becomes of an instruction of more tokens: an "error", or "truncate" cuts off its end.
         prompt: of qwen3_vl, what the decoder reads before each instruction; it does not enter the mean.
@@ -122,9 +125,9 @@ def open_language(config: LanguageConfig, splits: Sequence[Mixture]) -> Language
     match config.encoder:
         case "learned":
             return TokenLanguage(load_tokenizer(TINY), config.max_length, config.on_overflow)
-        case "tokens":
+        case "tokens" | "openvla" | "openvla_v01":
             tokenizer = load_tokenizer(local_path(config.path or TINY), chats=False)
-            return TokenLanguage(tokenizer, config.max_length, config.on_overflow, "tokens")
+            return TokenLanguage(tokenizer, config.max_length, config.on_overflow, config.encoder)
         case "qwen3_vl":
             folder = local_path(config.path).absolute()
             model = from_hf(read_hf_config(folder), str(folder))
@@ -147,7 +150,8 @@ class TokenLanguage:
         max_length: the most that a text may have.
         on_overflow: what becomes of a text of more: an "error", or "truncate".
         encoder: "learned" encodes words without regard to case and spacing, for a vocabulary that a small model has to
-            learn; "tokens" the text as it is and a line break, for a language model that has learned its own.
+            learn; "tokens" the text as it is and a line break, for a language model that has learned its own;
+            "openvla" and "openvla_v01" a question about it.
     """
 
     tokenizer: Tokenizer
@@ -167,7 +171,7 @@ class TokenLanguage:
 
     def encode(self, texts: Sequence[str]) -> Num[np.ndarray, "n l"]:
         """See `Language`; a text of more than `max_length` tokens is refused where it is not to be cut."""
-        rows = [self.tokenizer.encode(_WORDINGS[self.encoder](text)) for text in texts]
+        rows = [self.tokenizer.encode(WORDINGS[self.encoder](text)) for text in texts]
         longest = max(range(len(rows)), key=lambda i: len(rows[i]))
         if self.on_overflow == "error" and len(rows[longest]) > self.max_length:
             raise DataError(
@@ -189,15 +193,6 @@ class TokenLanguage:
         """The inverse of `to_json`; earlier checkpoints of "learned" do not say what becomes of long texts."""
         tokenizer = tokenizer_from_files(values["tokenizer"], chats=False)
         return cls(tokenizer, values["max_length"], values.get("on_overflow", "error"), values["encoder"])
-
-
-def _line(text: str) -> str:
-    """The text as LeRobot gives it to SmolVLA."""
-    return text if text.endswith("\n") else f"{text}\n"
-
-
-# What of a text becomes tokens, by the name of the encoder.
-_WORDINGS = {"learned": lambda text: " ".join(text.lower().split()), "tokens": _line}
 
 
 class _Decoder(NamedTuple):
@@ -319,6 +314,23 @@ class StoredLanguage:
         return cls(values["source"], tuple(values["texts"]), flat.reshape(-1, values["length"]))
 
 
+def check_tokens(folder: pathlib.Path, spec: BatchSpec) -> None:
+    """Raises ConfigError where weights come with another tokenizer than that of the instructions.
+
+    Args:
+        folder: of the weights; it may have no tokenizer.
+        spec: whose instructions.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    own = load_tokenizer(folder, chats=False).vocab_size
+    if own != spec.instruction.vocab_size:
+        raise ConfigError(
+            f"the weights of {folder} come with a tokenizer of {own} tokens, but config.language has one of "
+            f"{spec.instruction.vocab_size}: set --config.language.path={folder}"
+        )
+
+
 def _vectors_of_data(splits: Sequence[Mixture]) -> StoredLanguage:
     """The vectors that the data carries; a text that comes again has the vector of its first time."""
     found: dict[str, np.ndarray] = {}
@@ -361,4 +373,4 @@ def _vectors_of_file(path: str) -> StoredLanguage:
     return StoredLanguage(path, tuple(texts.tolist()), vectors_ml.astype(np.float32))
 
 
-_KINDS = {"learned": TokenLanguage, "tokens": TokenLanguage, "qwen3_vl": DecoderLanguage, "precomputed": StoredLanguage}
+_KINDS = dict.fromkeys(WORDINGS, TokenLanguage) | {"qwen3_vl": DecoderLanguage, "precomputed": StoredLanguage}

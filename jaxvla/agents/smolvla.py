@@ -5,7 +5,6 @@ then draws a chunk of actions by flow matching. Instructions come as token ids, 
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Start
 from jaxvla.agents.executed import action_mse, mask_keys
+from jaxvla.agents.language import check_tokens
 from jaxvla.config import from_mapping, local_path
 from jaxvla.data.schema import CAMERA_MASK, NO_TOKEN, PROPRIO, Batch, BatchSpec
-from jaxvla.data.text.tokenizer import load_tokenizer
 from jaxvla.errors import ConfigError
 from jaxvla.models.flow_matching import Guide
 from jaxvla.models.layers import cast_matrices
@@ -253,20 +252,3 @@ def start_of(agent: SmolVLAAgent) -> Start | None:
         return agent.narrowed(params)
 
     return Start(load, (f"SmolVLM2 from {path}", *report.lines()))
-
-
-def check_tokens(folder: pathlib.Path, spec: BatchSpec) -> None:
-    """Raises ConfigError where weights come with another tokenizer than that of the instructions.
-
-    Args:
-        folder: of the weights; it may have no tokenizer.
-        spec: whose instructions.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        return
-    own = load_tokenizer(folder, chats=False).vocab_size
-    if own != spec.instruction.vocab_size:
-        raise ConfigError(
-            f"the weights of {folder} come with a tokenizer of {own} tokens, but config.language has one of "
-            f"{spec.instruction.vocab_size}: set --config.language.path={folder}"
-        )

@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from agents import ecot_cases, smolvla_cases
+from agents import ecot_cases, openvla_cases, smolvla_cases
 from jax.sharding import PartitionSpec
 from training.positional_batches import PositionalBatches, make_assets, make_statistics, rows_of
 
@@ -29,6 +29,7 @@ METHODS = {
     "contrastive_rl_td": ENCODER | {"hidden_dims": (8,), "target_rate": 0.1},
     "act": {"encoder": {"name": "resnet-small"}, "transformer": {"width": 8, "num_heads": 2, "mlp_dim": 8}},
     "smolvla": smolvla_cases.agent_kwargs(),
+    "openvla": openvla_cases.agent_kwargs(),
     "ecot": {
         "backbone": dataclasses.asdict(ecot_cases.BACKBONE),
         "action_head": ecot_cases.HEAD,

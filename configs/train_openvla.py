@@ -1,0 +1,106 @@
+"""OpenVLA as its authors train and fine-tune it, and small. Values only."""
+
+from train_base import AUGMENT, base, small
+
+_LORA_TARGETS = r"^(?!.*/unread/).*/kernel$"
+
+
+def _model() -> dict:
+    """The sizes of the published folder, whose Llama runs at an epsilon of 1e-6; it was trained at 1e-5."""
+    tower = {"image_size": 224, "patch_size": 14, "num_channels": 3, "layer_norm_eps": 1e-6}
+    return {
+        "text": {
+            "vocab_size": 32064,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0,
+        },
+        "dino": {
+            **tower,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "num_register_tokens": 4,
+            "class_position": False,
+            "layer_scale": 1e-5,
+            "read_layers": 23,
+        },
+        "siglip": {
+            **tower,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "read_layers": 26,
+            "exact_gelu": True,
+            "joint_qkv": True,
+            "attention_pool": True,
+        },
+        "projector": "fused_gelu_mlp",
+        "dino_pixels": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
+        "siglip_pixels": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
+        "dtype": "bfloat16",
+        "remat": "block",
+        "scan_layers": True,
+        "attention": "xla",
+    }
+
+
+def _openvla() -> dict:
+    """Full fine-tuning."""
+    config = base() | {
+        "agent": "openvla",
+        "agent_kwargs": {
+            "model": _model(),
+            "tokens": {"first": 1, "space": 29871, "end": 2, "actions_end": 32000},
+            "train_what": "full",
+            "path": "",
+            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
+        },
+        "language": {"encoder": "openvla", "path": "", "max_length": 64, "on_overflow": "error"},
+        "batch_size": 256,
+        "num_steps": 100_000,
+        "augment": AUGMENT | {"crop_scale": (0.9, 0.9), "crop_ratio": (1.0, 1.0), "hue": 0.05},
+    }
+    config["data"] |= {"normalization": "bounds_q99", "image_size": (224, 224), "skip_unlabeled": True}
+    config["optimizer"] |= {"learning_rate": 2e-5, "warmup_steps": 0, "decay_steps": 0, "clip_norm": 1.0}
+    return config
+
+
+def _openvla_lora() -> dict:
+    config = _openvla() | {"batch_size": 16, "num_steps": 200_000}
+    config["agent_kwargs"]["train_what"] = "lora"
+    config["agent_kwargs"]["lora"]["rank"] = 32
+    config["optimizer"] |= {"learning_rate": 5e-4, "weight_decay": 0.01, "clip_norm": 0.0}
+    return config
+
+
+def _openvla_tiny() -> dict:
+    config = small(_openvla(), 3000, 32)
+    model = config["agent_kwargs"]["model"]
+    # The package's small tokenizer has 1000 tokens; those of actions and what stands around them come behind.
+    model["text"] |= {
+        "vocab_size": 1280,
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+    }
+    tower = {"image_size": 64, "patch_size": 8, "num_hidden_layers": 3, "num_attention_heads": 4, "read_layers": 2}
+    model["dino"] |= tower | {"hidden_size": 64, "intermediate_size": 256, "layer_scale": 1.0}
+    model["siglip"] |= tower | {"hidden_size": 48, "intermediate_size": 192}
+    model |= {"dtype": "float32", "remat": "none"}
+    config["agent_kwargs"]["tokens"] = {"first": 1256, "space": 1257, "end": 1258, "actions_end": 1256}
+    # One action at a time, as published.
+    config["data"]["action_horizon"] = 1
+    config["execution"]["execute_steps"] = 1
+    return config
+
+
+PRESETS = {"openvla": _openvla, "openvla_lora": _openvla_lora, "openvla_tiny": _openvla_tiny}
