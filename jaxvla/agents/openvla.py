@@ -335,11 +335,11 @@ def start_of(agent: OpenVLA) -> Start | None:
         return None
     path, model = local_path(agent.config.path, "config.agent_kwargs.path"), agent.config.model
     found = read_hf(path)
-    for part in ("text", "dino", "siglip", "projector"):
-        if getattr(found, part) != getattr(model, part):
-            raise ConfigError(
-                f"config.agent_kwargs.model.{part} is {getattr(model, part)}, but {path} has {getattr(found, part)}"
-            )
+    # The one value that is a choice: the published folder runs at another than it was trained at.
+    text = dataclasses.replace(found.text, rms_norm_eps=model.text.rms_norm_eps)
+    for part, own in (("text", text), ("dino", found.dino), ("siglip", found.siglip), ("projector", found.projector)):
+        if own != getattr(model, part):
+            raise ConfigError(f"config.agent_kwargs.model.{part} is {getattr(model, part)}, but {path} has {own}")
     check_tokens(path, agent.spec)
     shapes = param_shapes(model)
     # Where adapters alone are trained, no wider copy is made on the way.
@@ -349,4 +349,20 @@ def start_of(agent: OpenVLA) -> Start | None:
         own = {name: shardings[name] for name in shapes}
         return agent.narrowed(load_hf(path, model, own, dtype))
 
-    return Start(load, (f"OpenVLA from {path}",))
+    return Start(load, (f"OpenVLA from {path}", *_differing(found, model)))
+
+
+def _differing(found: PrismaticConfig, model: PrismaticConfig) -> tuple[str, ...]:
+    """Lines on settings that change what the folder computes, though its weights fit."""
+    settings = {
+        "text.rms_norm_eps": (found.text.rms_norm_eps, model.text.rms_norm_eps),
+        **{
+            f"{name}_pixels": (getattr(found, f"{name}_pixels"), getattr(model, f"{name}_pixels"))
+            for name in model.towers
+        },
+    }
+    return tuple(
+        f"config.agent_kwargs.model.{name} is {own}, where the folder has {theirs}"
+        for name, (theirs, own) in settings.items()
+        if theirs != own
+    )

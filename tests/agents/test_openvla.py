@@ -173,7 +173,7 @@ def test_what_is_frozen_stays_bit_for_bit(what):
     """Trained parameters move, frozen ones do not and have no state of the optimizer, over 20 steps."""
     agent = make_agent("openvla", agent_kwargs(train_what=what) | ({"lora": LORA} if what == "lora" else {}), SPEC)
     optimizer = make_optimizer(OptimizerConfig(1e-2, warmup_steps=0, decay_steps=0), agent.frozen_modules)
-    params, (_, batch) = agent.init(RNG), case()
+    params, batch = agent.init(RNG), jax.tree.map(jnp.asarray, case()[1])
     before, (trained, frozen) = jax.tree.map(np.asarray, params), optimizer.split(params)
     state = optimizer.transform.init(trained)
 
@@ -310,6 +310,13 @@ def test_training_starts_from_a_folder(tmp_path):
     layer = last.load(jax.tree.map(lambda _: place, apart))["llm"]["last_layer"]["mlp"]["up_proj"]["kernel"]
     np.testing.assert_array_equal(layer, params["llm"]["layers"]["mlp"]["up_proj"]["kernel"][-1:])
     assert start_of("openvla", make()) is None
+    text = MODEL["text"] | {"rms_norm_eps": 1e-5}
+    half = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    changed = agent_kwargs(model=MODEL | {"text": text, "siglip_pixels": half}, path=str(folder))
+    lines = start_of("openvla", make_agent("openvla", changed, SPEC)).report
+    assert lines[1] == "config.agent_kwargs.model.text.rms_norm_eps is 1e-05, where the folder has 1e-06"
+    assert lines[2].startswith("config.agent_kwargs.model.siglip_pixels is PixelScale(mean=(0.5, 0.5, 0.5), std=(0.25")
+    assert len(lines) == 3
     deeper = MODEL | {"text": MODEL["text"] | {"num_hidden_layers": 3}}
     with pytest.raises(ConfigError, match=r"model.text is TextConfig.*but .*/openvla has TextConfig"):
         start_of("openvla", make_agent("openvla", agent_kwargs(model=deeper, path=str(folder)), SPEC))
