@@ -6,7 +6,7 @@
 # make test    the checks that CI runs
 # make serving-clients  the client for robots, and the unmodified ones of others, against the server, each in an
 #              environment of its own
-# make parity  comparisons with torch, transformers, PEFT and tensorflow_datasets (installs CPU builds)
+# make parity  comparisons with torch, transformers, timm, PEFT and tensorflow_datasets (installs CPU builds)
 # make lint    ruff
 # EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
 
@@ -135,5 +135,6 @@ $(TEST_MARK): setup.py | $(BIN)/uv
 # The plain index serves torch for CUDA, gigabytes of it. A local CPU wheel is taken where there is one.
 $(PARITY_MARK): setup.py | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,tf]' 'transformers>=5.23,<5.24' 'peft>=0.21,<0.22' \
+		'timm>=1.0.15,<1.1' torchvision \
 		$(if $(wildcard $(UV_FIND_LINKS)/torch-*+cpu*.whl),'torch==2.13.0+cpu',--torch-backend=cpu torch)
 	touch $@

@@ -58,6 +58,7 @@ def _openvla() -> dict:
         "agent_kwargs": {
             "model": _model(),
             "tokens": {"first": 1, "space": 29871, "end": 2, "actions_end": 32000},
+            "num_cameras": 1,
             "train_what": "full",
             "path": "",
             "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
@@ -97,6 +98,7 @@ def _openvla_tiny() -> dict:
     model["siglip"] |= tower | {"hidden_size": 48, "intermediate_size": 192}
     model |= {"dtype": "float32", "remat": "none"}
     config["agent_kwargs"]["tokens"] = {"first": 1256, "space": 1257, "end": 1258, "actions_end": 1256}
+    config["agent_kwargs"]["num_cameras"] = 0  # all that there are
     # One action at a time, as published.
     config["data"]["action_horizon"] = 1
     config["execution"]["execute_steps"] = 1

@@ -1,8 +1,8 @@
 """OpenVLA (Kim et al., 2024): a Prismatic model that says actions as tokens; see `jaxvla.models.prismatic.model`.
 
-A sequence is [first token][image][prompt][space][token of each action value][end], padded on the right. Prompts come as
-token ids, `jaxvla.agents.language` makes them; the tokens around them are put in here. Axis letters: l columns of a
-prompt, n values of a chunk of actions, t tokens of text.
+A sequence is [first token][images][prompt][space][token of each action value][end], padded on the right. Prompts come
+as token ids, `jaxvla.agents.language` makes them; the tokens around them are put in here. Axis letters: l columns of a
+prompt, n values of a chunk of actions, m = n + 1 with the end, t tokens of text.
 """
 
 import dataclasses
@@ -68,6 +68,8 @@ class OpenVLAConfig:
     Attributes:
         model: sizes and options.
         tokens: see `TokenIds`.
+        num_cameras: how many the data must have, 1 of the published model; 0 for any number, whose images stand one
+            after the other.
         train_what: "full"; "lora", adapters alone; "frozen_vision", all but the towers; "last_layer", the embeddings,
             the last layer and the head of the language model; "sandwich", these with towers and projector; "projector".
         path: a folder of OpenVLA in Hugging Face's layout, whose weights training starts from; empty where all is
@@ -80,6 +82,7 @@ class OpenVLAConfig:
 
     model: PrismaticConfig
     tokens: TokenIds = dataclasses.field(default_factory=TokenIds)
+    num_cameras: int = 1
     train_what: str = "full"
     path: str = ""
     lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(targets=LORA_TARGETS))
@@ -279,8 +282,8 @@ def make_openvla(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> OpenVLA:
     """The agent of a configuration's `agent_kwargs`.
 
     Raises:
-        ConfigError: see `OpenVLAConfig` and the model that it configures; another number of cameras than one, images
-            of another size, no prompts or ones that are no token ids of its vocabulary, a history of observations, or
+        ConfigError: see `OpenVLAConfig` and the model that it configures; another number of cameras, images of another
+            size, no prompts or ones that are no token ids of its vocabulary, a history of observations, or
             adapters of what is no kernel.
     """
     config = from_mapping(OpenVLAConfig, dict(agent_kwargs), "config.agent_kwargs")
@@ -294,16 +297,20 @@ def make_openvla(agent_kwargs: Mapping[str, Any], spec: BatchSpec) -> OpenVLA:
 
 def _check(config: OpenVLAConfig, spec: BatchSpec) -> None:
     size, vocab_size = config.model.image_size, config.model.text.vocab_size
-    if len(spec.cameras) != 1 or spec.several_camera_sets:
+    if not spec.cameras or config.num_cameras not in (0, len(spec.cameras)):
         raise ConfigError(
-            f"openvla sees one camera, and the data has {', '.join(spec.cameras) or 'none'}"
-            f"{', of which some rows lack some' * spec.several_camera_sets}: name one in its configuration"
+            f"config.agent_kwargs.num_cameras is {config.num_cameras}, and the data has "
+            f"{', '.join(spec.cameras) or 'no camera'}: name others in its configuration, or change the number, for "
+            "which there are no published weights"
         )
-    if spec.size_of(spec.cameras[0]) != (size, size):
-        raise ConfigError(
-            f"images are {spec.size_of(spec.cameras[0])}, but this model sees {(size, size)}: set "
-            "config.data.image_size to it"
-        )
+    if spec.several_camera_sets:
+        raise ConfigError("openvla hides no missing cameras: mix datasets that have the same ones")
+    for camera in spec.cameras:
+        if spec.size_of(camera) != (size, size):
+            raise ConfigError(
+                f"images of {camera} are {spec.size_of(camera)}, but this model sees {(size, size)}: set "
+                "config.data.image_size to it"
+            )
     if spec.instruction is None or not spec.instruction.vocab_size:
         raise ConfigError("openvla reads prompts as token ids: set config.language.encoder to 'openvla'")
     if spec.instruction.vocab_size > vocab_size:

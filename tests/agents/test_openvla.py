@@ -212,6 +212,18 @@ def test_adapters_merge_into_what_is_served():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_images_of_several_cameras_stand_one_after_the_other():
+    params, batch = case()
+    agent = make_agent("openvla", agent_kwargs(num_cameras=0), other(cameras=("images0", "wrist")))
+    seen = batch["observations"]
+    two, swapped = (
+        {"images0": seen["images0"], "wrist": 255 - seen["images0"]},
+        {"images0": 255 - seen["images0"], "wrist": seen["images0"]},
+    )
+    losses = [differentiate(agent)(params, batch | {"observations": each}, RNG)[0][0] for each in (two, swapped)]
+    assert abs(losses[0] - losses[1]) > 1e-4
+
+
 def trained_millions(name, what, **changes):
     model = dataclasses.asdict(preset(name))
     del model["last_layer_apart"]
@@ -272,13 +284,11 @@ def other(**changes):
     ("spec", "changes", "named"),
     [
         (other(obs_horizon=2), {}, "config.data.obs_horizon to 1, not 2"),
-        (other(cameras=()), {}, "sees one camera, and the data has none: name one"),
-        (other(cameras=("images0", "wrist")), {}, "sees one camera, and the data has images0, wrist: name one"),
-        (
-            other(image_size=(8, 12)),
-            {},
-            r"images are \(8, 12\), but this model sees \(8, 8\): set config.data.image_size",
-        ),
+        (other(cameras=()), {}, "num_cameras is 1, and the data has no camera: name"),
+        (other(cameras=()), {"num_cameras": 0}, "num_cameras is 0, and the data has no camera: name"),
+        (other(cameras=("images0", "wrist")), {}, "num_cameras is 1, and the data has images0, wrist: name others"),
+        (other(several_camera_sets=True), {}, "hides no missing cameras"),
+        (other(image_size=(8, 12)), {}, r"images of images0 are \(8, 12\), but this model sees \(8, 8\): set config"),
         (other(instruction=None), {}, "config.language.encoder to 'openvla'"),
         (other(instruction=InstructionSpec(8)), {}, "config.language.encoder to 'openvla'"),
         (other(instruction=InstructionSpec(8, 1000)), {}, "has 1000 tokens, more than the 280 that"),

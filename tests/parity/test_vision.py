@@ -7,7 +7,7 @@ from jaxvla.models.vision.dinov2_weights import resize_positions
 
 pytestmark = pytest.mark.parity
 
-TIMM = "needs timm, which needs torchvision: uv pip install --torch-backend=cpu torchvision && uv pip install timm"
+TIMM = "needs timm, which `make parity` installs"
 
 
 @pytest.mark.parametrize("name", tower_cases.CASES)
