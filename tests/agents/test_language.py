@@ -288,7 +288,10 @@ def test_vectors_of_real_data(bridge_rlds):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "muse"}, "no language.encoder named 'muse'; there are: learned, tokens, qwen3_vl, precomputed"),
+        (
+            {"encoder": "muse"},
+            "no language.encoder named 'muse'; there are: learned, tokens, openvla, openvla_v01",
+        ),
         ({"path": "somewhere"}, "no effect with language.encoder 'learned'"),
         ({"encoder": "qwen3_vl"}, r"set --config\.language\.path to the folder"),
         ({"max_length": 0}, "max_length must be at least 1"),
