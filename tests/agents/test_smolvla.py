@@ -20,7 +20,7 @@ from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, WeightsError
 from jaxvla.models.flow_matching import Guide
 from jaxvla.models.module import bind
-from jaxvla.models.smolvla.config import LORA_TARGETS, SmolVLAConfig
+from jaxvla.models.smolvla.config import LORA_TARGETS, VISION_KEYS, SmolVLAConfig
 from jaxvla.models.smolvla.model import draw_time, prepare_images
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.config import OptimizerConfig
@@ -234,8 +234,8 @@ def test_presets_name_every_setting(preset):
     assert set(vars(agent.config.lora)) == set(config["agent_kwargs"]["lora"])
     model = config["agent_kwargs"]["model"]
     assert {field.name for field in dataclasses.fields(SmolVLAConfig)} == {*model, "chunk_size"}
-    for part in ("text", "vision"):
-        assert set(vars(getattr(agent.config.model, part))) == set(model[part])
+    assert set(vars(agent.config.model.text)) == set(model["text"])
+    assert set(VISION_KEYS) == set(model["vision"])
 
 
 def test_the_published_shape_trains_its_expert():
@@ -267,6 +267,7 @@ def other(**changes):
         (other(proprio_dim=7), {}, "the state of the data has 7 values, but this model takes 6 at most"),
         (other(action_dim=5), {}, "the action of the data has 5 values, but this model takes 4 at most"),
         (SPEC, {"chunk_size": 50}, "chunk_size is 50, but config.data.action_horizon 4: leave"),
+        (SPEC, {"vision": MODEL["vision"] | {"joint_qkv": True}}, "vision.joint_qkv is False in this model: leave it"),
         (SPEC, {"loss_reduction": "mean"}, "loss_reduction must be one of valid, all"),
         (SPEC, {"hidden_size": 8}, "unknown key config.agent_kwargs.model.hidden_size"),
     ],

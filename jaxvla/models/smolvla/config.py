@@ -13,6 +13,17 @@ from jaxvla.models.stack import check_remat
 from jaxvla.models.vision.siglip import SiglipConfig
 from jaxvla.ops.attention import check_implementation
 
+# Of the fields of `SiglipConfig`, those that this model, and Hugging Face's config.json, can set.
+VISION_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "layer_norm_eps",
+)
 # Of both streams, whatever rope_theta the config of the language model names.
 ROPE_THETA = 10000.0
 MODEL_TYPE = "smolvla"
@@ -114,6 +125,9 @@ class SmolVLAConfig:
         check_implementation(self.attention)
         if self.loss_reduction not in REDUCTIONS:
             raise ConfigError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, not {self.loss_reduction!r}")
+        for field in dataclasses.fields(self.vision):
+            if field.name not in VISION_KEYS and getattr(self.vision, field.name) != field.default:
+                raise ConfigError(f"vision.{field.name} is {field.default} in this model: leave it out")
         for name in ("scale_factor", "chunk_size", "max_state_dim", "max_action_dim", "num_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -199,17 +213,6 @@ def preset(name: str) -> SmolVLAConfig:
     return PRESETS[name]
 
 
-# Of the fields of `SiglipConfig`, those that Hugging Face's config.json has.
-_VISION_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "layer_norm_eps",
-)
 _PAD_TOKEN = 2  # of SmolVLM2's tokenizer; where one stands is masked
 
 # What LeRobot's config.json can say that this model does not have, and what it must say instead.
@@ -279,7 +282,7 @@ def to_vlm(config: SmolVLAConfig) -> dict[str, Any]:
     return {
         "model_type": "smolvlm",
         "scale_factor": config.scale_factor,
-        "vision_config": {"model_type": "smolvlm_vision", **{key: getattr(config.vision, key) for key in _VISION_KEYS}},
+        "vision_config": {"model_type": "smolvlm_vision", **{key: getattr(config.vision, key) for key in VISION_KEYS}},
         "text_config": {"model_type": "llama", **dataclasses.asdict(config.text), **both},
         **both,
     }
@@ -288,7 +291,7 @@ def to_vlm(config: SmolVLAConfig) -> dict[str, Any]:
 def _sizes_of(vlm: Mapping[str, Any], where: str | pathlib.Path) -> dict[str, Any]:
     """The sizes of a vision-language model, as plain values; its layers are counted by the policy."""
     text_keys = tuple(field.name for field in dataclasses.fields(TextConfig))
-    parts = {"text": ("text_config", text_keys), "vision": ("vision_config", _VISION_KEYS)}
+    parts = {"text": ("text_config", text_keys), "vision": ("vision_config", VISION_KEYS)}
     try:
         found = {
             part: {name: vlm[key][name] for name in names if name in vlm[key]} for part, (key, names) in parts.items()
