@@ -62,6 +62,8 @@ setup(
         # convert_dataset.py --from tfds:..., the format tests and the loader benchmark's comparison
         "tf": ["tensorflow-cpu>=2.20,<2.22", "tensorflow-datasets>=4.9.9"],
         "wandb": ["wandb>=0.18"],
+        # Pins mujoco 3.3.0; gymnasium needs packaging and does not say so.
+        "metaworld": ["metaworld==3.1.1", "packaging>=24"],
         "widowx": WIDOWX,
         "dev": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.7", "ruff>=0.12,<0.18", *WIDOWX],
     },

@@ -4,13 +4,13 @@ import collections
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxvla.envs.film import SUFFIX, Frame, save_film
-from jaxvla.envs.rollout import Actor, Episode, Observation, Result, rollouts
+from jaxvla.envs.film import FREQUENCY, SUFFIX, Frame, save_film
+from jaxvla.envs.rollout import Actor, Episode, Observation, Result, World, rollouts
 from jaxvla.envs.worlds import Scenario
 
 # The last parts of what the seeds of episodes are made from. Seeds of demonstrations have three parts, too, the last of
@@ -33,10 +33,10 @@ def episode_seed(seed: int, number: int, stream: int = EVALUATION_STREAM) -> int
 
 
 def episodes(
-    scenario: Scenario, count: int, with_goals: bool, seed: int = 0, stream: int = EVALUATION_STREAM
+    scenario: Scenario, numbers: Iterable[int], with_goals: bool, seed: int = 0, stream: int = EVALUATION_STREAM
 ) -> Iterator[Episode]:
-    """The first `count` episodes of a seed, each made when it is taken; see `episode_seed`."""
-    for number in range(count):
+    """The episodes of a seed that have these numbers, each made when it is taken; see `episode_seed`."""
+    for number in numbers:
         yield scenario.episode(number, episode_seed(seed, number, stream), with_goals)
 
 
@@ -126,11 +126,15 @@ class Films:
     Args:
         needed: names of what the policy looks at, by "observation" and "goals".
         count: of films.
+        frequency: time steps per second, Hz; 0 where they take no certain time.
         suffix: one of `film.SUFFIXES`.
     """
 
-    def __init__(self, needed: Mapping[str, Sequence[str]], count: int, suffix: str = SUFFIX) -> None:
+    def __init__(
+        self, needed: Mapping[str, Sequence[str]], count: int, frequency: float = 0.0, suffix: str = SUFFIX
+    ) -> None:
         self._needed, self._count, self._suffix = needed, count, suffix
+        self._frequency = frequency or FREQUENCY
         self._frames: dict[int, list[Frame]] = collections.defaultdict(list)
 
     def watch(self, episode: Episode, instruction: str, observation: Observation, said: str) -> None:
@@ -146,7 +150,7 @@ class Films:
         """Writes the film of a filmed episode that has ended; gives its path, FOLDER/NAME_NUMBER_ENDING."""
         ending = "success" if result.success else "failure"
         path = folder / f"{name}_{result.number:03d}_{ending}{self._suffix}"
-        save_film(path, self._frames.pop(result.number), result.success)
+        save_film(path, self._frames.pop(result.number), result.success, self._frequency)
         return path
 
 
@@ -172,6 +176,7 @@ class Course:
     def __init__(self, scenario: Scenario, films: int = 0) -> None:
         self._scenario, self._count = scenario, films
         self._episodes: list[Episode] = []
+        self._worlds: list[World] = []
         self._films, self._results = Films({}, 0), list[Result]()
 
     def play(self, policy: Player, count: int, report: Callable[[int, int, int], bool]) -> Tally | None:
@@ -185,8 +190,11 @@ class Course:
         Returns:
             None where it was ended before the last episode.
         """
-        films, results, successes = Films(policy.needed, self._count), list[Result](), 0
-        worlds = [self._scenario.make() for _ in range(min(policy.robots, count))]
+        results, successes = list[Result](), 0
+        side_by_side = min(policy.robots, count)
+        self._worlds += [self._scenario.make() for _ in range(side_by_side - len(self._worlds))]
+        worlds = self._worlds[:side_by_side]
+        films = Films(policy.needed, self._count, worlds[0].spec.control_frequency)
         chosen = self._first(count, bool(policy.needed["goals"]))
         for result in rollouts(policy, worlds, chosen, films.watch):
             results.append(result)

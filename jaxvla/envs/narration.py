@@ -123,16 +123,15 @@ def narrate(env: TabletopEnv, moments: Sequence[Moment], file_path: str, episode
     return {"reasoning": reasoning, "features": features, "metadata": metadata}
 
 
-def move_primitives(states: np.ndarray) -> list[str]:
+def move_primitives(states: np.ndarray, window: int = MOVE_WINDOW) -> list[str]:
     """The movement that follows each of n states [n, 7], in ECoT's words, such as "move forward left, close gripper".
 
-    A movement is the difference between a state and the third one after it, or the last; the last state repeats the
-    movement before it. Rolls and pitches are both called tilts.
+    A movement is the difference between the first and the last of `window` states, or of those that are left; the last
+    state repeats the movement before it. Rolls and pitches are both called tilts.
     """
     moves = []
     for t in range(len(states) - 1):
-        window = states[t : t + MOVE_WINDOW]
-        change = window[-1] - window[0]
+        change = states[t : t + window][-1] - states[t]
         change[:3] *= min(1.0, 3 * MOVE_THRESHOLD / max(np.abs(change[:3]).sum(), 1e-9))
         change[3:6] /= 10
         signs = np.where(np.abs(change) > MOVE_THRESHOLD, np.sign(change), 0).tolist()

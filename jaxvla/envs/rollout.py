@@ -1,8 +1,9 @@
 """Episodes in closed loop: several worlds side by side, and one policy that decides for all of them at once.
 
 Every world plays one episode at a time. Worlds whose episode goes on get their decisions from one call of the policy,
-then each plays until its next one is due; a world whose episode has ended begins the next one that waits. So what
-happens in an episode does not depend on how many worlds there are, or in which of them it is played.
+then all play until their next ones are due, a step at a time and at the same time: each in a thread, in which it may
+wait for a process of its own. A world whose episode has ended begins the next one that waits. So what happens in an
+episode does not depend on how many worlds there are, or in which of them it is played.
 
 A `Pace` says how long a decision takes, in steps of a world, which goes on meanwhile.
 
@@ -12,6 +13,7 @@ Axis letters: n worlds that wait for a decision, a actions of a decision, d acti
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -31,12 +33,15 @@ class WorldSpec:
         proprio_dim: numbers of its "proprio".
         action_dim: numbers of an action.
         control_frequency: of the actions, Hz; 0 where a step takes no certain time.
+        binary_gripper: whether the last number of an action opens the gripper (1) or closes it (0) all the way, as on
+            BridgeData's robots; what a policy gives is then taken as the nearer one.
     """
 
     cameras: tuple[str, ...]
     proprio_dim: int
     action_dim: int
     control_frequency: float = 0.0
+    binary_gripper: bool = True
 
 
 @runtime_checkable
@@ -199,25 +204,43 @@ class _Play:
 
     def __post_init__(self) -> None:
         self.player = Player(self.pace.plan, self.pace.latency)
+
+    def begin(self) -> None:
+        """Resets the world."""
         self.observation, self.info = self.world.reset(seed=self.episode.seed, task=self.episode.task)
-        self._show()
 
     @property
     def task(self) -> dict[str, Any]:
         goals = {} if self.episode.goals is None else {"goals": self.episode.goals}
         return {"language": self.info["instruction"]} | goals
 
+    def next(self, actions_ad: np.ndarray) -> np.ndarray | None:
+        """What is played next; None where the episode is over, or the next decision is due.
+
+        Args:
+            actions_ad: of the last decision, which comes after as many steps as the pace says.
+        """
+        while not self.over and not self.player.due:
+            if self.player.waited == self.pace.latency:
+                self.player.answer(actions_ad)
+                self.decided = True
+                continue  # the next decision may be due at once
+            action_d = self.player.step()
+            if action_d is not None:
+                return action_d
+        return None
+
     def step(self, action_d: np.ndarray) -> None:
+        """Plays one action."""
         if self.last_d is not None:
             change_d = np.abs(action_d - self.last_d) / (1.0 if self.pace.unit_d is None else self.pace.unit_d)
             self.changes[self.decided].append(float(change_d[:-1].max()))
         self.last_d, self.decided = action_d, False
-        # BridgeData's robots open and close the gripper all the way.
-        whole = np.append(action_d[:-1], action_d[-1] > 0.5)
-        self.observation, _, self.success, truncated, self.info = self.world.step(whole)
+        if self.world.spec.binary_gripper:
+            action_d = np.append(action_d[:-1], action_d[-1] > 0.5)
+        self.observation, _, self.success, truncated, self.info = self.world.step(action_d)
         self.over = self.success or truncated
         self.steps += 1
-        self._show()
 
     def result(self) -> Result:
         return Result(
@@ -234,7 +257,8 @@ class _Play:
             change=float(np.mean(self.changes[False])) if self.changes[False] else 0.0,
         )
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Shows the frame to who watches."""
         if self.watch is not None:
             self.watch(self.episode, self.info["instruction"], self.observation, self.words[-1] if self.words else "")
 
@@ -257,44 +281,40 @@ def rollouts(
     """
     waiting, pace = iter(episodes), pace or Pace()
     plays: dict[int, _Play] = {}
-    while True:
-        for i in [i for i in range(len(worlds)) if i not in plays]:
-            episode = next(waiting, None)
-            if episode is not None:
-                plays[i] = _Play(episode, worlds[i], watch, pace)
-                policy.reset([i], [episode.seed])
-        if not plays:
-            return
-        _decide_and_play(policy, plays)
-        for i in [i for i, play in plays.items() if play.over]:
-            yield plays.pop(i).result()
+    with ThreadPoolExecutor(max(len(worlds), 1)) as threads:
+        while True:
+            fresh = []
+            for i in [i for i in range(len(worlds)) if i not in plays]:
+                episode = next(waiting, None)
+                if episode is not None:
+                    plays[i] = _Play(episode, worlds[i], watch, pace)
+                    fresh.append(plays[i])
+                    policy.reset([i], [episode.seed])
+            if not plays:
+                return
+            list(threads.map(_Play.begin, fresh))
+            for play in fresh:
+                play.show()
+            _decide_and_play(policy, plays, threads)
+            for i in [i for i, play in plays.items() if play.over]:
+                yield plays.pop(i).result()
 
 
-def _decide_and_play(policy: Actor, plays: Mapping[int, _Play]) -> None:
+def _decide_and_play(policy: Actor, plays: Mapping[int, _Play], threads: ThreadPoolExecutor) -> None:
     robots, together = list(plays), list(plays.values())
     timings = [play.player.ask() for play in together]
     start = time.perf_counter()
     observations, tasks = [play.observation for play in together], [play.task for play in together]
     actions_nad, words = policy.act_batch(observations, tasks, robots, timings)
     milliseconds = 1000 * (time.perf_counter() - start) / len(together)
-    for i, play, actions_ad, said in zip(robots, together, actions_nad, words):
+    for play, said in zip(together, words):
         play.milliseconds.append(milliseconds)
         play.words.append(said)
-        _play_on(policy, i, play, actions_ad)
-
-
-def _play_on(policy: Actor, robot: int, play: _Play, actions_ad: np.ndarray) -> None:
-    """Plays until the next decision is due; this one comes after as many steps as the pace says."""
-    seen = True
-    while not play.over and not play.player.due:
-        if play.player.waited == play.pace.latency:
-            play.player.answer(actions_ad)
-            play.decided = True
-            continue  # the next decision may be due at once
-        action_d = play.player.step()
-        if action_d is None:
-            continue
+    chunks, seen = dict(zip(robots, actions_nad)), True
+    while moves := {i: move for i, play in plays.items() if (move := play.next(chunks[i])) is not None}:
         if not seen:
-            policy.observe_batch([play.observation], [robot])
-        play.step(action_d)
+            policy.observe_batch([plays[i].observation for i in moves], list(moves))
+        list(threads.map(_Play.step, [plays[i] for i in moves], moves.values()))
+        for i in moves:
+            plays[i].show()
         seen = False

@@ -1,15 +1,22 @@
 """The worlds that policies are played in, by name, and what of one is played."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
+from jaxvla.envs import scene
 from jaxvla.envs.goals import last_frame
+from jaxvla.envs.metaworld.protocols import PROTOCOLS
+from jaxvla.envs.metaworld.tasks import TASKS
+from jaxvla.envs.metaworld.world import MetaWorld, check_installed, spec_of
+from jaxvla.envs.names import check_name
 from jaxvla.envs.recording import Recorded, recorded
+from jaxvla.envs.remote import RemoteWorld
 from jaxvla.envs.rollout import Episode, Observation, World
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.errors import ConfigError
 
-# Steps after which an episode has failed.
+# Steps after which an episode of the tabletop has failed.
 # 16 s: the expert takes half of it, or three quarters where its first grasp misses.
 MAX_STEPS = 80
 
@@ -21,17 +28,49 @@ class Kind:
     Attributes:
         make: (pixels a side of the images, steps after which an episode has failed, level) to a world.
         goals: (pixels a side, seed, task or None, level) to the views of the world of this seed as it is to become.
+        levels: what there is of it; empty for any.
+        level: the one that is played where none is named.
+        tasks: those of a level, by its name; None for whatever the world takes.
+        max_steps: those of a level, where none are named.
+        usual: (level, how many tasks) to how many episodes an evaluation has, and the seed that they are drawn from.
     """
 
     make: Callable[[int, int, str], World]
     goals: Callable[[int, int, str | None, str], Observation]
+    levels: tuple[str, ...] = ()
+    level: str = ""
+    tasks: Callable[[str], Sequence[str]] | None = None
+    max_steps: Callable[[str], int] = lambda level: MAX_STEPS
+    usual: Callable[[str, int], tuple[int, int]] = lambda level, tasks: (100, 0)
+
+
+def _metaworld(image_size: int, steps: int, level: str) -> World:
+    check_installed()
+    protocol = PROTOCOLS[level]
+    return RemoteWorld(functools.partial(MetaWorld, protocol, image_size, steps), spec_of(protocol))
+
+
+def _no_goals(*_: object) -> Observation:
+    raise ConfigError("metaworld has no pictures of goals: play a policy there that is told what to do, such as lc_bc")
 
 
 WORLDS = {
     "tabletop": Kind(
         lambda image_size, steps, level: Recorded(TabletopEnv(image_size, max_steps=steps, level=level)),
         lambda image_size, seed, task, level: recorded(last_frame(image_size, seed, task, level)),
-    )
+        tuple(scene.LEVELS),
+        "full",
+        lambda level: scene.LEVELS[level].all_tasks,
+    ),
+    "metaworld": Kind(
+        _metaworld,
+        _no_goals,
+        tuple(PROTOCOLS),
+        "lerobot",
+        lambda level: tuple(TASKS),
+        lambda level: PROTOCOLS[level].max_steps,
+        lambda level, tasks: (PROTOCOLS[level].episodes * (tasks or len(TASKS)), PROTOCOLS[level].seed),
+    ),
 }
 
 
@@ -41,27 +80,38 @@ class Scenario:
 
     Attributes:
         world: a key of `WORLDS`.
-        level: how much there is to tell apart in a scene, a level of the world.
+        level: a level of the world: of the tabletop how much there is to tell apart in a scene, of metaworld the
+            protocol. Empty for the world's own.
         tasks: of the world, in turn from episode to episode; empty for those that the seeds draw.
         image_size: pixels a side of what the cameras see.
-        max_steps: after which an episode has failed.
+        max_steps: after which an episode has failed; 0 for the level's.
 
     Raises:
         ConfigError: there is no such world, level or task.
     """
 
     world: str
-    level: str = "full"
+    level: str = ""
     tasks: tuple[str, ...] = ()
     image_size: int = CAMERA_SIZE
-    max_steps: int = MAX_STEPS
+    max_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.world not in WORLDS:
-            raise ConfigError(f"no world named {self.world!r}; there are: {', '.join(WORLDS)}")
-        world = self.make()
-        for task in self.tasks:
-            world.reset(seed=0, task=task)
+        check_name("world", self.world, [*WORLDS])
+        kind = WORLDS[self.world]
+        if kind.levels:
+            object.__setattr__(self, "level", self.level or kind.level)
+            check_name(f"{self.world} level", self.level, kind.levels)
+        if kind.tasks:
+            for task in self.tasks:
+                check_name(f"{self.world} task", task, kind.tasks(self.level), f" on level {self.level}")
+        object.__setattr__(self, "max_steps", self.max_steps or kind.max_steps(self.level))
+        self.make()
+
+    @property
+    def usual(self) -> tuple[int, int]:
+        """How many episodes an evaluation has where nobody says it, and the seed that they are drawn from."""
+        return WORLDS[self.world].usual(self.level, len(self.tasks))
 
     def make(self) -> World:
         """A world of its own, for one episode at a time."""

@@ -52,16 +52,16 @@ def test_seeds_of_evaluations_stay_and_no_other_episodes_have_them():
 
 
 def test_tasks_are_played_in_turn(line):
-    found = list(episodes(line, 3, with_goals=False, seed=5))
+    found = list(episodes(line, range(3), with_goals=False, seed=5))
     assert [episode.task for episode in found] == ["run", "hop", "run"]
     assert [episode.seed for episode in found] == [episode_seed(5, number) for number in range(3)]
-    assert next(episodes(Scenario("tabletop"), 1, with_goals=False)).task is None
+    assert next(episodes(Scenario("tabletop"), [0], with_goals=False)).task is None
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"world": "kitchen"}, "no world named 'kitchen'; there are: tabletop"),
+        ({"world": "kitchen"}, "no world named 'kitchen'; there are: tabletop, metaworld"),
         ({"level": "ten"}, "no tabletop level named 'ten'; there are: one, few, full"),
         ({"tasks": ("stack", "juggle")}, "no tabletop task named 'juggle' on level full; there are: put_in_container"),
         ({"level": "one", "tasks": ("stack",)}, "no tabletop task named 'stack' on level one; there are: put_in_c"),
