@@ -2,13 +2,18 @@
 
     python experiments/eval.py --checkpoint runs/ecot_20260101_120000 --modes implicit,explicit,none
     python experiments/eval.py --checkpoint runs/gc_bc_20260101_120000 --output_path report.json --videos 4
+    python experiments/eval.py --checkpoint runs/metaworld --env metaworld --suite mt50 --output_path mt50.json
 
 A policy that is conditioned on language gets the instruction; one conditioned on goals gets the last frame of the
 scripted expert's demonstration of the same episode. The episodes depend on --seed and --task alone, so that policies
 can be compared on the same ones; --parallel of them are played side by side, which changes the time that it takes and
 nothing else. With --parallel=1, ms/decision is the time that one robot waits.
 
-A policy is played as its checkpoint says. What flags, or the world, make of it otherwise is printed and reported.
+A policy is played as its checkpoint says. What flags, or the world, make of it otherwise is printed and reported. With
+--output_path an evaluation that was killed goes on when the same command is given again.
+
+In metaworld --level is the protocol, whose episodes, steps and seed are played where the flags name none; beside the
+report comes a Markdown table by task and difficulty.
 
     python experiments/eval.py --checkpoint runs/ecot_20260101_120000 --output_path report.json \\
         --chunking naive,ensembled,realtime --latency 0,1,2,4
@@ -32,9 +37,12 @@ from jaxvla import cli
 from jaxvla.envs import pacing
 from jaxvla.envs.evaluation import Films, Tally, episodes, table
 from jaxvla.envs.film import SUFFIX, SUFFIXES, check_films
+from jaxvla.envs.journal import Journal
+from jaxvla.envs.metaworld import scores
+from jaxvla.envs.metaworld.protocols import PROTOCOLS, suite_named
 from jaxvla.envs.rollout import Pace, Result, WorldSpec, check_fit, rollouts
 from jaxvla.envs.tabletop import CAMERA_SIZE
-from jaxvla.envs.worlds import MAX_STEPS, WORLDS, Scenario
+from jaxvla.envs.worlds import WORLDS, Scenario
 from jaxvla.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,10 +58,13 @@ flags.DEFINE_integer("step", None, "Which checkpoint of a run folder; the latest
 flags.DEFINE_string("dataset", None, "In whose units to act; needed where the policy was trained on several datasets.")
 flags.DEFINE_list("modes", [], "How to reason: implicit, explicit, none; the configuration's where it is not given.")
 flags.DEFINE_enum("env", "tabletop", list(WORLDS), "The world.")
-flags.DEFINE_string("level", "full", "How much there is to tell apart in a scene of the tabletop: one, few, full.")
+flags.DEFINE_string(
+    "level", "", "Of the tabletop, how much there is to tell apart: one, few, full; of metaworld, the protocol."
+)
+flags.DEFINE_string("suite", "", "Of metaworld: mt10, mt50, easy, medium, hard or very_hard, in place of a task.")
 flags.DEFINE_string("task", "", "A task of the world; drawn for each episode where it is not given.")
-flags.DEFINE_integer("episodes", 100, "Episodes for each mode.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "What the episodes are drawn from; other numbers than those of demonstrations.")
+flags.DEFINE_integer("episodes", None, "Episodes for each mode; 100, or the protocol's, if not given.", lower_bound=1)
+flags.DEFINE_integer("seed", None, "What episodes are drawn from, not those of demonstrations; 0, or the protocol's.")
 flags.DEFINE_integer("parallel", 8, "Episodes that are played side by side.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.0, "Of the actions that are drawn; 0 for the most likely ones.", lower_bound=0)
 flags.DEFINE_integer(
@@ -81,24 +92,12 @@ flags.DEFINE_integer(
     "Pixels a side of what the cameras see; the size of the frames of training where it is not given.",
     lower_bound=16,
 )
-flags.DEFINE_integer("max_steps", MAX_STEPS, "Steps after which an episode has failed.", lower_bound=1)
+flags.DEFINE_integer("max_steps", 0, "Steps after which an episode has failed; 0 for the world's.", lower_bound=0)
 flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
-_SETTINGS = (
-    "dataset",
-    "env",
-    "level",
-    "task",
-    "episodes",
-    "seed",
-    "parallel",
-    "temperature",
-    "max_steps",
-    "chunking",
-    "latency",
-)
+_SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "chunking", "latency")
 CHUNKINGS = ("naive", "ensembled", "realtime")
 # ACT's.
 USUAL_ENSEMBLE = 0.01
@@ -110,8 +109,7 @@ def main(_: list[str]) -> None:
     output = cli.output_path(FLAGS.output_path) if FLAGS.output_path else None
     if FLAGS.videos:
         check_films(video_folder(), f".{FLAGS.video_format}")
-    tasks = (FLAGS.task,) if FLAGS.task else ()
-    scenario = Scenario(FLAGS.env, FLAGS.level, tasks, FLAGS.image_size or CAMERA_SIZE, FLAGS.max_steps)
+    scenario = chosen_scenario()
     spec = scenario.make().spec
     from jaxvla.serving.policy import load_policy
     from jaxvla.serving.stored import open_stored
@@ -123,29 +121,45 @@ def main(_: list[str]) -> None:
     plays = [terms(assets, spec, chunking) for chunking in FLAGS.chunking or [""]]
     waits = latencies(assets.spec.action_horizon)
     scenario = dataclasses.replace(scenario, image_size=plays[0].image_size)
+    settings = settings_of(scenario, plays)
+    stamp = {"checkpoint": str(checkpoint)} | {k: v for k, v in settings.items() if k != "parallel"}
+    journal = Journal(output and output.with_name(f".{output.name}.episodes"), stamp)
     rows: dict[str, pacing.Paced] = {}
     modes = FLAGS.modes or [None]
     for mode, play in itertools.product(modes, plays):
-        robots = min(FLAGS.parallel, FLAGS.episodes)
+        robots = min(FLAGS.parallel, settings["episodes"])
         policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.whole, FLAGS.dataset)
         check_fit(FLAGS.env, spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
         if mode == modes[0]:
-            print(play)
+            print("\n".join([*protocol_lines(scenario, settings), str(play)]))
         way = " ".join(word for word in (mode, play.chunking) if word) or "policy"
         print(f"{way}: compiled in {policy.warm_up():.1f} s", flush=True)
         for latency in waits:
             name = f"{way} {latency}" if len(waits) > 1 else way
-            rows[name] = pacing.Paced(way, latency, evaluate(policy, scenario, play.pace(latency), name))
-    conclude(rows, report(checkpoint, plays, rows), output)
+            rows[name] = pacing.Paced(
+                way, latency, evaluate(policy, scenario, play.pace(latency), name, settings, journal)
+            )
+    conclude(rows, report(checkpoint, plays, settings, rows), output, scenario, str(plays[0]))
+    journal.close()
 
 
-def conclude(rows: Mapping[str, pacing.Paced], found: Mapping[str, Any], output: pathlib.Path | None) -> None:
-    """Prints a table, writes the report, and draws success by latency where that was asked for."""
+def conclude(
+    rows: Mapping[str, pacing.Paced], found: dict[str, Any], output: pathlib.Path | None, scenario: Scenario, said: str
+) -> None:
+    """Prints tables, writes the report, and draws success by latency where that was asked for; `said` are the terms."""
+    tallies = {name: Tally.of(row.results) for name, row in rows.items()}
     timed = FLAGS.chunking or any(row.latency for row in rows.values())
     if timed:
         print(pacing.markdown(list(rows.values())), end="")
     else:
-        print(table({name: Tally.of(row.results) for name, row in rows.items()}))
+        print(table(tallies))
+    if output and scenario.world == "metaworld":
+        protocol, lines = PROTOCOLS[scenario.level], protocol_lines(scenario, found["settings"])
+        page = scores.markdown(tallies, protocol, "\n".join([f"checkpoint   {found['checkpoint']}", *lines, said]))
+        output.with_suffix(".md").write_text(page)
+        print(page)
+        found["metaworld"] = {name: scores.to_json(tally, protocol) for name, tally in tallies.items()}
+        found["metaworld"]["terms"] = lines
     if output:
         output.write_text(json.dumps(found, indent=1))
         print(f"report       {output}")
@@ -169,6 +183,46 @@ def latencies(action_horizon: int) -> list[int]:
     if not found or len({*found}) < len(found):
         raise ConfigError(f"--latency must be different numbers of control steps, not {','.join(FLAGS.latency)!r}")
     return found
+
+
+def chosen_scenario() -> Scenario:
+    """What is played, but for the size of the pictures, which the checkpoint may say."""
+    if FLAGS.suite and (FLAGS.env != "metaworld" or FLAGS.task):
+        raise ConfigError("--suite is of --env metaworld, and takes the place of --task: leave one of them out")
+    tasks = suite_named(FLAGS.suite) if FLAGS.suite else (FLAGS.task,) if FLAGS.task else ()
+    return Scenario(FLAGS.env, FLAGS.level, tasks, FLAGS.image_size or CAMERA_SIZE, FLAGS.max_steps)
+
+
+def settings_of(scenario: Scenario, plays: Sequence["Terms"]) -> dict[str, Any]:
+    """All that was decided, by flags, the world and the checkpoint."""
+    episodes, seed = scenario.usual
+    decided = {
+        "level": scenario.level,
+        "episodes": FLAGS.episodes or episodes,
+        "seed": seed if FLAGS.seed is None else FLAGS.seed,
+        "max_steps": scenario.max_steps,
+        "image_size": plays[0].image_size,
+    }
+    if len(plays) == 1:
+        execution, horizon = plays[0].execution, plays[0].contract.action_horizon
+        decided |= {"execute_steps": execution.steps(horizon), "ensemble": execution.ensemble}
+    return {name: FLAGS[name].value for name in _SETTINGS} | decided
+
+
+def protocol_lines(scenario: Scenario, settings: Mapping[str, Any]) -> list[str]:
+    """Which published protocol is played, and what is done otherwise."""
+    if scenario.world != "metaworld":
+        return []
+    protocol = PROTOCOLS[scenario.level]
+    said = {
+        "episodes": scenario.usual[0],
+        "seed": protocol.seed,
+        "max_steps": protocol.max_steps,
+        "image_size": protocol.image_size,
+    }
+    others = [name for name, usual in said.items() if settings[name] != usual]
+    lines = [f"deviation    {name} {settings[name]}, the protocol says {said[name]}" for name in others]
+    return [f"protocol     {protocol}", *lines]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,22 +291,26 @@ def _number(flag: str, value: str) -> float:
         raise ConfigError(f"--{flag} must be a number or none, not {value!r}") from error
 
 
-def evaluate(policy: "Policy", scenario: Scenario, pace: Pace, name: str) -> list[Result]:
-    """Plays all episodes in one way and films the first ones; results by number."""
+def evaluate(
+    policy: "Policy", scenario: Scenario, pace: Pace, name: str, settings: Mapping[str, Any], journal: Journal
+) -> list[Result]:
+    """Plays all episodes in one way but those that were, and films the first ones; results by number."""
     worlds = [scenario.make() for _ in range(policy.robots)]
-    films = Films(policy.needed, FLAGS.videos, f".{FLAGS.video_format}")
+    films = Films(policy.needed, FLAGS.videos, worlds[0].spec.control_frequency, f".{FLAGS.video_format}")
     watch = films.watch if FLAGS.videos else None
-    results, successes = [], 0
-    chosen = episodes(scenario, FLAGS.episodes, bool(policy.needed["goals"]), FLAGS.seed)
+    results, count = journal.results(name), settings["episodes"]
+    left = [number for number in range(count) if number not in results]
+    chosen = episodes(scenario, left, bool(policy.needed["goals"]), settings["seed"])
     playing = rollouts(policy, worlds, chosen, watch, pace)
-    with tqdm.tqdm(playing, name, FLAGS.episodes, leave=False, unit="episode") as progress:
+    with tqdm.tqdm(playing, name, count, initial=len(results), leave=False, unit="episode") as progress:
         for result in progress:
-            results.append(result)
-            successes += result.success
-            progress.set_postfix_str(f"{successes}/{len(results)} successes", refresh=False)
             if result.number < FLAGS.videos:
                 films.save(result, video_folder(), name.replace(" ", "_"))
-    return sorted(results, key=lambda result: result.number)
+            journal.add(name, result)
+            results[result.number] = result
+            successes = sum(own.success for own in results.values())
+            progress.set_postfix_str(f"{successes}/{len(results)} successes", refresh=False)
+    return [results[number] for number in range(count)]
 
 
 def video_folder() -> pathlib.Path:
@@ -261,17 +319,14 @@ def video_folder() -> pathlib.Path:
     return path.with_name(f"{path.stem}_videos")
 
 
-def report(checkpoint: pathlib.Path, plays: Sequence[Terms], rows: Mapping[str, pacing.Paced]) -> dict[str, Any]:
+def report(
+    checkpoint: pathlib.Path, plays: Sequence[Terms], settings: Mapping[str, Any], rows: Mapping[str, pacing.Paced]
+) -> dict[str, Any]:
     """What was run and how it went, as JSON values."""
-    first = plays[0]
-    used: dict[str, Any] = {"image_size": first.image_size}
-    if len(plays) == 1:
-        steps = first.execution.steps(first.contract.action_horizon)
-        used |= {"execute_steps": steps, "ensemble": first.execution.ensemble}
     return {
         "checkpoint": str(checkpoint),
-        "settings": {name: FLAGS[name].value for name in _SETTINGS} | used,
-        "contract": first.contract.to_json(),
+        "settings": dict(settings),
+        "contract": plays[0].contract.to_json(),
         "executions": {play.chunking or "checkpoint": dataclasses.asdict(play.execution) for play in plays},
         "deviations": [dataclasses.asdict(deviation) for play in plays for deviation in play.deviations],
         "summary": {name: row.to_json() for name, row in rows.items()},

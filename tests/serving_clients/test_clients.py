@@ -63,7 +63,7 @@ def test_vla_eval(run, tmp_path):
     def watch(episode, instruction, observation, said):
         states.setdefault(str(episode.number), []).append(observation["proprio"].tolist())
 
-    played = rollouts(load_policy(run), [scenario.make()], episodes(scenario, count, True, 0), watch)
+    played = rollouts(load_policy(run), [scenario.make()], episodes(scenario, range(count), True, 0), watch)
     expected = {str(result.number): result.success for result in played}
     assert told["states"] == states, "the same steps, to the bit"
     own = {task["task"]: task["episodes"] for task in told["result"]["tasks"]}

@@ -30,7 +30,9 @@ class Tabletop(StepBenchmark):
     def __init__(self, count, size, steps, seed=0):
         super().__init__()
         self._scenario = Scenario("tabletop", "full", (), size, steps)
-        self._episodes = {str(episode.number): episode for episode in episodes(self._scenario, count, True, seed)}
+        self._episodes = {
+            str(episode.number): episode for episode in episodes(self._scenario, range(count), True, seed)
+        }
         self._world = self._scenario.make()
 
     def get_tasks(self):
