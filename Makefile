@@ -2,6 +2,7 @@
 #              METHOD=gc_bc_tiny or another small preset of configs/train_config.py, in place of ecot_tiny, which reasons
 #              LEVEL=few or full: more to tell apart than one cube and one bowl
 # make sample  the sample data alone, of a LEVEL
+# make metaworld  demonstrations of ten tasks of Meta-World, a policy from them, and its evaluation
 # make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
 # make test    the checks that CI runs
 # make serving-clients  the client for robots, and the unmodified ones of others, against the server, each in an
@@ -48,7 +49,12 @@ SCENES := $(or $(SCENES_$(LEVEL)),$(error LEVEL must be one, few or full, not $(
 # Scenes of all levels, which no policy of `make train` sees: the seed is another.
 SEEN := data/backbone
 
-.PHONY: train test parity serving-clients lint sample backbone clean
+# Demonstrations of Meta-World, and how many of each task.
+MT10 := data/metaworld/mt10
+DEMONSTRATIONS ?= 50
+METAWORLD_MARK := $(call mark_of,metaworld $(EXTRAS))
+
+.PHONY: train test parity serving-clients lint sample metaworld backbone clean
 
 train: $(TRAIN_MARK) $(SET)
 	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(FROM) \
@@ -63,6 +69,17 @@ $(SAMPLE)/tfrecord/.complete: | $(TRAIN_MARK)
 $(LEROBOT)/meta/info.json: | $(SAMPLE)/tfrecord/.complete
 	$(BIN)/python data_processing/convert_dataset.py --from tfrecord:$(SAMPLE)/tfrecord --to lerobot21 \
 		--bridgedata_config configs/data_config.py:$(DATA) --output_path $(LEROBOT)
+
+metaworld: METHOD = metaworld_lc_bc
+metaworld: $(METAWORLD_MARK) $(MT10)/reasoning.sqlite
+	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:metaworld_mt10 \
+		--config.data_path $(MT10) --name $(METHOD)
+	$(BIN)/python experiments/eval.py --checkpoint $$(ls -td runs/$(METHOD)_* | head -1) --env metaworld --suite mt10 --level starvla \
+		--episodes 200 --output_path runs/$(METHOD)_mt10.json --videos 10
+
+$(MT10)/reasoning.sqlite: | $(METAWORLD_MARK)
+	$(BIN)/python data_processing/make_metaworld_demos.py --output_path $(MT10) --tasks mt10 --image_size 64 \
+		--num_trajectories $(DEMONSTRATIONS)
 
 backbone: $(SEEN)/tfrecord/.complete
 	$(BIN)/python experiments/train.py --config train_config.py:backbone_tiny --bridgedata_config data_config.py:sample \
@@ -130,6 +147,10 @@ $(TRAIN_MARK): setup.py | $(BIN)/uv
 
 $(TEST_MARK): setup.py | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.$(call extras_of,dev $(subst $(comma),$(space),$(EXTRAS)))'
+	touch $@
+
+$(METAWORLD_MARK): setup.py | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.$(call extras_of,metaworld $(subst $(comma),$(space),$(EXTRAS)))'
 	touch $@
 
 # The plain index serves torch for CUDA, gigabytes of it. A local CPU wheel is taken where there is one.

@@ -234,6 +234,26 @@ def _libero_10() -> dict:
     return _libero("10")
 
 
+def _metaworld(suite: str) -> dict:
+    """Demonstrations of Meta-World, as data_processing/make_metaworld_demos.py leaves them.
+
+    The camera is named after the view of the protocol, so that data of another one is refused.
+    """
+    own = {"format": "lerobot", "include": (), "proprio_key": "observation.state", "val_split": "val"}
+    config = _base() | own | {"data_path": f"data/metaworld/{suite}", "control_frequency": 80.0}
+    config["cameras"] = {"corner2_crop": "observation.images.corner2_crop"}
+    config["actions"] |= {"names": ("x (cm)", "y (cm)", "z (cm)", "closing effort")}
+    return config
+
+
+def _metaworld_mt10() -> dict:
+    return _metaworld("mt10")
+
+
+def _metaworld_mt50() -> dict:
+    return _metaworld("mt50")
+
+
 def _mixture_example() -> dict:
     """The tabletop's demonstrations, and BridgeData V2 in RLDS four times as often."""
     sample, bridge = _sample(), _bridge_rlds()
@@ -251,6 +271,8 @@ PRESETS = {
     "sample_few": _sample_few,
     "sample_full": _sample_full,
     "bridge_rlds": _bridge_rlds,
+    "metaworld_mt10": _metaworld_mt10,
+    "metaworld_mt50": _metaworld_mt50,
     "mixture_example": _mixture_example,
     "bridge_orig": _bridge_orig,
     "bridge_oxe": _bridge_oxe,

@@ -37,7 +37,7 @@ def completed(
         return
     # Spawned, not forked: a fork of a process with threads (a progress bar has one) can hang.
     context = get_context("spawn")
-    with ProcessPoolExecutor(num_workers, context, _start) as pool:
+    with ProcessPoolExecutor(num_workers, context, start_worker) as pool:
         pending: set[Future[Result]] = set()
         try:
             for job in jobs:
@@ -105,8 +105,8 @@ def alone_in(folder: pathlib.Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _start() -> None:
-    """Leaves the handling of ctrl-C to the parent process, and ends with it however it ends."""
+def start_worker() -> None:
+    """In a process of a pool: leaves the handling of ctrl-C to the parent process, and ends with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
