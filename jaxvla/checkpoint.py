@@ -5,9 +5,11 @@
         train/             optimizer state, step and random key (Orbax)
         data/data.json     the position of the data iterator of every process
         assets/assets.json what a robot, or a later run, needs beside the parameters (`Assets`)
+        manifest.json      size and checksum of every file of these (`jaxvla.manifest`)
 
 A folder of this name is complete: it is written under another name and renamed when all of it is on disk. Serving
-reads params and assets only, and nothing outside the folder.
+reads params and assets only, and nothing outside the folder. What is read is held against the manifest before; a
+checkpoint of an earlier version has none, and is read as it is.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ import jaxvla
 from jaxvla.assets import Assets
 from jaxvla.config import local_path
 from jaxvla.errors import CheckpointError, ConfigError
+from jaxvla.manifest import changed, has_manifest
 from jaxvla.parallel.sharding import path_string
 
 ARRAY_ITEMS = ("params", "train")
@@ -108,23 +111,53 @@ def _instead(folder: pathlib.Path, items: Sequence[str] | None = None) -> str:
     items = items or [item for item in ARRAY_ITEMS + JSON_ITEMS if (folder / item).is_dir()]
     steps = saved_steps(folder.parents[1]) if folder.parent.name == FOLDER else []
     others = [step for step in steps if str(step) != folder.name]
-    whole = [step for step in others if not any(fault(folder.with_name(str(step)), item) for item in items)]
-    if whole:
-        return f"whole is step {whole[-1]}: use {folder.with_name(str(whole[-1]))}"
+    whole = next((step for step in reversed(others) if not fault(folder.with_name(str(step)), items)), None)
+    if whole is not None:
+        return f"whole is step {whole}: use {folder.with_name(str(whole))}"
     return f"{folder.parent} has no other step that is whole: copy it again from where it was made, or train anew"
 
 
-def fault(folder: pathlib.Path, item: str) -> str:
-    """What is wrong with an item of a checkpoint folder at first sight, without reading arrays; "" where nothing is."""
+def fault(folder: pathlib.Path, items: Sequence[str], share: tuple[int, int] = (0, 1)) -> str:
+    """The file of a checkpoint folder that is damaged, and how; "" where none is.
+
+    Every byte is held against the manifest. Of a checkpoint that has none, it is what can be seen without reading
+    arrays.
+
+    Args:
+        folder: of one checkpoint.
+        items: whose files are looked at.
+        share: of them, see `jaxvla.manifest.changed`.
+    """
+    if has_manifest(folder):
+        return changed(folder, items, share)
+    return next((reason for reason in (_at_first_sight(folder, item) for item in items) if reason), "")
+
+
+def _at_first_sight(folder: pathlib.Path, item: str) -> str:
     path = folder / item / ("_METADATA" if item in ARRAY_ITEMS else f"{item}.json")
     try:
         json.loads(path.read_text())
         empty = [file.name for file in sorted(path.parent.rglob("*")) if file.is_file() and not file.stat().st_size]
     except OSError as error:
-        return f"{path.name}: {error.strerror}"
+        return f"{item}/{path.name}: {error.strerror}"
     except ValueError as error:
-        return f"{path.name}: {first_line(error)}"
-    return f"{empty[0]} is empty" if empty else ""
+        return f"{item}/{path.name}: {first_line(error)}"
+    return f"{item}/{empty[0]} is empty" if empty else ""
+
+
+def check_whole(folder: pathlib.Path, items: Sequence[str]) -> None:
+    """Holds what is about to be read against the manifest, if there is one.
+
+    Raises:
+        CheckpointError: a file is not as it was written; names it, and the step to use instead.
+    """
+    if has_manifest(folder) and (reason := changed(folder, items)):
+        raise faulty(folder, reason)
+
+
+def faulty(folder: pathlib.Path, reason: str) -> CheckpointError:
+    """The error of a checkpoint folder with a fault, see `fault`, and the step that can be used."""
+    return CheckpointError(f"{folder}/{reason}; {_instead(folder)}")
 
 
 def read_json(folder: pathlib.Path, item: str) -> Any:
@@ -133,6 +166,7 @@ def read_json(folder: pathlib.Path, item: str) -> Any:
     Raises:
         CheckpointError: missing or damaged.
     """
+    check_whole(folder, (item,))
     path = folder / item / f"{item}.json"
     try:
         return json.loads(path.read_text())
@@ -154,10 +188,8 @@ def read_assets(folder: pathlib.Path) -> Assets:
         CheckpointError: missing, damaged, or of another version of jaxvla.
     """
 
-    def unusable(reason: str) -> CheckpointError:
-        return damaged(folder, "assets/assets.json", reason)
-
-    return parse_assets(read_json(folder, "assets"), folder / "assets", unusable)
+    unreadable = functools.partial(damaged, folder, "assets/assets.json")
+    return parse_assets(read_json(folder, "assets"), folder / "assets", unreadable)
 
 
 def parse_assets(values: Any, where: pathlib.Path, unusable: Callable[[str], CheckpointError]) -> Assets:
@@ -224,9 +256,9 @@ def _restore(folder: pathlib.Path, item: str, tree: Any) -> Any:
         except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # of any kind: Orbax raises this very class, and its libraries what damage makes
-            reason = fault(folder, item) or _innermost(error).replace(f"{folder}/", "")
+            seen, reason = fault(folder, (item,)), _innermost(error).replace(f"{folder}/", "")
         gc.collect()  # the tasks that are left unfinished, while nobody listens to what they say as they go
-    raise damaged(folder, item, reason)
+    raise faulty(folder, seen) if seen else damaged(folder, item, reason)
 
 
 def _innermost(error: BaseException) -> str:

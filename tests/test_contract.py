@@ -13,6 +13,7 @@ from jaxvla.checkpoint import read_assets
 from jaxvla.contract import CameraContract, Deviation, Execution, RealTime
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError, ConfigError
+from jaxvla.manifest import MANIFEST
 from jaxvla.serving.policy import load_policy
 
 GRIPPER = ActionConvention(gripper=(1,), open=0.08, binarize=True, names=("x (m)", "gripper"))
@@ -59,6 +60,7 @@ def test_checkpoints_that_do_not_say_it_play_all_of_a_chunk(tmp_path, monkeypatc
     values = json.loads(path.read_text())
     del values["execution"], values["control_frequency"], values["stored_sizes"]
     path.write_text(json.dumps(values))
+    (folder / MANIFEST).unlink()
     contract = load_policy(tmp_path).contract
     assert (contract.execute_steps, contract.ensemble, contract.control_frequency) == (2, None, 0)
     assert contract.cameras == {"images0": CameraContract(None, (8, 8))}

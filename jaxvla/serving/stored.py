@@ -9,7 +9,7 @@ import jax
 
 from jaxvla.agents import make_agent
 from jaxvla.assets import Assets
-from jaxvla.checkpoint import find_checkpoint, read_assets, restore
+from jaxvla.checkpoint import check_whole, find_checkpoint, read_assets, restore
 from jaxvla.config import local_path
 from jaxvla.errors import CheckpointError
 from jaxvla.interchange import native, playing
@@ -81,6 +81,7 @@ def read_params(path: pathlib.Path, assets: Assets) -> Params:
     Raises:
         CheckpointError: they are damaged, or not those of the agent.
     """
+    check_whole(path, ("params",))
     agent = make_agent(assets.agent, assets.agent_kwargs, assets.spec)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(agent.init, jax.random.key(0))

@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from jaxvla.assets import Assets
 from jaxvla.checkpoint import (
@@ -28,6 +29,7 @@ from jaxvla.checkpoint import (
 )
 from jaxvla.config import leaves
 from jaxvla.errors import CheckpointError
+from jaxvla.manifest import write_manifest
 from jaxvla.models.partition import replace, select
 from jaxvla.training.config import CheckpointConfig
 from jaxvla.training.state import TrainState
@@ -98,8 +100,8 @@ _EARLIER = {
 class Checkpointer:
     """Writes the checkpoints of a run, in the background; a context manager, which waits for the last one.
 
-    Every process takes part. A checkpoint appears under its name only when it is complete, and old ones are removed
-    only after that, so a kill or a full disk costs no earlier checkpoint.
+    Every process takes part. A checkpoint appears under its name only when it is complete, with its manifest, and old
+    ones are removed only after that, so a kill or a full disk costs no earlier checkpoint.
 
     Args:
         run: the run folder.
@@ -120,18 +122,20 @@ class Checkpointer:
             best_fn=config.score,
             best_mode="max",
             cleanup_tmp_directories=True,
+            # Called by one process, when all have written their files, before the checkpoint gets its name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         for item in ARRAY_ITEMS:
             registry.add(item, ocp.args.StandardSave, ocp.StandardCheckpointHandler())
         for item in JSON_ITEMS:
             registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler(f"{item}.json"))
-        folder = (run / FOLDER).absolute()
+        self._folder, self._saving = (run / FOLDER).absolute(), 0
         try:
-            self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=registry)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
         except Exception as error:  # Orbax raises this very class
-            _check_metrics(folder)
-            raise CheckpointError(f"cannot write checkpoints to {folder}: {first_line(error)}") from error
+            _check_metrics(self._folder)
+            raise CheckpointError(f"cannot write checkpoints to {self._folder}: {first_line(error)}") from error
         logging.getLogger("absl").addFilter(not_from_orbax)
 
     def save(self, state: TrainState, iterator_state: Mapping[str, Any], metrics: Mapping[str, float] | None) -> None:
@@ -148,11 +152,13 @@ class Checkpointer:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.served),
             train=ocp.args.StandardSave(_training_only(state)),
-            data=ocp.args.JsonSave(_gather(iterator_state)),
+            data=ocp.args.JsonSave(gather(iterator_state)),
             assets=ocp.args.JsonSave(self._assets),
         )
+        self._wait()  # as Orbax would; until then the step that is being saved is the one before
+        self._saving = int(state.step)
         try:
-            self._manager.save(int(state.step), args=items, metrics=None if metrics is None else dict(metrics))
+            self._manager.save(self._saving, args=items, metrics=None if metrics is None else dict(metrics))
         except Exception as error:  # Orbax raises this very class
             raise self._failure(error) from error
 
@@ -172,6 +178,9 @@ class Checkpointer:
         finally:
             self._manager.close()
             logging.getLogger("absl").removeFilter(not_from_orbax)
+
+    def _write_manifest(self) -> None:
+        write_manifest(self._folder / f"{self._saving}{TMP_DIR_SUFFIX}")
 
     def _wait(self) -> None:
         try:
@@ -210,7 +219,7 @@ def resume(folder: pathlib.Path, assets: Assets, abstract: TrainState) -> tuple[
     """The state that a checkpoint holds, and this process's data position in it.
 
     Args:
-        folder: of one checkpoint.
+        folder: of one checkpoint, from `jaxvla.training.resuming.whole_checkpoint`.
         assets: of the run that goes on; must agree with the saved ones but for keys that may change.
         abstract: shapes and shardings wanted, on any topology (`abstract_state`).
 
@@ -291,7 +300,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _gather(value: Mapping[str, Any]) -> list[Any]:
+def gather(value: Mapping[str, Any]) -> list[Any]:
     """The JSON value of every process, in their order, on every process."""
     if jax.process_count() == 1:
         return [dict(value)]

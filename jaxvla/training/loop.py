@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxvla.agents.agent import Agent
 from jaxvla.assets import Assets
-from jaxvla.checkpoint import FOLDER, METRICS_FILE, damaged, find_checkpoint, first_line, is_run_folder
+from jaxvla.checkpoint import FOLDER, METRICS_FILE, damaged, first_line, is_run_folder
 from jaxvla.config import local_path
 from jaxvla.data.schema import Batch
 from jaxvla.errors import CheckpointError, ConfigError, TrainingError
@@ -32,6 +32,7 @@ from jaxvla.training.loggers import Loggers
 from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 from jaxvla.training.plots import plot_losses
 from jaxvla.training.progress import Progress
+from jaxvla.training.resuming import candidates, whole_checkpoint
 from jaxvla.training.rollouts import Play, Played, Rollouts
 from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
 from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
@@ -79,7 +80,7 @@ def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
         CheckpointError: there is nothing to resume, or the folder cannot be made.
     """
     if config.resume_path:
-        checkpoint = find_checkpoint(config.resume_path)
+        checkpoint = candidates(config.resume_path)[0]
         if is_run_folder(config.resume_path):
             return checkpoint.parents[1]
     root = local_path(config.save_dir).absolute()
@@ -99,7 +100,7 @@ def check_paths(config: TrainConfig) -> None:
         CheckpointError: the one or the other.
     """
     if config.resume_path:
-        find_checkpoint(config.resume_path)
+        candidates(config.resume_path)
     root = local_path(config.save_dir).absolute()
     there = next(folder for folder in (root, *root.parents) if os.path.lexists(folder))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -218,7 +219,7 @@ def _prepare(
 
 def _resume(config: TrainConfig, batches: BatchIterator, assets: Assets, abstract: TrainState) -> TrainState:
     """The state of the checkpoint at `config.resume_path`; `batches` go to their place in it."""
-    folder = find_checkpoint(config.resume_path)
+    folder = whole_checkpoint(config.resume_path)
     state, position = resume(folder, assets, abstract)
     if int(state.step) >= config.num_steps:
         raise ConfigError(

@@ -22,6 +22,7 @@ from jaxvla.envs.recording import recorded
 from jaxvla.envs.rollout import Episode, Pace, rollouts
 from jaxvla.envs.tabletop import CAMERA_SIZE, TabletopEnv
 from jaxvla.envs.worlds import Scenario
+from jaxvla.manifest import MANIFEST
 from jaxvla.serving.execution import plan_of
 from jaxvla.serving.policy import load_policy
 
@@ -165,6 +166,7 @@ def test_what_flags_and_the_world_make_otherwise_is_printed_and_reported(checkpo
     shutil.copytree(checkpoint, run)
     path = run / "checkpoints" / "3" / "assets" / "assets.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"control_frequency": 30.0}))
+    (path.parents[1] / MANIFEST).unlink()
     flags = (
         "--episodes=1",
         "--max_steps=2",

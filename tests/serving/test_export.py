@@ -17,6 +17,7 @@ from training.positional_batches import SPEC as PLAIN
 from jaxvla.agents.backbone import SHIPPED, merge_adapters
 from jaxvla.data.text.tokenizer import IM_END, TINY, load_tokenizer
 from jaxvla.errors import CheckpointError, ConfigError, WeightsError
+from jaxvla.manifest import MANIFEST
 from jaxvla.models.qwen3_vl.config import from_hf
 from jaxvla.models.qwen3_vl.weights import load_hf, read_hf_config
 from jaxvla.models.safetensors_io import read_header
@@ -87,6 +88,7 @@ def test_adapters_name_the_backbone_that_ships_with_the_package(adapted, tmp_pat
     assets = json.loads(path.read_text())
     assets["train_config"]["backbone"] = {"preset": "tiny"}
     path.write_text(json.dumps(assets))
+    (path.parents[1] / MANIFEST).unlink()
     export_backbone(run, tmp_path / "out", adapters=True)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(SHIPPED["tiny"])

@@ -19,6 +19,7 @@ from jaxvla.checkpoint import find_checkpoint, read_assets, restore, saved_steps
 from jaxvla.data.dataset import DataConfig
 from jaxvla.data.transforms.actions import ActionConvention
 from jaxvla.errors import CheckpointError
+from jaxvla.manifest import MANIFEST
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.checkpointer import Checkpointer, config_differences, restore_state, resume
 from jaxvla.training.config import CheckpointConfig, OptimizerConfig
@@ -198,6 +199,7 @@ def test_data_positions_of_another_number_of_processes(saved_run, tmp_path):
     run = shutil.copytree(saved_run, tmp_path / "run")
     data = run / "checkpoints" / "20" / "data" / "data.json"
     assets, abstract = read_assets(find_checkpoint(run)), abstract_state(AGENT, OPTIMIZER, mesh_of(1), RULES)
+    (find_checkpoint(run) / MANIFEST).unlink()
     data.write_text('[{"position": 20}, {"position": 20}]')
     assert resume(find_checkpoint(run), assets, abstract)[1] == {"position": 20}
     data.write_text('[{"position": 20}, {"position": 21}]')
@@ -310,6 +312,9 @@ def test_damaged_assets(saved_run, tmp_path):
     path = folder / "assets" / "assets.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps(values)[:100])
+    with pytest.raises(CheckpointError, match=r"assets.json has 100 bytes, not \d+;"):
+        read_assets(folder)
+    (folder / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=r"assets.json cannot be read \("):
         read_assets(folder)
     path.write_text(json.dumps({**values, "version": "0.0.1", "wheels": 4}))

@@ -17,6 +17,7 @@ from training.positional_batches import SPEC, make_assets
 from jaxvla import agents
 from jaxvla.checkpoint import find_checkpoint
 from jaxvla.errors import CheckpointError, ConfigError, JaxvlaError
+from jaxvla.manifest import MANIFEST
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.serving.policy import load_policy
 from jaxvla.training.checkpointer import Checkpointer, resume
@@ -181,6 +182,7 @@ def _without_numbers(assets):
 def test_json_of_another_kind(run, item, change, message):
     path = run / "checkpoints" / "20" / item / f"{item}.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    (path.parents[1] / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=rf"{item}\.json cannot be read \(.*{message}.*\); whole is step 10"):
         resumed(run)
 
