@@ -16,7 +16,7 @@ SOURCES = sorted(
 
 # What each room may import of jaxvla beside itself and the leaves `errors` and `config`: imports only point down.
 DEVICE = {"ops": set(), "models": {"ops"}, "parallel": {"data"}, "agents": {"models", "ops", "data"}}
-BELOW = {"contract", "assets", "checkpoint", "agents", "parallel", "models", "ops", "data"}
+BELOW = {"contract", "assets", "manifest", "checkpoint", "agents", "parallel", "models", "ops", "data"}
 ROOMS = DEVICE | {
     "data": set(),
     "reasoning": {"data"},
@@ -24,7 +24,8 @@ ROOMS = DEVICE | {
     "robots": {"envs", "data"},
     "contract": {"data"},
     "assets": {"contract", "data"},
-    "checkpoint": {"assets", "contract", "parallel", "data"},
+    "manifest": set(),
+    "checkpoint": {"assets", "contract", "manifest", "parallel", "data"},
     "interchange": BELOW,
     "training": BELOW | {"interchange", "reasoning"},
     "serving": BELOW | {"interchange", "reasoning"},
