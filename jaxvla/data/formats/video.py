@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -149,12 +149,13 @@ class Decoder:
         self._stream.codec_context.thread_count = 1
         self._table = read_table(self._stream, path)
         self._colours = _reformatter()
+        self._packets: Generator[Any] | None = None
         self._frames: Iterator[Any] | None = None
         self._last: tuple[int, Any] | None = None
 
     def close(self) -> None:
         """Closes the file."""
-        self._frames = self._last = None
+        self._stop()
         self._container.close()
 
     def read(self, number: int) -> np.ndarray:
@@ -166,7 +167,7 @@ class Decoder:
             # A frame's own conversion would start threads for each frame, and end them with it.
             return self._colours.reformat(self._find(number), format="rgb24", threads=1).to_ndarray()
         except _broken() as error:
-            self._frames = self._last = None
+            self._stop()
             raise DataError(
                 f"{self._path}: frame {number} cannot be decoded ({error.strerror}): download or make it again"
             ) from error
@@ -184,8 +185,7 @@ class Decoder:
                     return found
         # Frames that are shown before a key frame may be decodable from an earlier one only.
         for key in range(first, max(first - _KEY_FRAMES, -1), -1):
-            self._container.seek(int(self._table.shown[self._table.key_numbers[key]]), stream=self._stream)
-            self._frames = self._container.decode(self._stream)
+            self._begin(int(self._table.shown[self._table.key_numbers[key]]))
             found = self._decode_to(number)
             if found is not None:
                 return found
@@ -201,8 +201,22 @@ class Decoder:
             self._last = (at, frame)
             if at >= number:
                 return frame if at == number else None
-        self._frames = self._last = None
+        self._stop()
         return None
+
+    def _begin(self, time: int) -> None:
+        """Frames come from the key frame at this time on."""
+        self._stop()
+        self._container.seek(time, stream=self._stream)
+        self._packets = self._container.demux(self._stream)
+        self._frames = (frame for packet in self._packets for frame in packet.decode())
+
+    def _stop(self) -> None:
+        """No frame comes any more, and none is kept."""
+        if self._packets is not None:
+            # PyAV frees what it reads packets with where it is told to, not where the reader is dropped.
+            self._packets.close()
+        self._packets = self._frames = self._last = None
 
 
 class _Own(threading.local):

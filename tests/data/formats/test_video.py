@@ -1,5 +1,7 @@
 """Frames by number, of every codec that LeRobot writes."""
 
+import ctypes
+import gc
 import os
 import pathlib
 import threading
@@ -88,6 +90,41 @@ def test_reading_leaves_no_threads(film):
     for number in (0, 9):
         np.testing.assert_array_equal(decoder.read(number), frames[number])
         assert len(os.listdir("/proc/self/task")) <= before
+
+
+class Allocated(ctypes.Structure):
+    """mallinfo2 of glibc: what C code holds."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="only glibc says what is allocated")
+def test_going_back_and_forth_holds_no_more_and_more_memory(film):
+    path, _ = film
+    decoder, libc = video.Decoder(path), ctypes.CDLL(None)
+    libc.mallinfo2.restype = Allocated
+
+    def read(times):
+        for i in range(times):
+            decoder.read(i * 7 % COUNT)
+        gc.collect()
+        return libc.mallinfo2().uordblks
+
+    assert read(50) + 300 * 30 > read(300)
 
 
 def test_few_decoders_stay_open(film, tmp_path, monkeypatch):
