@@ -91,7 +91,8 @@ def case(method, several_action_dims=False):
 
 
 def test_every_method_is_here():
-    assert set(SETTINGS) == set(agents)
+    # What openvla says is within its bins, and test_openvla.py holds what is padded.
+    assert {*SETTINGS, "openvla"} == set(agents)
 
 
 @pytest.mark.parametrize("method", SETTINGS)

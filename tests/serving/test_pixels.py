@@ -30,7 +30,10 @@ from jaxvla.training.job import demonstration, open_job
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TRAIN = runpy.run_path(str(ROOT / "configs" / "train_config.py"))
 TFRECORD = runpy.run_path(str(ROOT / "configs" / "data_config.py"))["get_config"]("tfrecord").to_dict()
-SIZED = [name for name in TRAIN["PRESETS"] if TRAIN["get_config"](name).data.image_size]  # others see the stored size
+# Others see the stored size, or learn from demonstrations of Meta-World, which are made at theirs.
+SIZED = [
+    name for name in TRAIN["PRESETS"] if TRAIN["get_config"](name).data.image_size and not name.startswith("metaworld")
+]
 DEFAULT = 224  # of bridgedata_raw_to_numpy.py's --im_size
 
 

@@ -17,6 +17,7 @@ BLOCKS = {
     "ecot": {"backbone": BackboneConfig, "prompt": PromptConfig, "curriculum": CurriculumConfig},
     "lc_bc": {"language": LanguageConfig},
     "smolvla": {"language": LanguageConfig},
+    "openvla": {"language": LanguageConfig},
 }
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"
 
@@ -57,7 +58,8 @@ def test_presets_have_every_key_and_no_other(name, values):
     assert config.optimizer.learning_rate == values["optimizer"]["learning_rate"]
     assert set(values) == set(TrainConfig.__dataclass_fields__)
     assert set(values["rollout"]) == set(RolloutConfig.__dataclass_fields__)
-    assert config.rollout.world == ""  # the data need not be of that world
+    # The data need not be of a world, but where a preset is for one.
+    assert not config.rollout.world or name.startswith(config.rollout.world)
 
 
 @pytest.mark.parametrize(
