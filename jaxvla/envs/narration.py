@@ -8,8 +8,8 @@ Sentences are short and follow from the truth about the world alone, so the same
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -61,10 +61,9 @@ def observe(env: TabletopEnv, decision: Decision | None) -> Moment:
     camera = CAMERAS[CAMERA]
     boxes = []
     for item in env.items:
-        pixels = camera.project(item.vertices(), FRAME_SIDE)[0]
-        x0, y0, x1, y1 = np.clip((*pixels.min(0), *pixels.max(0)), 0, FRAME_SIDE).round().astype(int).tolist()
-        if x0 < x1 and y0 < y1:
-            boxes.append((item.name, (x0, y0, x1, y1)))
+        box = box_around(camera.project(item.vertices(), FRAME_SIDE)[0])
+        if box is not None:
+            boxes.append((item.name, box))
     target = env.item(env.task.target)
     u, v = camera.project(env.state[None, :3], FRAME_SIDE)[0][0].round().astype(int).tolist()
     return Moment(
@@ -107,9 +106,53 @@ def narrate(env: TabletopEnv, moments: Sequence[Moment], file_path: str, episode
             "move": moves[t],
             "move_reason": _move_reason(heading, moment, target),
         }
+    things = [item.name for item in env.items]
+    return in_ecots_layout(reasoning, moments, moves, file_path, episode_id, env.task.instructions[0], things)
+
+
+@runtime_checkable
+class Seen(Protocol):
+    """What of a moment every world's annotations hold.
+
+    Attributes:
+        state: of the robot, its place first, metres.
+        gripper: pixel of it (x, y).
+        boxes: (name, (x0, y0, x1, y1)) of what is visible.
+    """
+
+    state: np.ndarray
+    gripper: tuple[int, int]
+    boxes: tuple[tuple[str, tuple[int, int, int, int]], ...]
+
+
+def box_around(pixels: np.ndarray) -> tuple[int, int, int, int] | None:
+    """The part in the picture of the smallest box (x0, y0, x1, y1) around points [n, 2]; None where there is none."""
+    x0, y0, x1, y1 = np.clip((*pixels.min(0), *pixels.max(0)), 0, FRAME_SIDE).round().astype(int).tolist()
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def in_ecots_layout(
+    reasoning: Mapping[str, Any],
+    moments: Sequence[Seen],
+    moves: Sequence[str],
+    file_path: str,
+    episode_id: str,
+    instruction: str,
+    things: Sequence[str],
+) -> dict[str, Any]:
+    """What is said of an episode as ECoT's JSON has it.
+
+    Args:
+        reasoning: what is thought, by the number of the step.
+        moments: one per frame.
+        moves: the movement at each.
+        file_path, episode_id: what the episode is called.
+        instruction: what is to be done.
+        things: names of what there is.
+    """
     features = {
         "state_3d": [moment.state[:3].round(6).tolist() for moment in moments],
-        "move_primitive": moves,
+        "move_primitive": list(moves),
         "gripper_position": [list(moment.gripper) for moment in moments],
         "bboxes": [[[1.0, name, list(box)] for name, box in moment.boxes] for moment in moments],
     }
@@ -117,10 +160,10 @@ def narrate(env: TabletopEnv, moments: Sequence[Moment], file_path: str, episode
         "episode_id": episode_id,
         "file_path": file_path,
         "n_steps": len(moments),
-        "language_instruction": env.task.instructions[0],
-        "caption": f"On the table: {', '.join(f'the {item.name}' for item in env.items)}.",
+        "language_instruction": instruction,
+        "caption": f"On the table: {', '.join(f'the {thing}' for thing in things)}.",
     }
-    return {"reasoning": reasoning, "features": features, "metadata": metadata}
+    return {"reasoning": dict(reasoning), "features": features, "metadata": metadata}
 
 
 def move_primitives(states: np.ndarray, window: int = MOVE_WINDOW) -> list[str]:

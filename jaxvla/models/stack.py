@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.module import MakeModule, bind, graph_of, init_params, params_of
+from jaxvla.models.module import MakeModule, bind, compute_dtype, graph_of, init_params, params_of
+from jaxvla.ops.attention import check_implementation
 
 Carry = TypeVar("Carry")
 
@@ -19,6 +20,14 @@ def check_remat(name: str) -> None:
     """Raises ConfigError unless `name` is a remat policy; for configurations that hold one."""
     if name not in REMAT_POLICIES:
         raise ConfigError(f"no remat policy named {name!r}; there are: {', '.join(REMAT_POLICIES)}")
+
+
+def check_compute(dtype: str, remat: str, attention: str) -> None:
+    """For configurations of models: raises ConfigError unless these are a compute dtype, a remat policy and an
+    implementation of attention."""
+    compute_dtype(dtype)
+    check_remat(remat)
+    check_implementation(attention)
 
 
 def stack_blocks(make_block: MakeModule, num_blocks: int, rngs: nnx.Rngs) -> Any:

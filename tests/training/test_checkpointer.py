@@ -307,21 +307,6 @@ def test_an_unfinished_checkpoint(saved_run, tmp_path):
         find_checkpoint(folder)
 
 
-def test_damaged_assets(saved_run, tmp_path):
-    folder = shutil.copytree(saved_run / "checkpoints" / "10", tmp_path / "10")
-    path = folder / "assets" / "assets.json"
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps(values)[:100])
-    with pytest.raises(CheckpointError, match=r"assets.json has 100 bytes, not \d+;"):
-        read_assets(folder)
-    (folder / MANIFEST).unlink()
-    with pytest.raises(CheckpointError, match=r"assets.json cannot be read \("):
-        read_assets(folder)
-    path.write_text(json.dumps({**values, "version": "0.0.1", "wheels": 4}))
-    with pytest.raises(CheckpointError, match=r"written by jaxvla 0.0.1 and does not fit .*wheels"):
-        read_assets(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [

@@ -9,39 +9,25 @@ import pathlib
 import shutil
 import time
 
-import jax
 import pytest
-from training.linear_agent import LinearAgent
-from training.positional_batches import SPEC, make_assets
+from training.positional_batches import make_assets
+from training.two_checkpoints import ARRAYS, cut, new_state, remove, save, served, shapes, the_file
 
-from jaxvla import agents
 from jaxvla.checkpoint import find_checkpoint
 from jaxvla.errors import CheckpointError, ConfigError, JaxvlaError
 from jaxvla.manifest import MANIFEST
-from jaxvla.parallel.mesh import MeshConfig, make_mesh
-from jaxvla.serving.policy import load_policy
 from jaxvla.training.checkpointer import Checkpointer, resume
-from jaxvla.training.config import CheckpointConfig, OptimizerConfig
-from jaxvla.training.optimizer import make_optimizer
-from jaxvla.training.state import abstract_state, create_state
-
-AGENT = LinearAgent(SPEC)
-OPTIMIZER = make_optimizer(OptimizerConfig(1e-2))
+from jaxvla.training.config import CheckpointConfig
 
 
 @pytest.fixture(scope="module")
 def state():
-    return create_state(AGENT, OPTIMIZER, 5, make_mesh(MeshConfig(), jax.devices()[:1]))
+    return new_state()
 
 
 @pytest.fixture(scope="module")
 def saved(state, tmp_path_factory):
-    run = tmp_path_factory.mktemp("saved") / "run"
-    with Checkpointer(run, CheckpointConfig(), make_assets()) as checkpointer:
-        for step in (10, 20):
-            at_step = dataclasses.replace(state, step=state.step + step)
-            checkpointer.save(at_step, {"position": step}, {"mse": 1 / step})
-    return run
+    return save(state, tmp_path_factory.mktemp("saved") / "run")
 
 
 @pytest.fixture
@@ -53,18 +39,8 @@ def resumed(path):
     return resume(
         find_checkpoint(path),
         make_assets(),
-        abstract_state(AGENT, OPTIMIZER, make_mesh(MeshConfig(), jax.devices()[:1])),
+        shapes(),
     )
-
-
-def served(path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(agents.agents, "linear", lambda kwargs, spec: LinearAgent(spec))
-        return load_policy(path)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def empty(path):
@@ -75,21 +51,9 @@ def garble(path):
     path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
 
 
-def remove(path):
-    path.unlink()
-
-
 def make_folder(path):
     path.unlink()
     path.mkdir()
-
-
-def the_file(folder, pattern):
-    """The largest of the files that fit: arrays, where nodes of their index lie beside them."""
-    return max(folder.glob(pattern), key=lambda path: path.stat().st_size)
-
-
-ARRAYS = "ocdbt.process_0/d/*"
 
 
 @pytest.mark.parametrize(
@@ -214,3 +178,18 @@ def test_no_home(monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(JaxvlaError, match="~/runs cannot be found: no home folder is known"):
         find_checkpoint("~/runs")
+
+
+def test_damaged_assets(run):
+    folder = run / "checkpoints" / "10"
+    path = folder / "assets" / "assets.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values)[:100])
+    with pytest.raises(CheckpointError, match=r"assets.json has 100 bytes, not \d+;"):
+        read_assets(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=r"assets.json cannot be read \("):
+        read_assets(folder)
+    path.write_text(json.dumps({**values, "version": "0.0.1", "wheels": 4}))
+    with pytest.raises(CheckpointError, match=r"written by jaxvla 0.0.1 and does not fit .*wheels"):
+        read_assets(folder)

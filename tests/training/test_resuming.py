@@ -1,6 +1,5 @@
 """Whatever happens to a file of the latest checkpoint, a run goes on from one that is whole, or from none."""
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,16 +9,14 @@ import numpy as np
 import pytest
 from training.linear_run import metrics_of, train_linear
 from training.positional_batches import make_assets
-from training.test_damaged_checkpoints import AGENT, ARRAYS, OPTIMIZER, cut, remove, served, the_file
+from training.two_checkpoints import ARRAYS, at, cut, new_state, remove, save, served, shapes, the_file
 
 from jaxvla.checkpoint import find_checkpoint, saved_steps
 from jaxvla.errors import CheckpointError
 from jaxvla.manifest import MANIFEST, write_manifest
-from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.checkpointer import Checkpointer, restore_state
 from jaxvla.training.config import CheckpointConfig
 from jaxvla.training.resuming import whole_checkpoint
-from jaxvla.training.state import abstract_state, create_state
 
 # What Orbax writes after everything else, and of which nothing is restored.
 UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -27,25 +24,17 @@ UNLISTED = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 @pytest.fixture(scope="module")
 def state():
-    return create_state(AGENT, OPTIMIZER, 5, make_mesh(MeshConfig(), jax.devices()[:1]))
+    return new_state()
 
 
 @pytest.fixture(scope="module")
 def saved(state, tmp_path_factory):
-    run = tmp_path_factory.mktemp("saved") / "run"
-    with Checkpointer(run, CheckpointConfig(), make_assets()) as checkpointer:
-        for step in (10, 20):
-            checkpointer.save(at(state, step), {"position": step}, {"mse": 1 / step})
-    return run
+    return save(state, tmp_path_factory.mktemp("saved") / "run")
 
 
 @pytest.fixture
 def run(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
-
-
-def at(state, step):
-    return dataclasses.replace(state, step=state.step + step)
 
 
 def files_of(run, step=20):
@@ -65,7 +54,7 @@ def flip(path):
 
 
 def restored(folder):
-    return restore_state(folder, abstract_state(AGENT, OPTIMIZER, make_mesh(MeshConfig(), jax.devices()[:1])))
+    return restore_state(folder, shapes())
 
 
 def test_every_file_of_every_item_is_listed(saved):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxvla.envs.metaworld.expert import Decision
 from jaxvla.envs.metaworld.tasks import PHASES, TASKS, Task
 from jaxvla.envs.metaworld.world import MetaWorld
-from jaxvla.envs.narration import FRAME_SIDE, move_primitives
+from jaxvla.envs.narration import FRAME_SIDE, box_around, in_ecots_layout, move_primitives
 
 # How far (m) off its waypoint, along an axis, the hand counts as having to go there.
 AWAY = 0.015
@@ -48,10 +48,9 @@ def observe(world: MetaWorld, decision: Decision | None) -> Moment:
     """What is true of the frame that `demonstrate` just yielded with `decision`."""
     boxes = []
     for name in TASKS[world.task].things:
-        pixels = world.project(world.points(name), FRAME_SIDE)
-        x0, y0, x1, y1 = np.clip((*pixels.min(0), *pixels.max(0)), 0, FRAME_SIDE).round().astype(int).tolist()
-        if x0 < x1 and y0 < y1:
-            boxes.append((name, (x0, y0, x1, y1)))
+        box = box_around(world.project(world.points(name), FRAME_SIDE))
+        if box is not None:
+            boxes.append((name, box))
     u, v = world.project(world.gripper()[None], FRAME_SIDE)[0].round().astype(int).tolist()
     return Moment(world.facts[:4].copy(), decision, (u, v), tuple(boxes))
 
@@ -83,20 +82,7 @@ def narrate(name: str, moments: Sequence[Moment], file_path: str, episode_id: st
             "move": moves[t],
             "move_reason": _move_reason(decision, moment),
         }
-    features = {
-        "state_3d": [moment.state[:3].round(6).tolist() for moment in moments],
-        "move_primitive": moves,
-        "gripper_position": [list(moment.gripper) for moment in moments],
-        "bboxes": [[[1.0, thing, list(box)] for thing, box in moment.boxes] for moment in moments],
-    }
-    metadata = {
-        "episode_id": episode_id,
-        "file_path": file_path,
-        "n_steps": len(moments),
-        "language_instruction": task.instruction,
-        "caption": f"On the table: {', '.join(f'the {thing}' for thing in task.things)}.",
-    }
-    return {"reasoning": reasoning, "features": features, "metadata": metadata}
+    return in_ecots_layout(reasoning, moments, moves, file_path, episode_id, task.instruction, task.things)
 
 
 def tell(task: Task, phase: str) -> tuple[str, str]:

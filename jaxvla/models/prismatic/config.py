@@ -7,13 +7,11 @@ from typing import Any
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
 from jaxvla.models.decoder import LayerSizes
-from jaxvla.models.module import compute_dtype
-from jaxvla.models.stack import check_remat
+from jaxvla.models.stack import check_compute
 from jaxvla.models.text_decoder import DecoderConfig
 from jaxvla.models.vision.dinov2 import Dinov2Config
 from jaxvla.models.vision.dinov2 import preset as dinov2
 from jaxvla.models.vision.siglip import SiglipConfig
-from jaxvla.ops.attention import check_implementation
 
 MODEL_TYPE = "openvla"
 PROJECTORS = ("fused_gelu_mlp", "gelu_mlp", "linear")
@@ -104,9 +102,7 @@ class PrismaticConfig:
     attention: str = "xla"
 
     def __post_init__(self) -> None:
-        compute_dtype(self.dtype)
-        check_remat(self.remat)
-        check_implementation(self.attention)
+        check_compute(self.dtype, self.remat, self.attention)
         if self.projector not in PROJECTORS:
             raise ConfigError(f"projector must be one of {', '.join(PROJECTORS)}, not {self.projector!r}")
         towers = self.towers

@@ -7,10 +7,8 @@ from typing import Any
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
 from jaxvla.models.decoder import LayerSizes
-from jaxvla.models.module import compute_dtype
-from jaxvla.models.stack import check_remat
+from jaxvla.models.stack import check_compute
 from jaxvla.models.text_decoder import DecoderConfig
-from jaxvla.ops.attention import check_implementation
 
 POSITION_MODES = ("mrope", "linear")
 MODEL_TYPE = "qwen3_vl"
@@ -148,9 +146,7 @@ class Qwen3VLConfig:
     attention: str = "xla"
 
     def __post_init__(self) -> None:
-        compute_dtype(self.dtype)
-        check_remat(self.remat)
-        check_implementation(self.attention)
+        check_compute(self.dtype, self.remat, self.attention)
         if self.position_mode not in POSITION_MODES:
             raise ConfigError(f"no position_mode named {self.position_mode!r}; there are: {', '.join(POSITION_MODES)}")
         if self.vision.out_hidden_size != self.text.hidden_size:

@@ -8,10 +8,8 @@ from typing import Any
 from jaxvla.config import from_mapping
 from jaxvla.errors import ConfigError
 from jaxvla.models.decoder import LayerSizes
-from jaxvla.models.module import compute_dtype
-from jaxvla.models.stack import check_remat
+from jaxvla.models.stack import check_compute
 from jaxvla.models.vision.siglip import SiglipConfig
-from jaxvla.ops.attention import check_implementation
 
 # Of the fields of `SiglipConfig`, those that this model, and Hugging Face's config.json, can set.
 VISION_KEYS = (
@@ -120,9 +118,7 @@ class SmolVLAConfig:
     attention: str = "xla"
 
     def __post_init__(self) -> None:
-        compute_dtype(self.dtype)
-        check_remat(self.remat)
-        check_implementation(self.attention)
+        check_compute(self.dtype, self.remat, self.attention)
         if self.loss_reduction not in REDUCTIONS:
             raise ConfigError(f"loss_reduction must be one of {', '.join(REDUCTIONS)}, not {self.loss_reduction!r}")
         for field in dataclasses.fields(self.vision):
