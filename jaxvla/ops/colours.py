@@ -47,7 +47,7 @@ def grey(x_bcohw: Float[Array, "b c o h w"]) -> Float[Array, "b 1 o h w"]:
 
 
 def blend(
-    x_bcohw: Float[Array, "b c o h w"], base_bcohw: Float[Array, "b #c o #h #w"], factor_b: Float[Array, " b"]
+    x_bcohw: Float[Array, "b c o h w"], base_bcohw: Float[Array, " b #c o #h #w"], factor_b: Float[Array, " b"]
 ) -> Float[Array, "b c o h w"]:
     """Scales the distance from a base."""
     return base_bcohw + (x_bcohw - base_bcohw) * column(factor_b)

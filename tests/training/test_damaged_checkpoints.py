@@ -13,7 +13,7 @@ import pytest
 from training.positional_batches import make_assets
 from training.two_checkpoints import ARRAYS, cut, new_state, remove, save, served, shapes, the_file
 
-from jaxvla.checkpoint import find_checkpoint
+from jaxvla.checkpoint import find_checkpoint, read_assets
 from jaxvla.errors import CheckpointError, ConfigError, JaxvlaError
 from jaxvla.manifest import MANIFEST
 from jaxvla.training.checkpointer import Checkpointer, resume

@@ -23,7 +23,7 @@ _MULTIPLE = 16
 
 
 def sentence_vectors(
-    graphdef: nnx.GraphDef, params: Params, prompt: Int[np.ndarray, " p"], sentences: Sequence[Int[np.ndarray, "_"]]
+    graphdef: nnx.GraphDef, params: Params, prompt: Int[np.ndarray, " p"], sentences: Sequence[Int[np.ndarray, " _"]]
 ) -> Float32[np.ndarray, "n d"]:
     """The vectors of sentences of any lengths.
 
