@@ -6,6 +6,7 @@ All that touches the policy happens in one thread, which is not that of the even
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import math
@@ -87,6 +88,7 @@ class Batcher:
         self._window_s, self._queue = window_s, queue
         self._waiting: collections.deque[Work] = collections.deque()
         self._came = asyncio.Event()
+        self._asked = 0  # robots of those that wait
         self._last_asked: dict[int, float] = {}
         metrics.gauge("queue", "requests that wait", lambda: len(self._waiting), policy=name)
 
@@ -101,9 +103,13 @@ class Batcher:
         """
         if len(self._waiting) >= self._queue:
             raise BusyError(f"the server is busy: {self._queue} requests wait; ask again later")
-        self._last_asked |= dict.fromkeys(work.robots, work.arrived)
+        for robot in work.robots:
+            self._last_asked[robot] = work.arrived
         self._waiting.append(work)
-        self._came.set()
+        self._asked += len(work.robots)
+        # Who collects is woken twice for a batch, not once for each request: that would take longer than to read one.
+        if len(self._waiting) == 1 or self._all_asked():
+            self._came.set()
         return await work.done
 
     def forget(self, robots: Sequence[int]) -> None:
@@ -136,27 +142,25 @@ class Batcher:
 
     async def _collect(self) -> list[Work]:
         """What came, once all who act have asked or the first has waited for `window_s`."""
-        await self._something()
-        stop = time.monotonic() + self._window_s
-        while (left := stop - time.monotonic()) > 0:
-            now = time.monotonic()
-            acting = sum(now - asked < _ACTING_S for asked in self._last_asked.values())
-            if sum(len(work.robots) for work in self._waiting) >= acting:
-                break
-            self._came.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._came.wait()
-            except TimeoutError:
-                break
-        works = list(self._waiting)
-        self._waiting.clear()
-        return works
-
-    async def _something(self) -> None:
         while not self._waiting:
             self._came.clear()
             await self._came.wait()
+        if not self._all_asked():
+            self._came.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._window_s):
+                    await self._came.wait()
+        works = list(self._waiting)
+        self._waiting.clear()
+        self._asked = 0
+        return works
+
+    def _all_asked(self) -> bool:
+        """Whether nobody who acts is still to ask."""
+        if self._asked >= len(self._last_asked):
+            return True
+        since = time.monotonic() - _ACTING_S
+        return self._asked >= sum(asked > since for asked in self._last_asked.values())
 
     def _in_time(self, work: Work) -> bool:
         now = time.monotonic()

@@ -128,7 +128,7 @@ def check_contract(stated: Mapping[str, Any], contract: Contract) -> None:
     Raises:
         RequestError: it is not, or there is no such key.
     """
-    wrong = list(_differences(stated, contract.to_json(), ""))
+    wrong = list(_differences(stated, contract.to_json(), "")) if stated else []
     if wrong:
         raise RequestError(f"the policy is not what the client takes it for: {'; '.join(wrong)}")
 
