@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxvla.agents import act, openvla, smolvla
+from jaxvla.agents import act, openvla_start, smolvla
 from jaxvla.agents.agent import Agent, Start
 from jaxvla.agents.contrastive_rl import make_contrastive_rl
 from jaxvla.agents.ecot import ECoT, make_ecot
@@ -11,6 +11,7 @@ from jaxvla.agents.gc_bc import make_gc_bc
 from jaxvla.agents.gc_ddpm_bc import make_gc_ddpm_bc
 from jaxvla.agents.gc_iql import make_gc_iql
 from jaxvla.agents.lc_bc import make_lc_bc
+from jaxvla.agents.openvla import make_openvla
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
 
@@ -25,14 +26,14 @@ agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "ecot": make_ecot,
     "act": act.make_act,
     "smolvla": smolvla.make_smolvla,
-    "openvla": openvla.make_openvla,
+    "openvla": make_openvla,
 }
 
 # Of the methods whose settings can name files of weights.
 _STARTS: dict[str, Callable[[Any], Start | None]] = {
     "act": act.start_of,
     "smolvla": smolvla.start_of,
-    "openvla": openvla.start_of,
+    "openvla": openvla_start.start_of,
 }
 
 

@@ -10,7 +10,13 @@ import jax
 
 from jaxvla.errors import WeightsError
 from jaxvla.models.module import Params
-from jaxvla.models.safetensors_io import HostTensor, StoredTensor, open_checkpoint, write_checkpoint
+from jaxvla.models.safetensors_io import (
+    HostTensor,
+    StoredTensor,
+    open_checkpoint,
+    write_checkpoint,
+    write_safetensors,
+)
 from jaxvla.models.weights import Weight, check_empty, check_names, read_params, written_aside
 
 # What stands beside the weights and is copied as it is.
@@ -63,6 +69,7 @@ def write_folder(
     contents: Mapping[str, Mapping[str, Any]],
     max_shard_bytes: int,
     source: str | pathlib.Path | None,
+    beside: Mapping[str, Mapping[str, HostTensor]] | None = None,
 ) -> None:
     """Writes a folder, aside first, then renamed.
 
@@ -72,6 +79,7 @@ def write_folder(
         contents: of JSON files by their names; "config.json" gets the dtype of the first tensor.
         max_shard_bytes: above it the weights are spread over several files with an index.
         source: a folder whose `TOKENIZER_FILES` are copied as they are; None for none.
+        beside: the tensors of further files of weights by their names; None for none.
 
     Raises:
         WeightsError: the folder is not empty or cannot be written, or `source` holds no tokenizer.
@@ -84,6 +92,8 @@ def write_folder(
     try:
         with written_aside(folder) as partial:
             write_checkpoint(partial, tensors, max_shard_bytes)
+            for name, own in (beside or {}).items():
+                write_safetensors(partial / name, own)
             for path in copied:
                 shutil.copyfile(path, partial / path.name)
             for name, values in contents.items():

@@ -1,4 +1,7 @@
-"""OpenVLA's weights from and to Hugging Face folders, without torch and without a second full copy in memory."""
+"""OpenVLA's weights from and to Hugging Face folders, without torch and without a second full copy in memory.
+
+What OpenVLA-OFT adds is in files beside them, see `jaxvla.models.prismatic.components`.
+"""
 
 import json
 import pathlib
@@ -6,14 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from jaxvla.errors import WeightsError
 from jaxvla.models.hf_folder import read_folder, write_folder
 from jaxvla.models.module import Params
+from jaxvla.models.prismatic.components import component_tensors, part_of
 from jaxvla.models.prismatic.config import MODEL_TYPE, PrismaticConfig, from_hf, to_hf, with_pixel_scales
-from jaxvla.models.prismatic.weight_table import weight_table
+from jaxvla.models.prismatic.weight_table import param_shapes, weight_table
 from jaxvla.models.safetensors_io import HostTensor
-from jaxvla.models.weights import Weight, host_tensors, read_config
+from jaxvla.models.weights import Weight, check_names, host_tensors, read_config
 
 # Of the published folder: three shards.
 MAX_SHARD_BYTES = 7 * 10**9
@@ -72,6 +77,8 @@ def save_hf(
 ) -> None:
     """Writes a folder that the published code loads, aside first, then renamed.
 
+    Of a model with a `head` or FiLM the files of these are written, too, as safetensors.
+
     Args:
         params: of a model of this configuration; one tensor at a time is brought to the host.
         config: sizes of the model.
@@ -86,7 +93,11 @@ def save_hf(
             not fit the configuration or live on other hosts.
     """
     table = weight_table(config)
-    tensors = _in_order(host_tensors(params, table, dtype), table)
+    beside = component_tensors(params, config, dtype)
+    check_names(
+        "the tree of parameters", _paths(params), _paths(param_shapes(config)), "save it with its own configuration"
+    )
+    tensors = _in_order(host_tensors(part_of(params, table), table, dtype), table)
     # The published code reads an older name of the dtype.
     contents = {"config.json": to_hf(config) | {"torch_dtype": next(iter(tensors.values())).dtype.name}}
     if norm_stats is not None:
@@ -95,7 +106,7 @@ def save_hf(
     if source is None:
         scales = [{"mean": list(scale.mean), "std": list(scale.std)} for scale in _scales(config)]
         contents[_PREPROCESSOR] = {"tvf_normalize_params": scales}
-    write_folder(pathlib.Path(folder).expanduser(), tensors, contents, max_shard_bytes, source)
+    write_folder(pathlib.Path(folder).expanduser(), tensors, contents, max_shard_bytes, source, beside)
 
 
 def _in_order(tensors: Mapping[str, HostTensor], table: tuple[Weight, ...]) -> dict[str, HostTensor]:
@@ -108,6 +119,10 @@ def _in_order(tensors: Mapping[str, HostTensor], table: tuple[Weight, ...]) -> d
             number = int(after.partition(".")[0])
             places[name] = (starts.setdefault(before, row), number, row)
     return {name: tensors[name] for name in sorted(tensors, key=places.__getitem__)}
+
+
+def _paths(params: Params) -> list[str]:
+    return list(traverse_util.flatten_dict(params, sep="/"))
 
 
 def _scales(config: PrismaticConfig) -> list[Any]:
