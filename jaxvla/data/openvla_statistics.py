@@ -4,7 +4,8 @@
             "proprio": the same of [p], without a mask,
             "num_transitions": n, "num_trajectories": m}, ...}
 
-Without a mask all dimensions are normalized. Files may lack the proprio; that of the published ones is all zeros.
+Without a mask all dimensions are normalized. Files may lack the proprio; that of the published ones is all zeros. The
+config.json of a policy has the same as "norm_stats", and is read, too.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ def read_openvla(path: str | os.PathLike, name: str) -> Statistics:
     """The statistics of one dataset, in float32; proprio of 0 dimensions where the file has none.
 
     Args:
-        path: dataset_statistics.json.
+        path: dataset_statistics.json, or the config.json of a policy.
         name: of the dataset, OpenVLA's `unnorm_key`, such as "bridge_orig".
 
     Raises:
@@ -54,6 +55,8 @@ def read_datasets(path: str | os.PathLike) -> dict[str, Any]:
             datasets = json.load(file)
         except ValueError as error:
             raise DataError(f"{path}: is not JSON: {error}") from error
+    if isinstance(datasets, dict) and isinstance(datasets.get("norm_stats"), dict):
+        datasets = datasets["norm_stats"]
     if not isinstance(datasets, dict) or "action" in datasets:
         raise DataError(f"{path}: has no names of datasets, as OpenVLA's file has: {{NAME: {{'action': ...}}}}")
     return datasets

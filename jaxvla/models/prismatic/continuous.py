@@ -46,7 +46,7 @@ class ActionHead(nnx.Module):
         options = {"bias": True, "uniform": True, "dtype": dtype, "rngs": rngs}
         self.layer_norm1 = LayerNorm(self.width, _EPSILON)
         self.fc1 = Linear(self.width, dim, **options)
-        self.blocks = stack_blocks(lambda rngs: _ResidualBlock(dim, dtype, rngs), config.num_blocks, rngs)
+        self.layers = stack_blocks(lambda rngs: _ResidualBlock(dim, dtype, rngs), config.num_blocks, rngs)
         self.layer_norm2 = LayerNorm(dim, _EPSILON)
         self.fc2 = Linear(dim, config.action_dim, **options)
 
@@ -54,7 +54,7 @@ class ActionHead(nnx.Module):
         """Normalized actions, float32, each by itself."""
         x_bad = hidden_bnd.reshape(len(hidden_bnd), -1, self.width)
         x_bad = jax.nn.relu(self.fc1(self.layer_norm1(x_bad)))
-        x_bad, _ = scan_blocks(self.blocks, lambda block, x_bad, _: (block(x_bad), None), x_bad)
+        x_bad, _ = scan_blocks(self.layers, lambda block, x_bad, _: (block(x_bad), None), x_bad)
         return self.fc2(self.layer_norm2(x_bad)).astype(jnp.float32)
 
 

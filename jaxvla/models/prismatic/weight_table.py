@@ -15,8 +15,7 @@ from jaxvla.models.weights import COPY, TRANSPOSE, Row, Weight, expand, shapes_o
 _TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 _LLM = "language_model."
 
-
-# The files of OpenVLA-OFT, each called <name>--<step>_checkpoint.pt, whose tensors are named as in torch modules.
+# The files of OpenVLA-OFT, each called <name>--<step>_checkpoint, whose tensors are named as in torch's modules.
 ACTION_HEAD, PROPRIO_PROJECTOR, VISION_BACKBONE = "action_head", "proprio_projector", "vision_backbone"
 
 
@@ -69,10 +68,10 @@ def _head_tables(config: PrismaticConfig) -> dict[str, tuple[Weight, ...]]:
         return {}
     ours, block = "action_head/", "model.mlp_resnet_blocks.*.ffn."
     rows = norm("model.layer_norm1", ours + "layer_norm1", "actions") + linear("model.fc1", ours + "fc1", "d actions")
-    rows += norm(block + "0", ours + "blocks/norm", "d") + linear(block + "1", ours + "blocks/linear", "d d")
+    rows += norm(block + "0", ours + "layers/norm", "d") + linear(block + "1", ours + "layers/linear", "d d")
     rows += norm("model.layer_norm2", ours + "layer_norm2", "d") + linear("model.fc2", ours + "fc2", "action d")
     sizes = _sizes(config) | {"action": head.action_dim, "actions": head.action_dim * config.text.hidden_size}
-    tables = {ACTION_HEAD: expand(rows, sizes, {ours + "blocks/": range(head.num_blocks)})}
+    tables = {ACTION_HEAD: expand(rows, sizes, {ours + "layers/": range(head.num_blocks)})}
     if head.proprio_dim:
         ours, sizes = "proprio_projector/", sizes | {"state": head.proprio_dim}
         rows = linear("fc1", ours + "fc1", "d state") + linear("fc2", ours + "fc2", "d d")
