@@ -9,14 +9,15 @@ from jaxvla.models.vision.timm import tower_layers, tower_rows, tower_sizes
 from jaxvla.models.weight_rows import decoder_layer, linear
 from jaxvla.models.weights import COPY, TRANSPOSE, Row, Weight, expand, shapes_of
 
-_TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
-_LLM = "language_model."
+# What names begin with there.
+TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+LLM = "language_model."
 
 
 def weight_table(config: PrismaticConfig) -> tuple[Weight, ...]:
     """Every parameter of a model of this configuration."""
     rows, sizes, layers = [], _sizes(config), _layers(config)
-    for name, (kind, tower) in zip(_TOWERS, config.towers.items()):
+    for name, (kind, tower) in zip(TOWERS, config.towers.items()):
         # transformers, which wrote the folder, renames what is called gamma.
         rows += tower_rows(name, f"vision/{kind}/", tower, scale="scale_factor", axes=f"{kind}_")
         sizes |= tower_sizes(tower, f"{kind}_")
@@ -34,13 +35,13 @@ def param_shapes(config: PrismaticConfig, dtype: jax.typing.DTypeLike = "float32
 def _llm_rows(config: PrismaticConfig) -> tuple[Row, ...]:
     layers: list[Row] = []
     for path in ("llm/layers/", "llm/last_layer/")[: 1 + config.last_layer_apart]:
-        first_norm, second_norm, *matrices = decoder_layer(_LLM + "model.layers.*.", path, "d", "f", "d")
+        first_norm, second_norm, *matrices = decoder_layer(LLM + "model.layers.*.", path, "d", "f", "d")
         layers += (*matrices, first_norm, second_norm)  # in torch's order
     return (
-        (_LLM + "model.embed_tokens.weight", "llm/embed_tokens/embedding", COPY, "vocab d"),
+        (LLM + "model.embed_tokens.weight", "llm/embed_tokens/embedding", COPY, "vocab d"),
         *layers,
-        (_LLM + "model.norm.weight", "llm/norm/scale", COPY, "d"),
-        (_LLM + "lm_head.weight", "llm/lm_head/kernel", TRANSPOSE, "vocab d"),
+        (LLM + "model.norm.weight", "llm/norm/scale", COPY, "d"),
+        (LLM + "lm_head.weight", "llm/lm_head/kernel", TRANSPOSE, "vocab d"),
     )
 
 
