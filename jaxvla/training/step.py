@@ -69,7 +69,9 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             **{f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()},
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(
+                [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
+            ),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": optimizer.schedule(state.step),
         }
