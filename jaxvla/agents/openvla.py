@@ -22,12 +22,13 @@ from jaxvla.data.schema import NO_TOKEN, Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.cache import extend, start_cache
 from jaxvla.models.layers import cast_matrices
-from jaxvla.models.lora import LORA, LoraConfig, adapt, adapted_paths, add_lora
+from jaxvla.models.lora import LORA, LoraConfig, adapt, adapted_paths, add_lora, read_base
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.prismatic.config import PrismaticConfig
 from jaxvla.models.prismatic.model import Prismatic
 from jaxvla.models.prismatic.weight_table import param_shapes
 from jaxvla.models.prismatic.weights import load_hf, read_hf
+from jaxvla.models.torch_file import SUFFIX
 from jaxvla.ops.action_tokens import NUM_BINS, to_actions, to_tokens
 from jaxvla.ops.losses import masked_mean
 
@@ -72,8 +73,8 @@ class OpenVLAConfig:
             after the other.
         train_what: "full"; "lora", adapters alone; "frozen_vision", all but the towers; "last_layer", the embeddings,
             the last layer and the head of the language model; "sandwich", these with towers and projector; "projector".
-        path: a folder of OpenVLA in Hugging Face's layout, whose weights training starts from; empty where all is
-            drawn.
+        path: a folder of OpenVLA in Hugging Face's layout, or a .pt checkpoint of the original training, whose weights
+            training starts from; empty where all is drawn.
         lora: the adapters of "lora".
 
     Raises:
@@ -341,7 +342,9 @@ def start_of(agent: OpenVLA) -> Start | None:
     if not agent.config.path:
         return None
     path, model = local_path(agent.config.path, "config.agent_kwargs.path"), agent.config.model
-    found = read_hf(path)
+    # What a checkpoint of the original training holds is not said there; its training has this epsilon.
+    trained = dataclasses.replace(model, text=dataclasses.replace(model.text, rms_norm_eps=1e-5))
+    found = trained if path.suffix == SUFFIX else read_hf(path)
     # The one value that is a choice: the published folder runs at another than it was trained at.
     text = dataclasses.replace(found.text, rms_norm_eps=model.text.rms_norm_eps)
     for part, own in (("text", text), ("dino", found.dino), ("siglip", found.siglip), ("projector", found.projector)):
@@ -354,7 +357,7 @@ def start_of(agent: OpenVLA) -> Start | None:
 
     def load(shardings: Params) -> Params:
         own = {name: shardings[name] for name in shapes}
-        return agent.narrowed(load_hf(path, model, own, dtype))
+        return read_base(lambda at: agent.narrowed(load_hf(path, model, at, dtype)), own, agent.config.lora)
 
     return Start(load, (f"OpenVLA from {path}", *_differing(found, model)))
 
@@ -369,7 +372,7 @@ def _differing(found: PrismaticConfig, model: PrismaticConfig) -> tuple[str, ...
         },
     }
     return tuple(
-        f"config.agent_kwargs.model.{name} is {own}, where the folder has {theirs}"
+        f"config.agent_kwargs.model.{name} is {own}, where the weights have {theirs}"
         for name, (theirs, own) in settings.items()
         if theirs != own
     )
