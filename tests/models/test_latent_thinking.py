@@ -259,7 +259,7 @@ def test_every_pass_draws_its_own_dropout():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(plain))
     (path,) = keys
     found = [traverse_util.flatten_dict(put_still(plain, keys, run), sep="/")[path].key for run in range(3)]
-    every = jax.random.key_data(jnp.concatenate([keys[path], *found]))
+    every = jax.random.key_data(jnp.concatenate([keys[path]["key"], *found]))
     assert len({tuple(key) for key in every.tolist()}) == 4 * cases.TEXT.num_hidden_layers
 
 
