@@ -352,8 +352,8 @@ def report_training(passes: list[Pass], peak: float) -> None:
     for one in passes:
         rates = [FLAGS.train_batch_size / seconds for seconds in one.seconds]
         spread, mfu = f"{min(rates):.2f}..{max(rates):.2f}", one.flops / one.median / peak
-        held = "".join(f"{'-' if size is None else f'{size / 1e6:.1f}':>10}" for size in (one.held, one.temporary))
-        say(f"{one.label:<28} {FLAGS.train_batch_size / one.median:>10.2f}  {spread:<17} {mfu:>5.2f}{held}")
+        sizes = "".join(f"{'-' if size is None else f'{size / 1e6:.1f}':>10}" for size in (one.held, one.temporary))
+        say(f"{one.label:<28} {FLAGS.train_batch_size / one.median:>10.2f}  {spread:<17} {mfu:>5.2f}{sizes}")
 
 
 def report_acting(passes: list[Pass], first: list[Pass], agree: dict[str, tuple[float, float]]) -> None:
@@ -361,13 +361,14 @@ def report_acting(passes: list[Pass], first: list[Pass], agree: dict[str, tuple[
     say(f"\n{'':<28} latency ms  min..max            first ms  tokens/s  held MB  temporary MB  agree  first agree")
     for one, alone in zip(passes, first):
         times = [1e3 * seconds for seconds in one.seconds]
-        rate = FLAGS.robots * (FLAGS.values - 1) / max(one.median - alone.median, 1e-9)
+        later, count = one.median - alone.median, FLAGS.robots * (FLAGS.values - 1)
+        rate = f"{count / later:.1f}" if later > 0 else "-"
         temporary = "-" if one.temporary is None else f"{one.temporary / 1e6:.1f}"
         shares = agree.get(one.label.split()[-1]) if one.label.startswith("jaxvla") else None
         said = f"{'-':>6} {'-':>12}" if shares is None else f"{shares[0]:>6.3f} {shares[1]:>12.3f}"
         say(
             f"{one.label:<28} {1e3 * one.median:>10.1f}  {f'{min(times):.1f}..{max(times):.1f}':<18} "
-            f"{1e3 * alone.median:>9.1f} {rate:>9.1f} {one.held / 1e6:>8.1f} {temporary:>13} {said}"
+            f"{1e3 * alone.median:>9.1f} {rate:>9} {one.held / 1e6:>8.1f} {temporary:>13} {said}"
         )
 
 
@@ -385,8 +386,7 @@ def main(_: list[str]) -> None:
     matmul, training = matmul_pass(FLAGS.dtype), [train_pass(config)] if FLAGS.train_batch_size else []
     ours = [one for precision in PRECISIONS for one in act_passes(config, params, precision)]
     theirs = [] if reason else torch_passes(config)
-    trainings = [*training, *theirs[: len(training)]]
-    acts = [*ours, *theirs[len(training) :]]
+    trainings, acts = [*training, *theirs[: len(training)]], [*ours, *theirs[len(training) :]]
     measure([matmul, *trainings, *acts])
     peak = FLAGS.peak_tflops * 1e12 if FLAGS.peak_tflops else matmul.flops / matmul.median
     say(f"\nmatmul {matmul.flops / matmul.median / 1e9:.1f} GFLOP/s in {FLAGS.dtype}")

@@ -23,8 +23,7 @@ from jaxtyping import Array, Float
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params
 
-# The integers of each width: dtype, and the largest that stands for a weight.
-MODES = {"int8": (jnp.int8, 127), "int4": (jnp.int4, 7)}
+MODES = {"int8": jnp.int8, "int4": jnp.int4}
 GROUP = 64
 _HEAD = "lm_head/kernel"
 # Of a width without a larger divisor, scales would take a good part of what the integers save.
@@ -105,13 +104,14 @@ def quantize(params: Params, paths: Iterable[str], mode: str) -> Params:
 
 @functools.partial(jax.jit, static_argnames="mode")
 def quantize_kernel(kernel: Float[Array, "*layers in out"], mode: str) -> QuantizedKernel:
-    """One kernel in the integers of `mode`; its largest weight of each group is met, others are rounded."""
-    dtype, largest = MODES[mode]
+    """One kernel in the integers of `mode`, each weight half a step away at most."""
+    dtype, largest = MODES[mode], jnp.iinfo(MODES[mode]).max
     *layers, in_dim, out_dim = kernel.shape
     size = in_dim if mode == "int8" else group_of(in_dim)
     grouped = kernel.astype(jnp.float32).reshape(*layers, in_dim // size, size, out_dim)
-    # Weights are rounded to multiples of the scale that is held, not of what it was before it was rounded itself.
-    scale = (jnp.abs(grouped).max(-2) / largest).astype(kernel.dtype)
+    # The largest weight may be half a step beyond the largest integer: all steps are finer for it.
+    scale = (jnp.abs(grouped).max(-2) / (largest + 0.5)).astype(kernel.dtype)
+    # Of the scale as it is held, not as it was before it was rounded itself.
     steps = grouped / jnp.where(scale > 0, scale, 1).astype(jnp.float32)[..., None, :]
     values = jnp.clip(jnp.round(steps), -largest, largest).astype(dtype)
     return QuantizedKernel(values.reshape(kernel.shape), scale)
