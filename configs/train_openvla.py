@@ -61,7 +61,7 @@ def _openvla() -> dict:
             "num_cameras": 1,
             "train_what": "full",
             "path": "",
-            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
+            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0, "base": ""},
             "parallel": {"enabled": False, "proprio": True, "film": False},
         },
         "language": {"encoder": "openvla", "path": "", "max_length": 64, "on_overflow": "error"},

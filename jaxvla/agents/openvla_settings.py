@@ -50,8 +50,8 @@ class OpenVLAConfig:
             images stand one after the other.
         train_what: "full"; "lora", adapters alone; "frozen_vision", all but the towers; "last_layer", the embeddings,
             the last layer and the head of the language model; "sandwich", these with towers and projector; "projector".
-        path: a folder of OpenVLA in Hugging Face's layout, whose weights training starts from; empty where all is
-            drawn.
+        path: a folder of OpenVLA in Hugging Face's layout, or a .pt checkpoint of the original training, whose weights
+            training starts from; empty where all is drawn.
         lora: the adapters of "lora".
         parallel: see `ParallelConfig`.
 

@@ -9,11 +9,13 @@ from jaxvla.agents.language import check_tokens
 from jaxvla.agents.openvla import OpenVLA
 from jaxvla.config import local_path
 from jaxvla.errors import ConfigError
+from jaxvla.models.lora import read_base
 from jaxvla.models.module import Params, compute_dtype
 from jaxvla.models.prismatic.components import find_components, load_components
 from jaxvla.models.prismatic.config import PrismaticConfig
 from jaxvla.models.prismatic.weight_table import component_tables, param_shapes
 from jaxvla.models.prismatic.weights import load_hf, read_hf
+from jaxvla.models.torch_file import SUFFIX
 
 
 def start_of(agent: OpenVLA) -> Start | None:
@@ -26,7 +28,10 @@ def start_of(agent: OpenVLA) -> Start | None:
     if not agent.config.path:
         return None
     path, model = local_path(agent.config.path, "config.agent_kwargs.path"), agent.config.model
-    found, components = read_hf(path), find_components(path, model)
+    # What a checkpoint of the original training holds is not said there; its training has this epsilon.
+    trained = dataclasses.replace(model, text=dataclasses.replace(model.text, rms_norm_eps=1e-5))
+    found = trained if path.suffix == SUFFIX else read_hf(path)
+    components = find_components(path, model)
     # The one value that is a choice: the published folder runs at another than it was trained at.
     text = dataclasses.replace(found.text, rms_norm_eps=model.text.rms_norm_eps)
     for part, own in (("text", text), ("dino", found.dino), ("siglip", found.siglip), ("projector", found.projector)):
@@ -38,11 +43,17 @@ def start_of(agent: OpenVLA) -> Start | None:
     dtype = compute_dtype(model.dtype) if agent.config.lora.rank else "float32"
 
     def load(shardings: Params) -> Params:
-        own = {name: shardings[name] for name in shapes}
-        flat = traverse_util.flatten_dict(load_hf(path, model, own, dtype), sep="/")
-        # Those of the files beside it take the place of the towers of before their training.
-        flat |= traverse_util.flatten_dict(load_components(components, model, shardings), sep="/")
-        return agent.narrowed(traverse_util.unflatten_dict(flat, sep="/"))
+        added = tuple({weight.path.split("/")[0] for name in components for weight in component_tables(model)[name]})
+
+        def read(at: Params) -> Params:
+            base = {name: at[name] for name in shapes}
+            flat = traverse_util.flatten_dict(load_hf(path, model, base, dtype), sep="/")
+            # Those of the files beside it take the place of the towers of before their training.
+            flat |= traverse_util.flatten_dict(load_components(components, model, at), sep="/")
+            return agent.narrowed(traverse_util.unflatten_dict(flat, sep="/"))
+
+        own = {name: shardings[name] for name in {*shapes, *added}}
+        return read_base(read, own, agent.config.lora)
 
     beside = [f"{name} from {file.name}" for name, file in components.items()]
     drawn = [f"{name} drawn, {path} has none" for name in component_tables(model) if name not in components]
@@ -59,7 +70,7 @@ def _differing(found: PrismaticConfig, model: PrismaticConfig) -> tuple[str, ...
         },
     }
     return tuple(
-        f"config.agent_kwargs.model.{name} is {own}, where the folder has {theirs}"
+        f"config.agent_kwargs.model.{name} is {own}, where the weights have {theirs}"
         for name, (theirs, own) in settings.items()
         if theirs != own
     )

@@ -17,6 +17,7 @@ from jaxvla.models.safetensors_io import (
     write_checkpoint,
     write_safetensors,
 )
+from jaxvla.models.torch_file import SUFFIX, open_torch
 from jaxvla.models.weights import Weight, check_empty, check_names, read_params, written_aside
 
 # What stands beside the weights and is copied as it is.
@@ -47,7 +48,7 @@ def read_folder(
     """The parameters of a table, from a folder that has these tensors and no others.
 
     Args:
-        folder: holds model.safetensors, or shards and model.safetensors.index.json.
+        folder: holds model.safetensors, or shards and model.safetensors.index.json; or a .pt file of torch.save.
         table: which tensor is which parameter.
         shardings: one for every parameter, nested as they are; None for the default device.
         dtype: of the parameters.
@@ -56,7 +57,7 @@ def read_folder(
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing, left over or of another shape.
     """
-    with open_checkpoint(folder) as stored:
+    with (open_torch if folder.suffix == SUFFIX else open_checkpoint)(folder) as stored:
         stored = renamed(stored)
         names = [name for weight in table for name in weight.hf_names]
         check_names(str(folder), stored, names, "use the config.json that came with the weights")

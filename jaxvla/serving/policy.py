@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from jaxvla.agents import check_takes_guide, make_agent
+from jaxvla.agents import check_takes_guide, make_agent, quantized
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.assets import Assets
@@ -64,6 +64,7 @@ def load_policy(
     execution: Execution | None = None,
     dataset: str | None = None,
     rows: Sequence[int] = (),
+    quantize: str = "",
     simulator: bool = False,
 ) -> "Policy":
     """Loads a policy from a folder; nothing else is needed.
@@ -80,12 +81,15 @@ def load_policy(
         dataset: of the training, whose robot it drives: in its units, with its cameras; None for the only one. Of a
             policy of LeRobot, whose statistics are called "<dataset>.buffer.action", that one.
         rows, simulator: of `Policy`.
+        quantize: "int8" or "int4" to hold the kernels of language model and towers in as many bits, see
+            `jaxvla.models.quantization`; empty to hold them as they are stored.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         WeightsError: weights of LeRobot, or exported ones, are damaged or do not fit.
         ConfigError: the policy does not reason in that way, its chunks do not have as many actions or cannot be made in
-            real time, or it was not trained on such a dataset, or on several and none is named.
+            real time, it cannot be quantized so, or it was not trained on such a dataset, or on several and none is
+            named.
         PolicyError: no robots, or a negative temperature.
     """
     stored = open_stored(folder, step, dataset)
@@ -102,6 +106,7 @@ def load_policy(
         check_takes_guide(assets.agent, agent)
     kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
+    params = quantized(assets.agent, params, quantize)
     return Policy(agent, params, assets, stored.step, robots, temperature, execution, rows, simulator)
 
 

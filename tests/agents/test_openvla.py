@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from agents.openvla_cases import LORA, MODEL, TOKENS, WHAT, agent_kwargs, check_frozen, flatten, quick_jit
 from agents.rl_cases import random_params
+from models.qwen3_vl import hf_files
+from models.torch_files import Saved, prismatic
 
 from jaxvla.agents import make_agent, start_of
 from jaxvla.agents.agent import Agent
@@ -272,6 +274,27 @@ def test_bad_settings(spec, changes, named):
         make_agent("openvla", agent_kwargs(**changes), spec)
 
 
+def test_training_starts_from_a_checkpoint_of_the_original_training(tmp_path):
+    params, path = case()[0], tmp_path / "latest-checkpoint.pt"
+    save_hf(params, make().config.model, tmp_path / "folder")
+    saved, tensors = Saved(), hf_files.read_files(tmp_path / "folder")
+    saved.write(path, prismatic(saved, tensors, 2))
+    agent = make(path=str(path))
+    start = start_of("openvla", agent)
+    settings = "config.agent_kwargs.model.text.rms_norm_eps is 1e-06, where the weights have 1e-05"
+    assert start.report == (f"OpenVLA from {path}", settings)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    loaded = start.load(jax.tree.map(lambda _: place, jax.eval_shape(agent.init, RNG)))
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    # What adapters stand on is quantized as it is read.
+    adapted = make_agent("openvla", agent_kwargs(path=str(path), train_what="lora", lora=LORA | {"base": "int8"}), SPEC)
+    shardings = jax.tree.map(lambda _: place, jax.eval_shape(adapted.init, RNG))
+    held = start_of("openvla", adapted).load(shardings)
+    assert jax.tree.structure(held) == jax.tree.structure({name: shardings[name] for name in held})
+    kernel = held["llm"]["layers"]["mlp"]["up_proj"]["kernel"].matrix(jnp.float32)
+    np.testing.assert_allclose(kernel, params["llm"]["layers"]["mlp"]["up_proj"]["kernel"], atol=0.01)
+
+
 def test_training_starts_from_a_folder(tmp_path):
     params, folder = case()[0], tmp_path / "openvla"
     save_hf(params, make().config.model, folder)
@@ -290,7 +313,7 @@ def test_training_starts_from_a_folder(tmp_path):
     half = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     changed = agent_kwargs(model=MODEL | {"text": text, "siglip_pixels": half}, path=str(folder))
     lines = start_of("openvla", make_agent("openvla", changed, SPEC)).report
-    assert lines[1] == "config.agent_kwargs.model.text.rms_norm_eps is 1e-05, where the folder has 1e-06"
+    assert lines[1] == "config.agent_kwargs.model.text.rms_norm_eps is 1e-05, where the weights have 1e-06"
     assert lines[2].startswith("config.agent_kwargs.model.siglip_pixels is PixelScale(mean=(0.5, 0.5, 0.5), std=(0.25")
     assert len(lines) == 3
     deeper = MODEL | {"text": MODEL["text"] | {"num_hidden_layers": 3}}

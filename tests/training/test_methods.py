@@ -36,7 +36,7 @@ METHODS = {
         "action_head": ecot_cases.HEAD,
         "stop_token": ecot_cases.STOP,
         "pad_token": ecot_cases.PAD,
-        "lora": {"rank": 2, "targets": "text/layers/.*(q|down)_proj/kernel", "dropout": 0.2},
+        "lora": {"rank": 2, "targets": "text/layers/.*(q|down)_proj/kernel", "dropout": 0.2, "base": "int4"},
     },
 }
 # Those that are a way of another.
@@ -46,7 +46,7 @@ SPECS = {"ecot": ecot_cases.SPEC}
 CHANGES = {"ecot": {"ema_decay": 0.9, "mesh": {"fsdp": -1, "data": 1}}}
 RULES = {
     "ecot": (
-        ("_proj/(kernel|lora_a)$", PartitionSpec(None, "fsdp")),
+        ("_proj/(kernel|kernel/values|lora_a)$", PartitionSpec(None, "fsdp")),
         ("_proj/lora_b$", PartitionSpec(None, None, "fsdp")),
     )
 }

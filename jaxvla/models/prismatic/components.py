@@ -1,9 +1,9 @@
 """The files that OpenVLA-OFT puts beside OpenVLA's folder: action head, state projector, vision towers with FiLM.
 
-    action_head--150000_checkpoint.safetensors      or --latest_checkpoint, one of each
+    action_head--150000_checkpoint.pt      or --latest_checkpoint, one of each; written ones are .safetensors
 
-Published ones are torch's, and are saved as safetensors first. Those of a distributed run have "module." before every
-name. In that of the vision towers adapters are not merged; here they are.
+Those of a distributed run have "module." before every name. In that of the vision towers adapters are not merged; here
+they are.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from jaxvla.models.module import Params
 from jaxvla.models.prismatic.config import PrismaticConfig
 from jaxvla.models.prismatic.weight_table import ACTION_HEAD, PROPRIO_PROJECTOR, VISION_BACKBONE, component_tables
 from jaxvla.models.safetensors_io import HostTensor, StoredTensor, open_checkpoint
+from jaxvla.models.torch_file import SUFFIX, open_torch
 from jaxvla.models.weights import Weight, check_names, host_tensors, read_params
 
 # What a configuration must say of each, in the settings of an agent.
@@ -38,7 +39,7 @@ def find_components(folder: pathlib.Path, config: PrismaticConfig) -> dict[str, 
     """The files of a folder by what they hold; those that it lacks are not named.
 
     Raises:
-        WeightsError: several of a kind, one that the model has no place for, or one of torch.
+        WeightsError: several of a kind, or one that the model has no place for.
     """
     found = {}
     for name, setting in NEEDS.items():
@@ -49,12 +50,6 @@ def find_components(folder: pathlib.Path, config: PrismaticConfig) -> dict[str, 
             there = ", ".join(path.name for path in paths)
             raise WeightsError(f"{folder} has several files of {name}, {there}: keep the one to start from")
         (path,) = paths
-        if not path.name.endswith(_ENDING):
-            safe = path.with_suffix(".safetensors").name
-            raise WeightsError(
-                f"{path} is a file of torch, which could run code when it is read: where torch is installed, save "
-                f"torch.load(..., weights_only=True) by safetensors.torch.save_file as {safe}, and remove this one"
-            )
         if name not in component_tables(config):
             raise WeightsError(
                 f"{path} has weights that the model has no place for: set config.agent_kwargs.{setting} to True, or "
@@ -108,7 +103,7 @@ def part_of(params: Params, table: Sequence[Weight]) -> Params:
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[tuple[dict[str, StoredTensor], dict[str, StoredTensor]]]:
     """The tensors of a file by the names of the table, and those of its adapters."""
-    with open_checkpoint(path) as stored:
+    with (open_torch if path.suffix == SUFFIX else open_checkpoint)(path) as stored:
         plain = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
         adapters = {name: tensor for name, tensor in plain.items() if name.endswith(_ADAPTERS)}
         yield {name.replace(".base_layer.", "."): x for name, x in plain.items() if name not in adapters}, adapters

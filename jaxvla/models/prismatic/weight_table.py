@@ -12,8 +12,9 @@ from jaxvla.models.vision.timm import tower_layers, tower_rows, tower_sizes
 from jaxvla.models.weight_rows import decoder_layer, linear, norm
 from jaxvla.models.weights import COPY, TRANSPOSE, Row, Weight, expand, shapes_of
 
-_TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
-_LLM = "language_model."
+# What names begin with there.
+TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
+LLM = "language_model."
 
 # The files of OpenVLA-OFT, each called <name>--<step>_checkpoint, whose tensors are named as in torch's modules.
 ACTION_HEAD, PROPRIO_PROJECTOR, VISION_BACKBONE = "action_head", "proprio_projector", "vision_backbone"
@@ -48,7 +49,7 @@ def component_tables(config: PrismaticConfig) -> dict[str, tuple[Weight, ...]]:
 def _vision_rows(config: PrismaticConfig, inner: str = "") -> list[Row]:
     """The towers' tensors; `inner` stands behind the names of blocks."""
     rows: list[Row] = []
-    for name, (kind, tower) in zip(_TOWERS, config.towers.items()):
+    for name, (kind, tower) in zip(TOWERS, config.towers.items()):
         # transformers, which wrote the folder, renames what is called gamma.
         rows += tower_rows(name, f"vision/{kind}/", tower, scale="scale_factor", axes=f"{kind}_")
     return [(name.replace("blocks.*", f"blocks.*{inner}"), *row) for name, *row in rows]
@@ -56,7 +57,7 @@ def _vision_rows(config: PrismaticConfig, inner: str = "") -> list[Row]:
 
 def _film_table(config: PrismaticConfig) -> tuple[Weight, ...]:
     rows: list[Row] = []
-    for name, kind in zip(_TOWERS, config.towers if config.film else ()):
+    for name, kind in zip(TOWERS, config.towers if config.film else ()):
         for part, stack in (("scale", "layers"), ("shift", "layers"), ("scale", "unread"), ("shift", "unread")):
             rows += linear(f"{name}blocks.*.{part}", f"film/{kind}/{stack}/{part}", f"{kind}_d d")
     return expand(rows, _sizes(config), _layers(config))
@@ -82,13 +83,13 @@ def _head_tables(config: PrismaticConfig) -> dict[str, tuple[Weight, ...]]:
 def _llm_rows(config: PrismaticConfig) -> tuple[Row, ...]:
     layers: list[Row] = []
     for path in ("llm/layers/", "llm/last_layer/")[: 1 + config.last_layer_apart]:
-        first_norm, second_norm, *matrices = decoder_layer(_LLM + "model.layers.*.", path, "d", "f", "d")
+        first_norm, second_norm, *matrices = decoder_layer(LLM + "model.layers.*.", path, "d", "f", "d")
         layers += (*matrices, first_norm, second_norm)  # in torch's order
     return (
-        (_LLM + "model.embed_tokens.weight", "llm/embed_tokens/embedding", COPY, "vocab d"),
+        (LLM + "model.embed_tokens.weight", "llm/embed_tokens/embedding", COPY, "vocab d"),
         *layers,
-        (_LLM + "model.norm.weight", "llm/norm/scale", COPY, "d"),
-        (_LLM + "lm_head.weight", "llm/lm_head/kernel", TRANSPOSE, "vocab d"),
+        (LLM + "model.norm.weight", "llm/norm/scale", COPY, "d"),
+        (LLM + "lm_head.weight", "llm/lm_head/kernel", TRANSPOSE, "vocab d"),
     )
 
 

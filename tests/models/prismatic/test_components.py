@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from agents.openvla_cases import flatten
 from models.prismatic import cases
+from models.torch_files import Saved, call
 
 from jaxvla.errors import WeightsError
 from jaxvla.models.prismatic.components import find_components, load_components, part_of
@@ -116,12 +117,22 @@ def test_files_that_do_not_fit(folder):
     write(folder / FILES[0], {})
     with pytest.raises(WeightsError, match=r"has several files of action_head, action_head--150000_checkpoint.safe"):
         find_components(folder, CONFIG)
-    (folder / FILES[0]).unlink()
-    (folder / FILES[2]).rename(folder / "vision_backbone--300000_checkpoint.pt")
-    with pytest.raises(
-        WeightsError, match=r"is a file of torch, which could run code .* as vision_backbone--300000_che"
-    ):
-        find_components(folder, CONFIG)
+
+
+def test_published_files_are_those_of_torch(folder):
+    expected = flatten(load_components(find_components(folder, CONFIG), CONFIG, placed(CONFIG)))
+    for file in FILES:
+        path, saved = folder / file, Saved()
+        tensors = {f"module.{name}": saved.tensor(x) for name, x in read(path).items()}
+        saved.write(folder / file.replace("latest", "150000").replace(".safetensors", ".pt"), tensors)
+        path.unlink()
+    found = flatten(load_components(find_components(folder, CONFIG), CONFIG, placed(CONFIG)))
+    assert found.keys() == expected.keys()
+    for path, leaf in expected.items():
+        np.testing.assert_array_equal(found[path], leaf, path)
+    Saved().write(folder / "action_head--150000_checkpoint.pt", {"model": call("os", "system", "echo")})
+    with pytest.raises(WeightsError, match=r"action_head--150000_checkpoint.pt"):
+        load_components(find_components(folder, CONFIG), CONFIG, placed(CONFIG))
 
 
 def test_the_table_of_the_folder_stays_that_of_the_published_model():
