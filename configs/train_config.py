@@ -7,8 +7,8 @@ train_openvla.py and train_metaworld.py.
 
 Names: gc_bc, lc_bc, gc_ddpm_bc, gc_iql, contrastive_rl_td, with BridgeData V2's values; ecot (a Qwen3-VL that reasons,
 needs --config.backbone.path), and ecot_lara with LaRA-VLA's; act and smolvla with LeRobot's, and act_dinov2, which
-looks through DINOv2; openvla, and openvla_lora, with its own. NAME_tiny of all but ecot_lara, act_dinov2 and
-openvla_lora trains on two CPU cores. metaworld_lc_bc and metaworld_ecot_tiny do so on ten tasks of Meta-World,
+looks through DINOv2; openvla, openvla_lora and openvla_oft with their own. NAME_tiny of all but ecot_lara, act_dinov2
+and openvla_lora trains on two CPU cores. metaworld_lc_bc and metaworld_ecot_tiny do so on ten tasks of Meta-World,
 metaworld_ecot is ecot for all fifty.
 
 `data.image_size` (height, width) is what the policy sees, empty for the stored size; convert at no less than it.

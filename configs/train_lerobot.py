@@ -118,7 +118,7 @@ def _smolvla() -> dict:
             "model": _smolvla_model(),
             "repeated_diffusion_steps": 1,
             "vlm_path": "",
-            "lora": {"rank": 0, "alpha": 8.0, "targets": _LORA_TARGETS, "dropout": 0.0},
+            "lora": {"rank": 0, "alpha": 8.0, "targets": _LORA_TARGETS, "dropout": 0.0, "base": ""},
         },
         "language": {"encoder": "tokens", "path": "", "max_length": 48, "on_overflow": "truncate"},
         "batch_size": 64,

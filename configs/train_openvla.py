@@ -1,8 +1,8 @@
-"""OpenVLA as its authors train and fine-tune it, and small. Values only."""
+"""OpenVLA and OpenVLA-OFT as their authors train and fine-tune them, and small. Values only."""
 
 from train_base import AUGMENT, base, small
 
-_LORA_TARGETS = r"^(?!.*/unread/).*/kernel$"
+_LORA_TARGETS = r"^(vision|projector|llm)/(?!.*unread/).*kernel$"
 
 
 def _model() -> dict:
@@ -61,7 +61,8 @@ def _openvla() -> dict:
             "num_cameras": 1,
             "train_what": "full",
             "path": "",
-            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
+            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0, "base": ""},
+            "parallel": {"enabled": False, "proprio": True, "film": False},
         },
         "language": {"encoder": "openvla", "path": "", "max_length": 64, "on_overflow": "error"},
         "batch_size": 256,
@@ -78,6 +79,18 @@ def _openvla_lora() -> dict:
     config["agent_kwargs"]["train_what"] = "lora"
     config["agent_kwargs"]["lora"]["rank"] = 32
     config["optimizer"] |= {"learning_rate": 5e-4, "weight_decay": 0.01, "clip_norm": 0.0}
+    return config
+
+
+def _openvla_oft() -> dict:
+    """Chunks of 8 actions, from two cameras and the state, by adapters: LIBERO's values."""
+    config = _openvla_lora() | {"batch_size": 64, "num_steps": 150_000}
+    config["agent_kwargs"]["parallel"]["enabled"] = True
+    config["agent_kwargs"]["num_cameras"] = 2
+    # The output head computes nothing here.
+    config["agent_kwargs"]["lora"]["targets"] = _LORA_TARGETS.replace("unread/", "unread/|lm_head/")
+    config["data"]["action_horizon"] = 8
+    config["optimizer"] |= {"decay_steps": 150_000, "final_learning_rate": 5e-5}
     return config
 
 
@@ -105,4 +118,19 @@ def _openvla_tiny() -> dict:
     return config
 
 
-PRESETS = {"openvla": _openvla, "openvla_lora": _openvla_lora, "openvla_tiny": _openvla_tiny}
+def _openvla_oft_tiny() -> dict:
+    """Half of every chunk is played, as by the other small presets."""
+    config = _openvla_tiny()
+    config["agent_kwargs"]["parallel"]["enabled"] = True
+    config["data"]["action_horizon"] = 8
+    config["execution"]["execute_steps"] = 4
+    return config
+
+
+PRESETS = {
+    "openvla": _openvla,
+    "openvla_lora": _openvla_lora,
+    "openvla_oft": _openvla_oft,
+    "openvla_tiny": _openvla_tiny,
+    "openvla_oft_tiny": _openvla_oft_tiny,
+}

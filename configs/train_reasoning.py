@@ -16,7 +16,7 @@ def _reasoning() -> dict:
             "dtype": "bfloat16",
             "remat": "block",
             "attention": "xla",
-            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0},
+            "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0, "base": ""},
         },
         "prompt": {
             "base_prompt": "Robot task reasoning: first think the task through, then act. Instruction:",

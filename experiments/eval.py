@@ -67,6 +67,7 @@ flags.DEFINE_integer("episodes", None, "Episodes for each mode; 100, or the prot
 flags.DEFINE_integer("seed", None, "What episodes are drawn from, not those of demonstrations; 0, or the protocol's.")
 flags.DEFINE_integer("parallel", 8, "Episodes that are played side by side.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.0, "Of the actions that are drawn; 0 for the most likely ones.", lower_bound=0)
+flags.DEFINE_enum("quantize", "", ["", "int8", "int4"], "Bits to hold kernels in; as they are where it is empty.")
 flags.DEFINE_integer(
     "execute_steps",
     None,
@@ -97,7 +98,7 @@ flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
-_SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "chunking", "latency")
+_SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "quantize", "chunking", "latency")
 CHUNKINGS = ("naive", "ensembled", "realtime")
 # ACT's.
 USUAL_ENSEMBLE = 0.01
@@ -128,7 +129,8 @@ def main(_: list[str]) -> None:
     modes = FLAGS.modes or [None]
     for mode, play in itertools.product(modes, plays):
         robots = min(FLAGS.parallel, settings["episodes"])
-        policy = load_policy(checkpoint, None, mode, robots, FLAGS.temperature, play.whole, FLAGS.dataset)
+        how = (mode, robots, FLAGS.temperature, play.whole, FLAGS.dataset)
+        policy = load_policy(checkpoint, None, *how, quantize=FLAGS.quantize)
         check_fit(FLAGS.env, spec, policy.needed, policy.spec.proprio_dim, policy.spec.action_dim)
         if mode == modes[0]:
             print("\n".join([*protocol_lines(scenario, settings), str(play)]))

@@ -28,6 +28,8 @@ flags.DEFINE_integer("step", None, "Which checkpoint of run folders; the latest 
 flags.DEFINE_string("dataset", None, "In whose units to act; needed where a policy was trained on several datasets.")
 flags.DEFINE_string("mode", None, "How to reason: implicit, explicit, none; the checkpoint's where it is not given.")
 flags.DEFINE_float("temperature", 0.0, "Of the actions that are drawn; 0 for the most likely ones.", lower_bound=0)
+flags.DEFINE_bool("simulator", False, "Clients send what a benchmark's simulator gives, and get what it takes.")
+flags.DEFINE_enum("quantize", "", ["", "int8", "int4"], "Bits to hold kernels in; as they are where it is empty.")
 flags.DEFINE_bool("whole_chunks", False, "Whether decisions are whole chunks, of which clients play what they like.")
 flags.DEFINE_integer("port", 8000, "To listen at; 0 for one that is free.", lower_bound=0, upper_bound=65535)
 flags.DEFINE_string("host", "127.0.0.1", "Address to listen at. Others than this machine's own need a token.")
@@ -114,9 +116,8 @@ def load(name: str, folder: pathlib.Path, how: "Hosting") -> "Hosted":
     assets = open_stored(folder, FLAGS.step, FLAGS.dataset).assets.of(FLAGS.dataset)
     whole = dataclasses.replace(assets.execution, execute_steps=0, ensemble=None) if FLAGS.whole_chunks else None
     rows = [rows for rows in (1, 4, 16, 64) if rows < FLAGS.robots]
-    policy = load_policy(
-        folder, FLAGS.step, FLAGS.mode, FLAGS.robots, FLAGS.temperature, whole, FLAGS.dataset, rows=rows
-    )
+    how = (FLAGS.mode, FLAGS.robots, FLAGS.temperature, whole, FLAGS.dataset, rows)
+    policy = load_policy(folder, FLAGS.step, *how, FLAGS.quantize, FLAGS.simulator)
     return Hosted(name, policy, assets.names, how)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxvla
 from jaxvla.config import from_mapping
-from jaxvla.contract import PIXELS, CameraContract, Contract, Execution
+from jaxvla.contract import CONVENTIONS, PIXELS, CameraContract, Contract, Conventions, Execution
 from jaxvla.data.mixture_config import name_of
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms.actions import ActionConvention
@@ -183,7 +183,15 @@ class Assets:
             ensemble_by=self.execution.ensemble_by,
             ensemble_last=self.execution.ensemble_last,
             realtime=self.execution.realtime,
+            conventions=self._conventions(),
         )
+
+    def _conventions(self) -> Conventions | None:
+        """Those of the benchmark whose data this is; pictures are cropped only where training cropped them."""
+        own = {**self.data_config, **next(iter(self.data_config.get("datasets", {}).values()), {})}
+        found = CONVENTIONS.get(own.get("standardization", ""))
+        cropped = "random_resized_crop" in self.train_config.get("augment", {}).get("order", ())
+        return found if found is None or cropped else dataclasses.replace(found, crop=1.0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists, and limits that there are not, for which JSON has no number, null."""

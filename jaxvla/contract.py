@@ -127,6 +127,73 @@ class Execution:
 
 
 @dataclasses.dataclass(frozen=True)
+class Conventions:
+    """How a benchmark plays policies, and in what its simulator differs from the data that was made in it.
+
+    Attributes:
+        benchmark: what it is called.
+        upside_down: the pictures of the simulator are turned by 180 degrees against those of the data.
+        crop: the share of a picture's area about its middle that a policy sees, enlarged to its size; 1 for all. Below
+            1 it is for policies that were trained on random crops.
+        gripper: (closed, open) of the simulator's actions, which know nothing in between.
+        wait_action: what is played before the first decision, while what was set down settles.
+        wait_steps: so many times.
+        max_steps: after which an episode has failed, the waiting not counted.
+        tasks: how many there are.
+        episodes: of each.
+        seed: of the evaluation.
+        source: where it stands.
+    """
+
+    benchmark: str
+    upside_down: bool
+    crop: float
+    gripper: tuple[float, float]
+    wait_action: tuple[float, ...]
+    wait_steps: int
+    max_steps: int
+    tasks: int
+    episodes: int
+    seed: int
+    source: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        turned = ", pictures turned by 180 degrees" if self.upside_down else ""
+        cropped = "" if self.crop == 1 else f", middle {self.crop:.0%} of their area"
+        closed, opened = self.gripper
+        return (
+            f"{self.benchmark}: {self.episodes} episodes of {self.tasks} tasks, at most {self.max_steps} steps after "
+            f"{self.wait_steps} of waiting{turned}{cropped}, gripper {closed:g} closed, {opened:g} open"
+        )
+
+
+# LIBERO as OpenVLA and OpenVLA-OFT are evaluated on it, by the data sets of its suites.
+CONVENTIONS = {
+    f"libero_{suite}_no_noops": Conventions(
+        f"libero_{suite}",
+        upside_down=True,
+        crop=0.9,
+        gripper=(1.0, -1.0),
+        wait_action=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0),
+        wait_steps=10,
+        max_steps=max_steps,
+        tasks=tasks,
+        episodes=50,
+        seed=7,
+        source="openvla, experiments/robot/libero",
+    )
+    for suite, max_steps, tasks in (
+        ("spatial", 220, 10),
+        ("object", 280, 10),
+        ("goal", 300, 10),
+        ("10", 520, 10),
+        ("90", 400, 90),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class CameraContract:
     """The way of a camera's pixels, each size (height, width).
 
@@ -165,6 +232,7 @@ class Contract:
         proprio_dim, action_dim: numbers of each.
         actions: what the numbers of an action are: units, gripper; None where the checkpoint is too old to say.
         pixels: what becomes of a frame before the policy sees it.
+        conventions: of the benchmark whose data it was trained on; None where there are none.
     """
 
     control_frequency: float
@@ -180,6 +248,7 @@ class Contract:
     ensemble_by: str = "age"
     ensemble_last: int = 0
     realtime: RealTime = dataclasses.field(default_factory=RealTime)
+    conventions: Conventions | None = None
 
     @property
     def execution(self) -> Execution:

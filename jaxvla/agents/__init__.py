@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxvla.agents import act, openvla, smolvla
+from jaxvla.agents import act, openvla_start, smolvla
 from jaxvla.agents.agent import Agent, Start
 from jaxvla.agents.contrastive_rl import make_contrastive_rl
 from jaxvla.agents.ecot import ECoT, make_ecot
@@ -11,10 +11,14 @@ from jaxvla.agents.gc_bc import make_gc_bc
 from jaxvla.agents.gc_ddpm_bc import make_gc_ddpm_bc
 from jaxvla.agents.gc_iql import make_gc_iql
 from jaxvla.agents.lc_bc import make_lc_bc
+from jaxvla.agents.openvla import make_openvla
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
+from jaxvla.models.module import Params
+from jaxvla.models.partition import match_paths
+from jaxvla.models.quantization import quantize
 
-__all__ = ["Agent", "Start", "agents", "check_takes_guide", "make_agent", "start_of"]
+__all__ = ["Agent", "Start", "agents", "check_takes_guide", "make_agent", "quantized", "start_of"]
 
 agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "gc_bc": make_gc_bc,
@@ -25,14 +29,21 @@ agents: dict[str, Callable[[Mapping[str, Any], BatchSpec], Agent]] = {
     "ecot": make_ecot,
     "act": act.make_act,
     "smolvla": smolvla.make_smolvla,
-    "openvla": openvla.make_openvla,
+    "openvla": make_openvla,
 }
 
 # Of the methods whose settings can name files of weights.
 _STARTS: dict[str, Callable[[Any], Start | None]] = {
     "act": act.start_of,
     "smolvla": smolvla.start_of,
-    "openvla": openvla.start_of,
+    "openvla": openvla_start.start_of,
+}
+
+# Of the methods around a language model, whose kernels are held in fewer bits: those of `jaxvla.models.layers.Linear`.
+QUANTIZED = {
+    "ecot": r"^backbone/.*/kernel$",
+    "smolvla": r"/kernel$",
+    "openvla": r"^(vision|projector|llm)/.*/kernel$",
 }
 
 
@@ -59,6 +70,24 @@ def start_of(name: str, agent: Agent) -> Start | None:
         ConfigError, WeightsError: the files are no local ones, are missing or damaged, or hold another model.
     """
     return _STARTS[name](agent) if name in _STARTS else None
+
+
+def quantized(name: str, params: Params, mode: str) -> Params:
+    """Parameters of the agent called `name` with the kernels of its language model and towers in fewer bits.
+
+    Args:
+        name: a key of `agents`.
+        params: its parameters, without adapters.
+        mode: see `jaxvla.models.quantization.MODES`; empty to leave them as they are.
+
+    Raises:
+        ConfigError: an unknown mode, or an agent that has nothing to quantize.
+    """
+    if not mode:
+        return params
+    if name not in QUANTIZED:
+        raise ConfigError(f"{name} cannot be quantized to {mode}, which {', '.join(QUANTIZED)} can: leave it out")
+    return quantize(params, match_paths(params, QUANTIZED[name]), mode)
 
 
 def check_takes_guide(name: str, agent: Agent) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxvla.config import from_mapping, local_path
 from jaxvla.data.text.tokenizer import TINY, Tokenizer, load_tokenizer
 from jaxvla.errors import ConfigError
-from jaxvla.models.lora import LORA, LoraConfig, merge
+from jaxvla.models.lora import LORA, LoraConfig, merge, read_base
 from jaxvla.models.module import Params, compute_dtype
 from jaxvla.models.qwen3_vl import config as qwen3_vl
 from jaxvla.models.qwen3_vl.config import Qwen3VLConfig
@@ -108,9 +108,11 @@ def open_backbone(config: BackboneConfig, new_tokens: Sequence[str]) -> Backbone
     dtype = compute_dtype(config.dtype) if config.lora.rank else "float32"
 
     def load(shardings: Mapping[str, object]) -> Params:
-        base = {name: part for name, part in shardings.items() if name != LORA}
-        params = load_hf(folder, model, base, dtype)
-        return add_tokens(params, model, missing, tokenizer.encode, plain.vocab_size)[0]
+        def read(at: Params) -> Params:
+            params = load_hf(folder, model, at, dtype)
+            return add_tokens(params, model, missing, tokenizer.encode, plain.vocab_size)[0]
+
+        return read_base(read, shardings, config.lora)
 
     return Backbone(grown, tokenizer, load, config.lora)
 

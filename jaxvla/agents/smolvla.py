@@ -21,7 +21,7 @@ from jaxvla.data.schema import CAMERA_MASK, NO_TOKEN, PROPRIO, Batch, BatchSpec
 from jaxvla.errors import ConfigError
 from jaxvla.models.flow_matching import Guide
 from jaxvla.models.layers import cast_matrices
-from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora
+from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora, read_base
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.smolvla.config import LORA_TARGETS, SmolVLAConfig
 from jaxvla.models.smolvla.expert import Context
@@ -248,7 +248,7 @@ def start_of(agent: SmolVLAAgent) -> Start | None:
     check_tokens(path, agent.spec)
 
     def load(shardings: Params) -> Params:
-        params, _ = load_vlm(path, model, {name: shardings[name] for name in VLM})
-        return agent.narrowed(params)
+        own = {name: shardings[name] for name in VLM}
+        return read_base(lambda at: agent.narrowed(load_vlm(path, model, at)[0]), own, agent.config.lora)
 
     return Start(load, (f"SmolVLM2 from {path}", *report.lines()))

@@ -4,7 +4,8 @@
             "proprio": the same of [p], without a mask,
             "num_transitions": n, "num_trajectories": m}, ...}
 
-Without a mask all dimensions are normalized. Files may lack the proprio; that of the published ones is all zeros.
+Without a mask all dimensions are normalized. Files may lack the proprio; that of the published ones is all zeros. The
+config.json of a policy has the same as "norm_stats", and is read, too.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ def read_openvla(path: str | os.PathLike, name: str) -> Statistics:
     """The statistics of one dataset, in float32; proprio of 0 dimensions where the file has none.
 
     Args:
-        path: dataset_statistics.json.
+        path: dataset_statistics.json, or the config.json of a policy.
         name: of the dataset, OpenVLA's `unnorm_key`, such as "bridge_orig".
 
     Raises:
@@ -54,6 +55,8 @@ def read_datasets(path: str | os.PathLike) -> dict[str, Any]:
             datasets = json.load(file)
         except ValueError as error:
             raise DataError(f"{path}: is not JSON: {error}") from error
+    if isinstance(datasets, dict) and isinstance(datasets.get("norm_stats"), dict):
+        datasets = datasets["norm_stats"]
     if not isinstance(datasets, dict) or "action" in datasets:
         raise DataError(f"{path}: has no names of datasets, as OpenVLA's file has: {{NAME: {{'action': ...}}}}")
     return datasets
@@ -71,11 +74,46 @@ def write_openvla(path: str | os.PathLike, datasets: Mapping[str, Statistics]) -
         DataError: the file cannot be written, or a value is not finite.
     """
     path = pathlib.Path(path)
-    content = {name: _entry(statistics) for name, statistics in datasets.items()}
+    content = openvla_entries(datasets)
     for name, entry in content.items():
         _parse(_Node(str(path), name, entry))
     with writing(path), sidecar.writing(path) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")
+
+
+def openvla_entries(datasets: Mapping[str, Statistics]) -> dict[str, Any]:
+    """The content of a file of statistics of named datasets."""
+    return {name: _entry(statistics) for name, statistics in datasets.items()}
+
+
+def as_openvla_does(actions: Normalizer, proprio: Normalizer, own: Statistics) -> Statistics:
+    """The statistics by which OpenVLA does what these normalizers do.
+
+    It knows quantiles alone: they are put where each dimension is scaled to -1 and 1, to its one value where it is
+    constant. Dimensions that pass through are outside of the mask.
+
+    Args:
+        actions, proprio: of one dataset.
+        own: its statistics.
+
+    Raises:
+        ConfigError: they do not map bounds to -1 and 1.
+    """
+    for normalizer in (actions, proprio):
+        if normalizer.kind not in ("bounds", "bounds_q99"):
+            raise ConfigError(
+                f"OpenVLA scales what lies between two bounds, and this policy was trained with normalization "
+                f"{normalizer.kind!r}: train with config.data.normalization='bounds_q99' or 'bounds'"
+            )
+    mask = actions.mask or (True,) * len(own.actions.mean)
+    fields = []
+    for normalizer, scaled in ((actions, np.array(mask)), (proprio, True)):
+        field = normalizer.statistics
+        shift, scale = normalizer.affine()
+        low, high = (shift + sign * scale for sign in (-1, 1))
+        ends = {"q01": np.where(scaled, low, field.q01), "q99": np.where(scaled, high, field.q99)}
+        fields.append(dataclasses.replace(field, **{name: x.astype(np.float32) for name, x in ends.items()}))
+    return Statistics(*fields, own.num_transitions, own.num_trajectories, mask)
 
 
 def openvla_normalizer(statistics: Statistics) -> Normalizer:

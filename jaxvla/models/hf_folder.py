@@ -10,7 +10,14 @@ import jax
 
 from jaxvla.errors import WeightsError
 from jaxvla.models.module import Params
-from jaxvla.models.safetensors_io import HostTensor, StoredTensor, open_checkpoint, write_checkpoint
+from jaxvla.models.safetensors_io import (
+    HostTensor,
+    StoredTensor,
+    open_checkpoint,
+    write_checkpoint,
+    write_safetensors,
+)
+from jaxvla.models.torch_file import SUFFIX, open_torch
 from jaxvla.models.weights import Weight, check_empty, check_names, read_params, written_aside
 
 # What stands beside the weights and is copied as it is.
@@ -41,7 +48,7 @@ def read_folder(
     """The parameters of a table, from a folder that has these tensors and no others.
 
     Args:
-        folder: holds model.safetensors, or shards and model.safetensors.index.json.
+        folder: holds model.safetensors, or shards and model.safetensors.index.json; or a .pt file of torch.save.
         table: which tensor is which parameter.
         shardings: one for every parameter, nested as they are; None for the default device.
         dtype: of the parameters.
@@ -50,7 +57,7 @@ def read_folder(
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing, left over or of another shape.
     """
-    with open_checkpoint(folder) as stored:
+    with (open_torch if folder.suffix == SUFFIX else open_checkpoint)(folder) as stored:
         stored = renamed(stored)
         names = [name for weight in table for name in weight.hf_names]
         check_names(str(folder), stored, names, "use the config.json that came with the weights")
@@ -63,6 +70,7 @@ def write_folder(
     contents: Mapping[str, Mapping[str, Any]],
     max_shard_bytes: int,
     source: str | pathlib.Path | None,
+    beside: Mapping[str, Mapping[str, HostTensor]] | None = None,
 ) -> None:
     """Writes a folder, aside first, then renamed.
 
@@ -72,6 +80,7 @@ def write_folder(
         contents: of JSON files by their names; "config.json" gets the dtype of the first tensor.
         max_shard_bytes: above it the weights are spread over several files with an index.
         source: a folder whose `TOKENIZER_FILES` are copied as they are; None for none.
+        beside: the tensors of further files of weights by their names; None for none.
 
     Raises:
         WeightsError: the folder is not empty or cannot be written, or `source` holds no tokenizer.
@@ -84,6 +93,8 @@ def write_folder(
     try:
         with written_aside(folder) as partial:
             write_checkpoint(partial, tensors, max_shard_bytes)
+            for name, own in (beside or {}).items():
+                write_safetensors(partial / name, own)
             for path in copied:
                 shutil.copyfile(path, partial / path.name)
             for name, values in contents.items():

@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.adapter import Keys, put_keys, take_keys
+from jaxvla.models.adapter import Still, put_still, take_still
 from jaxvla.models.cache import Cache, append, start_cache
 from jaxvla.models.module import Params, bind, params_of
 from jaxvla.models.qwen3_vl.model import Qwen3VL
@@ -166,8 +166,8 @@ def _run_slots(
     if used_bk.shape[1] == 0:
         return _Slots(start_b1d[:, :0], empty, start_b1d)
     static = _Static(nnx.split(model.text, nnx.Param)[0], latent_hidden)
-    params, dropout_keys = take_keys(params_of(model.text))
-    layout = _Layout(prefix.keys[2:], position_b, used_bk, dropout_keys)
+    params, still = take_still(params_of(model.text))
+    layout = _Layout(prefix.keys[2:], position_b, used_bk, still)
     inputs = _Inputs(params, prefix.keys[:2], start_b1d)
     hidden_kb1d, buffers = _loop(static, layout, inputs, empty[:2])
     keys = KeyValues(*buffers, stop_b=used_bk.sum(1))
@@ -183,12 +183,12 @@ class _Static(NamedTuple):
 
 class _Layout(NamedTuple):
     """Which columns of the prefix are valid (start, stop, shown), which position follows it, which slots are used; and
-    the keys of the dropout of adapters, of which every slot makes its own."""
+    of the parameters what has no gradient, among it the keys of dropout, of which every slot makes its own."""
 
     prefix_range: tuple[Array | None, ...]
     position_b: Array
     used_bk: Array
-    dropout_keys: Keys
+    still: Still
 
 
 class _Inputs(NamedTuple):
@@ -207,7 +207,7 @@ def _slot(
     static: _Static, layout: _Layout, slot: Array, inputs: _Inputs, buffers: _Buffers
 ) -> tuple[Float[Array, "b 1 d"], _Buffers]:
     """The hidden state after one slot, which is fed `inputs.start_b1d`, and its own keys and values."""
-    decoder = bind(static.decoder, put_keys(inputs.params, layout.dropout_keys, slot + 1))
+    decoder = bind(static.decoder, put_still(inputs.params, layout.still, slot + 1))
     fed_b1d = inputs.start_b1d
     if static.latent_hidden == "post_norm":
         fed_b1d = decoder.norm(fed_b1d)
@@ -276,7 +276,7 @@ def _read_suffix(
         return x_bsd, _empty(prefix, 0)
     positions_bs = (position_b + slots.stop_b)[:, None] + jnp.arange(x_bsd.shape[1])
     graphdef, params = nnx.split(model.text, nnx.Param)[0], params_of(model.text)
-    decoder = bind(graphdef, put_keys(*take_keys(params), text["slots"].shape[1] + 1))
+    decoder = bind(graphdef, put_still(*take_still(params), text["slots"].shape[1] + 1))
     output = decoder(
         x_bsd,
         jnp.broadcast_to(positions_bs, (3, *positions_bs.shape)),

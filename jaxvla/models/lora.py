@@ -12,6 +12,7 @@ gradients, optimizer state and, since the frozen kernels need no precision for s
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.adapter import AdaptedKernel
 from jaxvla.models.module import Params
 from jaxvla.models.partition import match_paths
+from jaxvla.models.quantization import check_mode, is_quantized, quantize
 
 # The module of a model's parameters that holds its adapters.
 LORA = "lora"
@@ -38,15 +40,18 @@ class LoraConfig:
         alpha: the product of an adapter is scaled by alpha / rank.
         targets: regex searched in the paths of the model's parameters, such as "self_attn/(q|v)_proj/kernel$".
         dropout: of what adapters are fed, in training.
+        base: how adapted kernels are held: as other frozen parameters are where it is empty; or quantized, one of
+            `jaxvla.models.quantization.MODES`, as in QLoRA (Dettmers et al., 2023).
 
     Raises:
-        ConfigError: a value out of range, or dropout without adapters.
+        ConfigError: a value out of range, an unknown base, or dropout or a base without adapters.
     """
 
     rank: int = 0
     alpha: float = 16.0
     targets: str = PROJECTIONS
     dropout: float = 0.0
+    base: str = ""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -57,6 +62,9 @@ class LoraConfig:
             raise ConfigError(f"lora.dropout must lie in [0, 1), not {self.dropout}")
         if self.dropout and not self.rank:
             raise ConfigError(f"lora.dropout {self.dropout} has no effect at rank 0: set lora.rank=16, or dropout=0")
+        check_mode(self.base, "lora.base")
+        if self.base and not self.rank:
+            raise ConfigError(f"lora.base {self.base!r} holds adapted kernels, and there are none: set lora.rank=16")
 
     @property
     def scale(self) -> float:
@@ -67,7 +75,8 @@ class LoraConfig:
 def add_lora(rng: Key[Array, ""], params: Params, config: LoraConfig) -> Params:
     """`params` with adapters of the kernels that `config.targets` names, as the module "lora"; as they are at rank 0.
 
-    They change nothing yet: a is uniform in +-1 / sqrt(in), as in the reference implementation, b is zero.
+    Adapters change nothing yet: a is uniform in +-1 / sqrt(in), as in the reference implementation, b is zero. The
+    kernels below them are quantized where there is a `config.base`.
 
     Args:
         rng: draws a.
@@ -93,7 +102,25 @@ def add_lora(rng: Key[Array, ""], params: Params, config: LoraConfig) -> Params:
             key, (*layers, in_dim, config.rank), minval=-bound, maxval=bound
         )
         adapters[f"{module}/lora_b"] = jnp.zeros((*layers, config.rank, out_dim))
-    return {**params, LORA: traverse_util.unflatten_dict(adapters, sep="/")}
+    held = quantize(params, paths, config.base) if config.base else params
+    return {**held, LORA: traverse_util.unflatten_dict(adapters, sep="/")}
+
+
+def read_base(read: Callable[[Params], Params], shardings: Params, config: LoraConfig) -> Params:
+    """Parameters from files, held and placed as training holds them; adapters are not among them.
+
+    Args:
+        read: from the shardings of plain parameters to these.
+        shardings: of parameters, nested as those of `add_lora`; where a kernel is to be quantized, a quantized one.
+        config: says how.
+    """
+    base = {name: part for name, part in shardings.items() if name != LORA}
+    paths = [path for path, at in traverse_util.flatten_dict(base, sep="/").items() if is_quantized(at)]
+    if not paths:
+        return read(base)
+    # The integers have the axes of the kernel.
+    plain = jax.tree.map(lambda at: at.values if is_quantized(at) else at, base, is_leaf=is_quantized)
+    return jax.device_put(quantize(read(plain), paths, config.base), base)
 
 
 def adapted_paths(params: Params, config: LoraConfig) -> list[str]:

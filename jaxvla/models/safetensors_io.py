@@ -108,7 +108,7 @@ def open_checkpoint(folder: pathlib.Path) -> Iterator[dict[str, StoredTensor]]:
     with contextlib.ExitStack() as stack:
         single = folder if folder.is_file() else folder / SINGLE
         if single.is_file():
-            yield read_header(stack.enter_context(_opened(single)))
+            yield read_header(stack.enter_context(opened(single)))
             return
         if not (folder / INDEX).is_file():
             raise WeightsError(f"{folder} holds no weights: neither {SINGLE} nor {INDEX}; other formats are not read")
@@ -117,7 +117,7 @@ def open_checkpoint(folder: pathlib.Path) -> Iterator[dict[str, StoredTensor]]:
         for shard in sorted(set(weight_map.values())):
             if not (folder / shard).is_file():
                 raise WeightsError(f"{folder / INDEX} names the shard {shard}, which is missing: download it again")
-            found = read_header(stack.enter_context(_opened(folder / shard)))
+            found = read_header(stack.enter_context(opened(folder / shard)))
             mapped = {name for name, where in weight_map.items() if where == shard}
             if mapped != found.keys():
                 differing = ", ".join(sorted(mapped ^ found.keys())[:3])
@@ -232,7 +232,12 @@ def _stored(name: str, entry: Mapping[str, Any], file: BinaryIO, data_start: int
     return StoredTensor(name, dtype, shape, file, data_start + begin)
 
 
-def _opened(path: pathlib.Path) -> BinaryIO:
+def opened(path: pathlib.Path) -> BinaryIO:
+    """A file of weights, for reading.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
     try:
         return open(path, "rb")
     except OSError as error:

@@ -39,6 +39,12 @@ def stack_blocks(make_block: MakeModule, num_blocks: int, rngs: nnx.Rngs) -> Any
     return bind(graph_of(make_block), stacked)
 
 
+def map_blocks(blocks: nnx.Module, use: Callable[[Any], Any]) -> Any:
+    """What `use` makes of each of stacked blocks, none of which follows another, stacked [L, ...]."""
+    graphdef, _ = nnx.split(blocks, nnx.Param)
+    return jax.vmap(lambda params: use(bind(graphdef, params)))(params_of(blocks))
+
+
 def scan_blocks(
     blocks: nnx.Module,
     step: Callable[[Any, Carry, Any], tuple[Carry, Any]],

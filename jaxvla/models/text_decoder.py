@@ -97,15 +97,18 @@ class Surroundings(NamedTuple):
     shown_bt: Array | None
 
 
-def _causal(around: Surroundings, past: tuple[KeyValues, ...], implementation: str) -> Look:
-    """Tokens look at themselves, at what came before, and at `past`; besides, they give their own keys and values."""
+def _looking(around: Surroundings, past: tuple[KeyValues, ...], implementation: str, causal: bool) -> Look:
+    """Tokens look at themselves, at what came before, and at `past`; besides, they give their own keys and values.
+
+    Where it is not causal, they look at what comes behind them, too.
+    """
     implementation = flexible(implementation) if past else implementation
 
     def look(attention: Attention, x_btd: Array) -> tuple[Array, KeyValues]:
         q_btnh = attention.queries(x_btd, around.rotation)
         k_btkh = attention.keys(x_btd, around.rotation)
         own = KeyValues(k_btkh, attention.values(x_btd), *around[1:])
-        return attend(q_btnh, own, past, causal=True, implementation=implementation), own
+        return attend(q_btnh, own, past, causal=causal, implementation=implementation), own
 
     return look
 
@@ -137,6 +140,7 @@ class TextDecoder(nnx.Module):
         past: tuple[KeyValues, ...] = (),
         deepstack: DeepStack | None = None,
         shown_bt: Bool[Array, "b t"] | None = None,
+        causal: bool = True,
         keep_keys: bool = False,
         keep_layers: bool = False,
     ) -> DecoderOutput:
@@ -151,6 +155,7 @@ class TextDecoder(nnx.Module):
                 itself: a cache, a prefix, a buffer that is filled up to its `stop_b`. They are only read.
             deepstack: image features for the first layers.
             shown_bt: False at tokens that none may look at, besides the padding; None for no others.
+            causal: tokens do not look at those behind them.
             keep_keys: return the tokens' own keys and values.
             keep_layers: return every layer's output.
         """
@@ -162,7 +167,7 @@ class TextDecoder(nnx.Module):
         def step(layer: DecoderLayer, x_btd: Array, xs: tuple) -> tuple[Array, tuple]:
             index, stored = xs
             seen = tuple(run._replace(k_bskh=k, v_bskh=v) for run, (k, v) in zip(past, stored))
-            x_btd, own = layer(pin(x_btd), _causal(around, seen, self.config.attention))
+            x_btd, own = layer(pin(x_btd), _looking(around, seen, self.config.attention, causal))
             if deepstack is not None:
                 features_bid = stack_nbid[jnp.minimum(index, len(stack_nbid) - 1)]
                 x_btd = x_btd + place(features_bid, deepstack.image_index_bt)

@@ -1,19 +1,23 @@
-"""Checkpoints for other programs: the backbone in Hugging Face's layout, policies in LeRobot's, and any in one file."""
+"""Checkpoints for other programs: backbones and OpenVLA as on Hugging Face, policies as LeRobot's, any in one file."""
 
 import pathlib
 
 from jaxvla.agents import make_agent
 from jaxvla.agents.backbone import BackboneConfig, merge_adapters
+from jaxvla.agents.language import language_from_json
 from jaxvla.config import from_mapping
+from jaxvla.data.openvla_statistics import as_openvla_does, openvla_entries
 from jaxvla.data.text.tokenizer import tokenizer_from_files
-from jaxvla.errors import ConfigError
+from jaxvla.errors import ConfigError, WeightsError
 from jaxvla.interchange.card import model_card, read_records
 from jaxvla.interchange.exports import check_target
 from jaxvla.interchange.native import write_native
 from jaxvla.interchange.writing import check_written, write_policy
 from jaxvla.models.lora import LORA
+from jaxvla.models.prismatic.weights import save_hf as save_openvla
 from jaxvla.models.qwen3_vl.peft import save_peft
 from jaxvla.models.qwen3_vl.weights import save_hf
+from jaxvla.models.weights import written_aside
 from jaxvla.reasoning.prompt import THINKING_TOKENS
 from jaxvla.serving.stored import open_stored
 
@@ -60,6 +64,45 @@ def export_backbone(
         _, params = merge_adapters(assets.agent_kwargs, params, dtype)
         save_hf(params["backbone"], config.backbone, folder, dtype=dtype or None)
     tokenizer.save(folder)
+
+
+def export_openvla(
+    checkpoint: str | pathlib.Path, folder: str | pathlib.Path, step: int | None = None, *, dtype: str = ""
+) -> None:
+    """Writes OpenVLA as its authors publish it, with the statistics of all datasets, and the tokenizer.
+
+    Adapters are merged. Of actions that are regressed the further files are written, too, see
+    `jaxvla.models.prismatic.components`.
+
+    Args:
+        checkpoint: a run folder, the folder of one checkpoint, or an export of it.
+        folder: is made; must be empty where it exists.
+        step: which checkpoint of a run folder; None for the latest.
+        dtype: of the weights; that of the parameters where it is empty.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: it is of another agent, or normalizes otherwise than OpenVLA can.
+        WeightsError: the folder is not empty or cannot be written.
+    """
+    stored, folder = open_stored(checkpoint, step), check_target(folder)
+    assets = stored.assets
+    if assets.agent != "openvla":
+        raise ConfigError(f"{stored.path} is of {assets.agent}, not of openvla: leave --format openvla out")
+    each = {name: assets.of(name) for name in assets.names}
+    statistics = {
+        name: as_openvla_does(own.action_normalizer(), own.proprio_normalizer(), own.statistics)
+        for name, own in each.items()
+    }
+    tokenizer = language_from_json(assets.language).tokenizer
+    kwargs, params = merge_adapters(assets.agent_kwargs, stored.read(), dtype)
+    model = make_agent(assets.agent, kwargs, assets.spec).config.model
+    try:
+        with written_aside(folder) as partial:
+            save_openvla(params, model, partial, dtype=dtype or None, norm_stats=openvla_entries(statistics))
+            tokenizer.save(partial)
+    except OSError as error:
+        raise WeightsError(f"cannot write {folder}: {error.strerror}") from error
 
 
 def export_lerobot(

@@ -5,6 +5,7 @@ in the order in which they are given.
 """
 
 import collections
+import dataclasses
 import functools
 import pathlib
 import time
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
-from jaxvla.agents import check_takes_guide, make_agent
+from jaxvla.agents import check_takes_guide, make_agent, quantized
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.assets import Assets
@@ -27,8 +28,10 @@ from jaxvla.models.flow_matching import Guide, guide_weights
 from jaxvla.models.module import Params
 from jaxvla.serving.draws import Draw, Draws, key_of
 from jaxvla.serving.execution import Before, Memory, Schedule, check_timings
+from jaxvla.serving.inputs import fill, inputs_read, stack
 from jaxvla.serving.instructions import Instructions
 from jaxvla.serving.prompts import Prompts
+from jaxvla.serving.simulator import simulator_of
 from jaxvla.serving.stored import open_stored
 from jaxvla.serving.views import Views
 from jaxvla_client.chunks import Timing
@@ -61,6 +64,8 @@ def load_policy(
     execution: Execution | None = None,
     dataset: str | None = None,
     rows: Sequence[int] = (),
+    quantize: str = "",
+    simulator: bool = False,
 ) -> "Policy":
     """Loads a policy from a folder; nothing else is needed.
 
@@ -75,12 +80,16 @@ def load_policy(
         execution: what is played of the chunks; None for what the checkpoint says, `Execution()` for all of them.
         dataset: of the training, whose robot it drives: in its units, with its cameras; None for the only one. Of a
             policy of LeRobot, whose statistics are called "<dataset>.buffer.action", that one.
+        rows, simulator: of `Policy`.
+        quantize: "int8" or "int4" to hold the kernels of language model and towers in as many bits, see
+            `jaxvla.models.quantization`; empty to hold them as they are stored.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
         WeightsError: weights of LeRobot, or exported ones, are damaged or do not fit.
         ConfigError: the policy does not reason in that way, its chunks do not have as many actions or cannot be made in
-            real time, or it was not trained on such a dataset, or on several and none is named.
+            real time, it cannot be quantized so, or it was not trained on such a dataset, or on several and none is
+            named.
         PolicyError: no robots, or a negative temperature.
     """
     stored = open_stored(folder, step, dataset)
@@ -97,7 +106,8 @@ def load_policy(
         check_takes_guide(assets.agent, agent)
     kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
-    return Policy(agent, params, assets, stored.step, robots, temperature, execution, rows)
+    params = quantized(assets.agent, params, quantize)
+    return Policy(agent, params, assets, stored.step, robots, temperature, execution, rows, simulator)
 
 
 class Policy:
@@ -118,6 +128,8 @@ class Policy:
         execution: what is played of the chunks; None for what the assets say.
         rows: how many of a computation, beside `robots`: it is made on the least that hold those that wait. A decision
             on other rows may differ in the last bits.
+        simulator: observations and actions are those of the simulator of the benchmark it was trained for, see
+            `Contract.conventions`; else they are as in the data.
 
     Attributes:
         params: may be set to others of the same shapes; nothing is compiled again.
@@ -132,7 +144,8 @@ class Policy:
 
     Raises:
         PolicyError: no robots, no number of rows, or a negative temperature.
-        ConfigError: chunks do not have as many actions as are to be played, or cannot be made in real time.
+        ConfigError: chunks do not have as many actions as are to be played, or cannot be made in real time; or there is
+            no such simulator.
     """
 
     def __init__(
@@ -145,6 +158,7 @@ class Policy:
         temperature: float = 0.0,
         execution: Execution | None = None,
         rows: Sequence[int] = (),
+        simulator: bool = False,
     ) -> None:
         if robots < 1:
             raise PolicyError(f"a policy drives at least 1 robot, not {robots}")
@@ -155,7 +169,11 @@ class Policy:
         self.spec, self._batch_spec = assets.robot_spec, assets.spec
         self._rows = sorted({*rows, robots})
         self.robots, self.words = robots, ""
-        self.contract, self.action_convention = assets.contract(), assets.actions
+        self.contract = assets.contract()
+        self._simulator = simulator_of(self.contract) if simulator else None
+        if self._simulator is not None:
+            self.contract = dataclasses.replace(self.contract, actions=self._simulator.actions)
+        self.action_convention = self.contract.actions
         self._agent, self.params = agent, params
         self._actions, proprio = assets.action_normalizer(), assets.proprio_normalizer()
         self._histories = [collections.deque(maxlen=self.spec.obs_horizon) for _ in range(robots)]
@@ -170,10 +188,12 @@ class Policy:
         self._language = next((language for language in found if language is not None), None)
         self.told = self._language is not None
         given = (*self.spec.cameras, PROPRIO)
-        read = _inputs_read(agent, params, self._blank(1))
+        read = inputs_read(functools.partial(_act, agent, 0.0, None), params, self._blank(1))
         self.needed = {what: tuple(name for name in names if name in given) for what, names in read.items()}
         self._views = {
-            what: Views(self._batch_spec, self.spec, proprio, names, assets.stored_sizes, assets.resize)
+            what: Views(
+                self._batch_spec, self.spec, proprio, names, assets.stored_sizes, assets.resize, self._simulator
+            )
             for what, names in self.needed.items()
         }
         own_d = np.arange(self._batch_spec.action_dim) < self.spec.action_dim
@@ -240,15 +260,16 @@ class Policy:
         histories = self._observed(observations, numbers)
         timings = self._schedule.timings(numbers) if timings is None else timings
         before = None if self._memory is None else self._memory.before(numbers, timings)
-        inputs = _stack([self._whole(history) for history in histories]), prepared
+        inputs = stack([self._whole(history) for history in histories]), prepared
         rows = next(rows for rows in self._rows if rows >= count)
-        inputs, draw, before = _fill((inputs, self._draws.next(numbers), before), rows)
+        inputs, draw, before = fill((inputs, self._draws.next(numbers), before), rows)
         normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw, before))
         if self._memory is not None:
             self._memory.keep(numbers, normalized_nad[:count])
         words = ("",) * count if tokens_nm is None else self._language.words(tokens_nm[:count])
         own_nad = normalized_nad[:count, :, : self.spec.action_dim]
-        return Decisions(self._schedule.play(numbers, self._actions.inverse(own_nad), timings), words)
+        played_nad = self._schedule.play(numbers, self._actions.inverse(own_nad), timings)
+        return Decisions(played_nad if self._simulator is None else self._simulator.commands(played_nad), words)
 
     def observe_batch(self, observations: Sequence[Mapping[str, Any]], robots: Sequence[int] | None = None) -> None:
         """`observe` for n robots; arguments and errors as of `act_batch`."""
@@ -310,7 +331,7 @@ class Policy:
         batch = {} if self._language is None else self._language.task(tasks)
         if "goals" in self._agent.batch_keys:
             goals = [self._prepare("goals", task.get("goals", task), i) for i, task in enumerate(tasks)]
-            batch["goals"] = _stack(goals)
+            batch["goals"] = stack(goals)
         return batch | self._dimensions(len(tasks))
 
     def _dimensions(self, count: int) -> dict[str, np.ndarray]:
@@ -322,7 +343,7 @@ class Policy:
 
     def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """[o, ...]; the oldest observation is repeated where the history is short, as in training."""
-        return _stack([history[0]] * (self.spec.obs_horizon - len(history)) + list(history))
+        return stack([history[0]] * (self.spec.obs_horizon - len(history)) + list(history))
 
     def _prepare(self, what: str, given: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
         return self._views[what].prepare(given, what if self.robots == 1 else f"{what} {i}")
@@ -363,25 +384,3 @@ def _act(
 
     given = inputs, {} if before is None else {"guide": guided(before)}
     return jax.vmap(decide_for_one)(given, draw) if temperature else decide(*given)
-
-
-def _inputs_read(agent: Agent, params: Params, inputs: tuple[Any, Any]) -> dict[str, tuple[str, ...]]:
-    """Which observations and goals the computation of an action reads, by name."""
-    jaxpr = jax.make_jaxpr(lambda *given: _act(agent, 0.0, None, *given))(params, inputs, None).jaxpr
-    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(inputs)]
-    given = jaxpr.invars[len(jax.tree.leaves(params)) :]
-    used = [path for path, variable in zip(paths, given) if id(variable) in read]
-    return {
-        "observation": tuple(name.key for part, name, *_ in used if part.idx == 0),
-        "goals": tuple(path[-1].key for path in used if path[1].key == "goals"),
-    }
-
-
-def _stack(steps: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
-
-
-def _fill(batch: Any, rows: int) -> Any:
-    """A batch of as many rows; its first one fills it up."""
-    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], rows - len(x), axis=0)]), batch)

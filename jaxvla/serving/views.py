@@ -11,6 +11,7 @@ from jaxvla.data.schema import CAMERA_MASK, PROPRIO, BatchSpec
 from jaxvla.data.transforms.images import as_stored, enlarges, resize, size_text
 from jaxvla.data.transforms.normalization import Normalizer
 from jaxvla.errors import PolicyError
+from jaxvla.serving.simulator import Simulator
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Views:
         normalizer: of the proprio.
         needed: the names that must be given.
         stored_sizes, resize: of `Assets`.
+        simulator: whose pictures are given; None for pictures as the data has them.
     """
 
     spec: BatchSpec
@@ -33,6 +35,7 @@ class Views:
     needed: tuple[str, ...]
     stored_sizes: Mapping[str, tuple[int, int]]
     resize: str = "lanczos"
+    simulator: Simulator | None = None
     _warned: set[str] = dataclasses.field(default_factory=set, init=False)
 
     def prepare(self, given: Mapping[str, Any], what: str) -> dict[str, np.ndarray]:
@@ -64,7 +67,8 @@ class Views:
         return prepared
 
     def _resize(self, camera: str, value: np.ndarray, what: str) -> np.ndarray:
-        size = self.spec.size_of(camera)
+        size, simulator = self.spec.size_of(camera), self.simulator
+        value = value if simulator is None else simulator.upright(value)
         stored = self.stored_sizes.get(camera, size)
         if camera not in self._warned and enlarges(value.shape, stored):
             self._warned.add(camera)
@@ -74,7 +78,8 @@ class Views:
                 *(what, size_text(value.shape[:2]), size_text(stored)),
             )
         pixels = as_stored(value[None], stored) if camera in self.stored_sizes else value[None]
-        return resize(pixels, size, self.resize)[0]
+        seen = resize(pixels, size, self.resize)[0]
+        return seen if simulator is None else simulator.seen(seen)
 
     def _check(self, name: str, value: np.ndarray, what: str) -> None:
         fits = self._is_proprio(value) if name == PROPRIO else _is_image(value)

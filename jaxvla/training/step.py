@@ -69,7 +69,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             **{f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()},
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(_floats(params)),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": optimizer.schedule(state.step),
         }
@@ -83,6 +83,11 @@ def make_train_step(
         out_shardings=(state_shardings, scalar),
         donate_argnums=0,
     )
+
+
+def _floats(params: Params) -> list[Array]:
+    """The leaves but for the integers of quantized kernels, whose squares would overflow."""
+    return [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 def _make_gradients(

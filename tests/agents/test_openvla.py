@@ -9,21 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from agents.openvla_cases import MODEL, TOKENS, agent_kwargs, quick_jit
+from agents.openvla_cases import LORA, MODEL, TOKENS, WHAT, agent_kwargs, check_frozen, flatten, quick_jit
 from agents.rl_cases import random_params
-from flax import traverse_util
+from models.qwen3_vl import hf_files
+from models.torch_files import Saved, prismatic
 
 from jaxvla.agents import make_agent, start_of
 from jaxvla.agents.agent import Agent
 from jaxvla.agents.backbone import merge_adapters
 from jaxvla.agents.language import LanguageConfig, language_from_json, open_language
-from jaxvla.agents.openvla import LORA_TARGETS
+from jaxvla.agents.openvla_settings import LORA_TARGETS
+from jaxvla.agents.openvla_text import lay_out
 from jaxvla.data.schema import NO_TOKEN, BatchSpec, InstructionSpec
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, DataError, WeightsError
 from jaxvla.models.lora import LoraConfig, adapted_paths
 from jaxvla.models.module import bind
-from jaxvla.models.partition import combine
 from jaxvla.models.prismatic.config import preset
 from jaxvla.models.prismatic.weight_table import param_shapes
 from jaxvla.models.prismatic.weights import save_hf
@@ -34,7 +35,6 @@ from jaxvla.training.optimizer import make_optimizer
 SPEC = BatchSpec(("images0",), (8, 8), 4, 3, action_horizon=2, instruction=InstructionSpec(5, 14))
 RNG = jax.random.key(0)
 PRESETS = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "configs" / "train_config.py"))["get_config"]
-LORA = {"rank": 2, "targets": LORA_TARGETS, "dropout": 0.3}
 PATCHES = 4
 
 
@@ -62,10 +62,6 @@ def differentiate(agent):
 @functools.cache
 def acting(agent):
     return quick_jit(agent.act)
-
-
-def flatten(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def test_it_is_an_agent():
@@ -158,45 +154,10 @@ def test_validation_of_each_example():
     np.testing.assert_allclose(metrics["action_accuracy"], [np.mean(hits[:6]), np.mean(hits[6:9]), np.mean(hits[9:])])
 
 
-WHAT = {
-    "full": {"vision", "projector", "llm"},
-    "frozen_vision": {"projector", "llm"},
-    "last_layer": {"llm/embed_tokens", "llm/last_layer", "llm/lm_head"},
-    "sandwich": {"vision", "projector", "llm/embed_tokens", "llm/last_layer", "llm/lm_head"},
-    "projector": {"projector"},
-    "lora": {"lora"},
-}
-
-
 @pytest.mark.parametrize("what", WHAT)
 def test_what_is_frozen_stays_bit_for_bit(what):
-    """Trained parameters move, frozen ones do not and have no state of the optimizer, over 20 steps."""
-    agent = make_agent("openvla", agent_kwargs(train_what=what) | ({"lora": LORA} if what == "lora" else {}), SPEC)
-    optimizer = make_optimizer(OptimizerConfig(1e-2, warmup_steps=0, decay_steps=0), agent.frozen_modules)
-    params, batch = agent.init(RNG), jax.tree.map(jnp.asarray, case()[1])
-    before, (trained, frozen) = jax.tree.map(np.asarray, params), optimizer.split(params)
-    state = optimizer.transform.init(trained)
-
-    @quick_jit
-    def step(trained, state, rng):
-        gradients = jax.grad(lambda own: agent.loss(combine(own, frozen), batch, rng)[0])(trained)
-        updates, state = optimizer.transform.update(gradients, state, trained)
-        return jax.tree.map(jnp.add, trained, updates), state
-
-    for key in jax.random.split(RNG, 20):
-        trained, state = step(trained, state, key)
-    names = set(flatten(trained))
-    assert {name for name in WHAT[what] if not any(f"{path}/".startswith(f"{name}/") for path in names)} == set()
-    assert all(f"{path}/".startswith(tuple(f"{name}/" for name in WHAT[what])) for path in names)
-    assert not any("/unread/" in path for path in names)
-    moments = {
-        jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(state)
-    }
-    assert not any(f"mu/{path}" in moment for path in flatten(frozen) for moment in moments)
-    moved = {path for path, leaf in flatten(trained).items() if np.any(np.asarray(leaf) != flatten(before)[path])}
-    assert moved == names
-    for path, leaf in flatten(frozen).items():
-        np.testing.assert_array_equal(leaf, flatten(before)[path], path)
+    lora = {"lora": LORA} if what == "lora" else {}
+    check_frozen(make_agent("openvla", agent_kwargs(train_what=what) | lora, SPEC), case()[1], WHAT[what])
 
 
 def test_adapters_merge_into_what_is_served():
@@ -226,7 +187,8 @@ def test_images_of_several_cameras_stand_one_after_the_other():
 
 def trained_millions(name, what, **changes):
     model = dataclasses.asdict(preset(name))
-    del model["last_layer_apart"]
+    for decided in ("last_layer_apart", "head", "film"):
+        del model[decided]
     size = (224, 224)
     spec = BatchSpec(("images0",), size, 7, 7, instruction=InstructionSpec(64, 32001))
     agent = make_agent("openvla", {"model": model | {"dtype": "bfloat16"}, "train_what": what, **changes}, spec)
@@ -257,23 +219,29 @@ def test_trained_parameters_are_as_many_as_published():
         assert set(paths) - set(read) == {path for path in paths if "/unread/" in path}
 
 
-@pytest.mark.parametrize("name", ["openvla", "openvla_lora", "openvla_tiny"])
+@pytest.mark.parametrize("name", ["openvla", "openvla_lora", "openvla_oft", "openvla_tiny", "openvla_oft_tiny"])
 def test_presets_name_every_setting(name):
     config = PRESETS(name).to_dict()
     size, language = config["data"]["image_size"], config["language"]
-    spec = BatchSpec(("images0",), size, 7, 7, instruction=InstructionSpec(language["max_length"], 1000))
+    cameras = ("images0", "images2")[: config["agent_kwargs"]["num_cameras"] or 1]
+    spec = BatchSpec(cameras, size, 8, 7, instruction=InstructionSpec(language["max_length"], 1000))
     agent = make_agent(config["agent"], config["agent_kwargs"], spec)
     kwargs, model = config["agent_kwargs"], config["agent_kwargs"]["model"]
     assert set(vars(agent.config)) == set(kwargs)
     assert set(vars(agent.config.lora)) == set(kwargs["lora"])
     assert set(vars(agent.config.tokens)) == set(kwargs["tokens"])
-    assert set(vars(agent.config.model)) == {*model, "last_layer_apart"}
+    assert set(vars(agent.config.parallel)) == set(kwargs["parallel"])
+    assert set(vars(agent.config.model)) == {*model, "last_layer_apart", "head", "film"}
     for part in ("text", "dino", "siglip"):
         assert set(vars(getattr(agent.config.model, part))) == set(model[part])
-    if name != "openvla_tiny":
+    if "tiny" not in name:
         expected = dataclasses.replace(preset("openvla_7b"), dtype="bfloat16", remat="block")
-        assert agent.config.model == expected
-        assert agent.config.lora.targets == LORA_TARGETS
+        assert agent.config.model.published == expected
+        # Of what regresses actions the output head computes nothing.
+        idle = {"llm/lm_head/kernel"} if kwargs["parallel"]["enabled"] else set()
+        shapes, own = param_shapes(agent.config.model), LoraConfig(1, targets=kwargs["lora"]["targets"])
+        every = adapted_paths(shapes, dataclasses.replace(own, targets=LORA_TARGETS))
+        assert set(every) - set(adapted_paths(shapes, own)) == idle
 
 
 def other(**changes):
@@ -306,6 +274,27 @@ def test_bad_settings(spec, changes, named):
         make_agent("openvla", agent_kwargs(**changes), spec)
 
 
+def test_training_starts_from_a_checkpoint_of_the_original_training(tmp_path):
+    params, path = case()[0], tmp_path / "latest-checkpoint.pt"
+    save_hf(params, make().config.model, tmp_path / "folder")
+    saved, tensors = Saved(), hf_files.read_files(tmp_path / "folder")
+    saved.write(path, prismatic(saved, tensors, 2))
+    agent = make(path=str(path))
+    start = start_of("openvla", agent)
+    settings = "config.agent_kwargs.model.text.rms_norm_eps is 1e-06, where the weights have 1e-05"
+    assert start.report == (f"OpenVLA from {path}", settings)
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    loaded = start.load(jax.tree.map(lambda _: place, jax.eval_shape(agent.init, RNG)))
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    # What adapters stand on is quantized as it is read.
+    adapted = make_agent("openvla", agent_kwargs(path=str(path), train_what="lora", lora=LORA | {"base": "int8"}), SPEC)
+    shardings = jax.tree.map(lambda _: place, jax.eval_shape(adapted.init, RNG))
+    held = start_of("openvla", adapted).load(shardings)
+    assert jax.tree.structure(held) == jax.tree.structure({name: shardings[name] for name in held})
+    kernel = held["llm"]["layers"]["mlp"]["up_proj"]["kernel"].matrix(jnp.float32)
+    np.testing.assert_allclose(kernel, params["llm"]["layers"]["mlp"]["up_proj"]["kernel"], atol=0.01)
+
+
 def test_training_starts_from_a_folder(tmp_path):
     params, folder = case()[0], tmp_path / "openvla"
     save_hf(params, make().config.model, folder)
@@ -324,7 +313,7 @@ def test_training_starts_from_a_folder(tmp_path):
     half = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     changed = agent_kwargs(model=MODEL | {"text": text, "siglip_pixels": half}, path=str(folder))
     lines = start_of("openvla", make_agent("openvla", changed, SPEC)).report
-    assert lines[1] == "config.agent_kwargs.model.text.rms_norm_eps is 1e-05, where the folder has 1e-06"
+    assert lines[1] == "config.agent_kwargs.model.text.rms_norm_eps is 1e-05, where the weights have 1e-06"
     assert lines[2].startswith("config.agent_kwargs.model.siglip_pixels is PixelScale(mean=(0.5, 0.5, 0.5), std=(0.25")
     assert len(lines) == 3
     deeper = MODEL | {"text": MODEL["text"] | {"num_hidden_layers": 3}}
@@ -365,10 +354,10 @@ def test_tokens_around_a_prompt():
     agent = make()
     prompt = jnp.array([[7, 8, 9, NO_TOKEN, NO_TOKEN], [5, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN]])
     actions = to_tokens(jnp.array([[-1.0, 0, 1] * 2, [0.5] * 6]), 270)
-    text = agent._text(prompt, actions)
+    text = lay_out(agent.config.tokens, prompt, actions)
     rows = [row[:stop].tolist() for row, stop in zip(np.asarray(text.tokens_bt), np.asarray(text.stop_b))]
     assert rows == [[270, 7, 8, 9, 271, 269, 142, 14, 269, 142, 14, 272], [270, 5, 271, *[78] * 6, 272]]
     assert np.asarray(text.space_b).tolist() == [4, 2]
-    text = agent._text(prompt, None)
+    text = lay_out(agent.config.tokens, prompt, None)
     rows = [row[:stop].tolist() for row, stop in zip(np.asarray(text.tokens_bt), np.asarray(text.stop_b))]
     assert rows == [[270, 7, 8, 9, 271], [270, 5, 271]]

@@ -127,6 +127,15 @@ def test_a_name_that_is_not_there(path):
         read_openvla(path, "bridge")
 
 
+def test_the_config_of_a_policy_has_the_same(path, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "openvla", "norm_stats": json.loads(path.read_text())}))
+    found, expected = (read_openvla(file, "a_set") for file in (config, path))
+    assert found.to_json() == expected.to_json()
+    with pytest.raises(ConfigError, match=r"config.json: no dataset 'bridge'; it has a_set, other$"):
+        read_openvla(config, "bridge")
+
+
 def changed(*keys, value):
     content = copy.deepcopy({"a_set": ENTRY})
     place = content

@@ -12,7 +12,7 @@ from models.qwen3_vl import cases
 
 from jaxvla.errors import ConfigError
 from jaxvla.models import latent_thinking
-from jaxvla.models.adapter import put_keys, take_keys
+from jaxvla.models.adapter import put_still, take_still
 from jaxvla.models.generation import Sampling, continue_text
 from jaxvla.models.latent_thinking import prefill, think
 from jaxvla.models.lora import LoraConfig, adapt, add_lora, merge
@@ -255,11 +255,11 @@ def test_adapters_compute_what_merged_parameters_compute():
 
 def test_every_pass_draws_its_own_dropout():
     config = LoraConfig(rank=2, targets="text/layers/.*q_proj/kernel", dropout=0.3)
-    plain, keys = take_keys(adapt(adapted_params(config), config, jax.random.key(0)))
+    plain, keys = take_still(adapt(adapted_params(config), config, jax.random.key(0)))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(plain))
     (path,) = keys
-    found = [traverse_util.flatten_dict(put_keys(plain, keys, run), sep="/")[path].key for run in range(3)]
-    every = jax.random.key_data(jnp.concatenate([keys[path], *found]))
+    found = [traverse_util.flatten_dict(put_still(plain, keys, run), sep="/")[path].key for run in range(3)]
+    every = jax.random.key_data(jnp.concatenate([keys[path]["key"], *found]))
     assert len({tuple(key) for key in every.tolist()}) == 4 * cases.TEXT.num_hidden_layers
 
 

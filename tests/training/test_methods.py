@@ -30,20 +30,23 @@ METHODS = {
     "act": {"encoder": {"name": "resnet-small"}, "transformer": {"width": 8, "num_heads": 2, "mlp_dim": 8}},
     "smolvla": smolvla_cases.agent_kwargs(),
     "openvla": openvla_cases.agent_kwargs(),
+    "openvla_oft": openvla_cases.agent_kwargs(parallel={"enabled": True, "film": True}),
     "ecot": {
         "backbone": dataclasses.asdict(ecot_cases.BACKBONE),
         "action_head": ecot_cases.HEAD,
         "stop_token": ecot_cases.STOP,
         "pad_token": ecot_cases.PAD,
-        "lora": {"rank": 2, "targets": "text/layers/.*(q|down)_proj/kernel", "dropout": 0.2},
+        "lora": {"rank": 2, "targets": "text/layers/.*(q|down)_proj/kernel", "dropout": 0.2, "base": "int4"},
     },
 }
+# Those that are a way of another.
+AGENTS = {"openvla_oft": "openvla"}
 # Of a method, where they differ: the sizes of its batches, what a run trains with, and where parameters live.
 SPECS = {"ecot": ecot_cases.SPEC}
 CHANGES = {"ecot": {"ema_decay": 0.9, "mesh": {"fsdp": -1, "data": 1}}}
 RULES = {
     "ecot": (
-        ("_proj/(kernel|lora_a)$", PartitionSpec(None, "fsdp")),
+        ("_proj/(kernel|kernel/values|lora_a)$", PartitionSpec(None, "fsdp")),
         ("_proj/lora_b$", PartitionSpec(None, None, "fsdp")),
     )
 }
@@ -70,8 +73,8 @@ def batch_at(agent, position):
 
 def losses(method, run, devices, **changes):
     """Trains, and returns the losses that the run logged, by step."""
-    spec = SPECS.get(method, SPEC)
-    agent = make_agent(method, METHODS[method], spec)
+    spec, name = SPECS.get(method, SPEC), AGENTS.get(method, method)
+    agent = make_agent(name, METHODS[method], spec)
 
     class Batches(PositionalBatches):
         def __next__(self):
@@ -79,7 +82,7 @@ def losses(method, run, devices, **changes):
             return batch_at(agent, self.position)
 
     values = {
-        "agent": method,
+        "agent": name,
         "agent_kwargs": METHODS[method],
         "batch_size": 16,
         "num_steps": STEPS,
@@ -90,7 +93,7 @@ def losses(method, run, devices, **changes):
         "optimizer": {"learning_rate": 1e-2, "clip_norm": 1.0},
     }
     values |= CHANGES.get(method, {}) | changes
-    own = {"agent": method, "agent_kwargs": METHODS[method], "spec": spec, "statistics": make_statistics(spec)}
+    own = {"agent": name, "agent_kwargs": METHODS[method], "spec": spec, "statistics": make_statistics(spec)}
     assets = dataclasses.replace(make_assets(**values), **own)
     config = from_mapping(TrainConfig, values)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])

@@ -154,6 +154,27 @@ def resize(images: np.ndarray, size: tuple[int, int], method: str = "lanczos") -
     return resized
 
 
+def middle(images: np.ndarray, area: float) -> np.ndarray:
+    """The middle of images uint8 [n, h, w, 3], of this share of their area, enlarged to their size.
+
+    As OpenVLA crops where it was trained on random crops: tf.image.crop_and_resize, which interpolates linearly between
+    pixels and puts the corners of the new image on those of the part, and then rounds as tf.image.convert_image_dtype.
+    """
+
+    def places(size: int) -> np.ndarray:
+        side = np.float32(area) ** 0.5
+        return ((1 - side) / 2 + side * np.linspace(0, 1, size)) * (size - 1)
+
+    pixels = images.astype(np.float32) / 255
+    for axis in (1, 2):
+        at = places(pixels.shape[axis])
+        low = np.floor(at).astype(int)
+        share = (at - low).astype(np.float32).reshape(-1, *[1] * (3 - axis))
+        high = np.minimum(low + 1, pixels.shape[axis] - 1)
+        pixels = pixels.take(low, axis) * (1 - share) + pixels.take(high, axis) * share
+    return np.minimum(pixels * 255.5, 255).astype(np.uint8)
+
+
 def as_stored(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """uint8 [n, h, w, 3] at `size` (height, width), as the conversion of BridgeData stores frames."""
     return _resample(images, size, Image.Resampling.LANCZOS)

@@ -65,6 +65,28 @@ class PixelScale:
     std: tuple[float, float, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Actions as numbers, all at once (OpenVLA-OFT), in place of tokens.
+
+    Attributes:
+        action_dim: numbers of an action.
+        proprio_dim: numbers of the robot's state, which becomes a token behind the images; 0 for none.
+        num_blocks: of the MLP with residuals that makes the actions.
+
+    Raises:
+        ConfigError: sizes that make no sense.
+    """
+
+    action_dim: int
+    proprio_dim: int = 0
+    num_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if self.action_dim < 1 or self.proprio_dim < 0 or self.num_blocks < 1:
+            raise ConfigError(f"an action head needs action_dim and num_blocks of at least 1, proprio_dim of 0: {self}")
+
+
 # As timm gives them. The published folder holds them rounded to bfloat16: `with_pixel_scales` takes those.
 IMAGENET = PixelScale((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = PixelScale((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -79,6 +101,8 @@ class PrismaticConfig:
         projector: from features to the width of the language model: "fused_gelu_mlp" of three layers for two towers,
             "gelu_mlp" of two or "linear" for one.
         dino_pixels, siglip_pixels: how each tower's pixels are scaled.
+        head: regresses actions, see `HeadConfig`; None where they are tokens.
+        film: the words modulate the blocks of the towers, see `jaxvla.models.prismatic.continuous.Film`.
         last_layer_apart: the last layer of the language model is a stack of its own, see `DecoderConfig`.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, norms, rope and softmax are float32.
         remat: what the forward pass keeps, see `jaxvla.models.stack.REMAT_POLICIES`.
@@ -95,6 +119,8 @@ class PrismaticConfig:
     projector: str = "fused_gelu_mlp"
     dino_pixels: PixelScale = IMAGENET
     siglip_pixels: PixelScale = HALF
+    head: HeadConfig | None = None
+    film: bool = False
     last_layer_apart: bool = False
     dtype: str = "float32"
     remat: str = "none"
@@ -123,6 +149,11 @@ class PrismaticConfig:
         """By name, in the order of their features."""
         both = {"dino": self.dino, "siglip": self.siglip}
         return {name: tower for name, tower in both.items() if tower is not None}
+
+    @property
+    def published(self) -> "PrismaticConfig":
+        """The part of the model that OpenVLA's folder has the weights of."""
+        return dataclasses.replace(self, head=None, film=False)
 
     @property
     def image_size(self) -> int:

@@ -1,23 +1,32 @@
-"""OpenVLA's weights from and to Hugging Face folders, without torch and without a second full copy in memory."""
+"""OpenVLA's weights from and to Hugging Face folders, without torch and without a second full copy in memory.
 
+What OpenVLA-OFT adds is in files beside them, see `jaxvla.models.prismatic.components`.
+"""
+
+import functools
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import traverse_util
 
 from jaxvla.errors import WeightsError
 from jaxvla.models.hf_folder import read_folder, write_folder
 from jaxvla.models.module import Params
+from jaxvla.models.prismatic.components import component_tensors, part_of
 from jaxvla.models.prismatic.config import MODEL_TYPE, PrismaticConfig, from_hf, to_hf, with_pixel_scales
-from jaxvla.models.prismatic.weight_table import weight_table
-from jaxvla.models.safetensors_io import HostTensor
-from jaxvla.models.weights import Weight, host_tensors, read_config
+from jaxvla.models.prismatic.weight_table import LLM, TOWERS, param_shapes, weight_table
+from jaxvla.models.safetensors_io import HostTensor, StoredTensor
+from jaxvla.models.torch_file import SUFFIX
+from jaxvla.models.weights import Weight, check_names, host_tensors, read_config
 
 # Of the published folder: three shards.
 MAX_SHARD_BYTES = 7 * 10**9
 _PREPROCESSOR = "preprocessor_config.json"
+# Of a checkpoint of the original training: its parameters, beside the state of an optimizer.
+_MODEL = "model."
 
 
 def read_hf(folder: str | pathlib.Path) -> PrismaticConfig:
@@ -49,15 +58,18 @@ def load_hf(
     """Reads a folder straight into parameters, see `jaxvla.models.weights.read_params`.
 
     Args:
-        folder: holds config.json and model.safetensors, or shards and model.safetensors.index.json.
-        config: sizes of the model, those of `read_hf(folder)`.
+        folder: holds config.json and model.safetensors, or shards and model.safetensors.index.json; or a checkpoint of
+            the original training, one .pt file, which is read without running what it holds.
+        config: sizes of the model, those of `read_hf(folder)`; a .pt file has none to read.
         shardings: one for every parameter, nested like `param_shapes(config)`; None for the default device.
         dtype: of the parameters.
 
     Raises:
         WeightsError: no weights there, a damaged file, or tensors that are missing, left over or of another shape.
     """
-    return read_folder(pathlib.Path(folder).expanduser(), weight_table(config), shardings, dtype)
+    path = pathlib.Path(folder).expanduser()
+    renamed = functools.partial(_from_prismatic, config) if path.suffix == SUFFIX else dict
+    return read_folder(path, weight_table(config), shardings, dtype, renamed)
 
 
 def save_hf(
@@ -71,6 +83,8 @@ def save_hf(
     norm_stats: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that the published code loads, aside first, then renamed.
+
+    Of a model with a `head` or FiLM the files of these are written, too, as safetensors.
 
     Args:
         params: of a model of this configuration; one tensor at a time is brought to the host.
@@ -86,7 +100,11 @@ def save_hf(
             not fit the configuration or live on other hosts.
     """
     table = weight_table(config)
-    tensors = _in_order(host_tensors(params, table, dtype), table)
+    beside = component_tensors(params, config, dtype)
+    check_names(
+        "the tree of parameters", _paths(params), _paths(param_shapes(config)), "save it with its own configuration"
+    )
+    tensors = _in_order(host_tensors(part_of(params, table), table, dtype), table)
     # The published code reads an older name of the dtype.
     contents = {"config.json": to_hf(config) | {"torch_dtype": next(iter(tensors.values())).dtype.name}}
     if norm_stats is not None:
@@ -95,7 +113,33 @@ def save_hf(
     if source is None:
         scales = [{"mean": list(scale.mean), "std": list(scale.std)} for scale in _scales(config)]
         contents[_PREPROCESSOR] = {"tvf_normalize_params": scales}
-    write_folder(pathlib.Path(folder).expanduser(), tensors, contents, max_shard_bytes, source)
+    write_folder(pathlib.Path(folder).expanduser(), tensors, contents, max_shard_bytes, source, beside)
+
+
+def _from_prismatic(config: PrismaticConfig, stored: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint of the original training by the names of the folder that was made of it.
+
+    It calls a single tower "featurizer", and numbers the layers of a projector with the GELUs between them.
+    """
+    towers = list(config.towers)
+    featurizers = [f"{name}_featurizer." for name in towers] if len(towers) > 1 else ["featurizer."]
+    prefixes = {
+        **{f"vision_backbone.{own}": theirs for own, theirs in zip(featurizers, TOWERS)},
+        **{f"projector.projector.{2 * i}.": f"projector.fc{i + 1}." for i in range(len(config.projector_dims) - 1)},
+        "llm_backbone.llm.": LLM,
+    }
+    if config.projector == "linear":
+        prefixes |= {"projector.projector.": "projector.fc1."}
+    renamed = {}
+    for name, tensor in stored.items():
+        if not name.startswith(_MODEL):
+            continue
+        own = name.removeprefix(_MODEL)
+        prefix = next((prefix for prefix in prefixes if own.startswith(prefix)), "")
+        # What wrote the folder renames what is called gamma.
+        changed = (prefixes[prefix] if prefix else "") + own.removeprefix(prefix)
+        renamed[changed.replace(".gamma", ".scale_factor")] = tensor
+    return renamed
 
 
 def _in_order(tensors: Mapping[str, HostTensor], table: tuple[Weight, ...]) -> dict[str, HostTensor]:
@@ -108,6 +152,10 @@ def _in_order(tensors: Mapping[str, HostTensor], table: tuple[Weight, ...]) -> d
             number = int(after.partition(".")[0])
             places[name] = (starts.setdefault(before, row), number, row)
     return {name: tensors[name] for name in sorted(tensors, key=places.__getitem__)}
+
+
+def _paths(params: Params) -> list[str]:
+    return list(traverse_util.flatten_dict(params, sep="/"))
 
 
 def _scales(config: PrismaticConfig) -> list[Any]:

@@ -1,7 +1,7 @@
 """What vision transformers share: blocks of attention and MLP, and what lies behind the features that are read."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,16 @@ class BlockSizes:
     exact_gelu: bool = False
     joint_qkv: bool = False
     layer_scale: float | None = None
+
+
+class Modulation(NamedTuple):
+    """What FiLM does behind the attention of every block of a tower: x (1 + scale) + shift, the same for all tokens.
+
+    Within a block both are its own, [b, d].
+    """
+
+    scale_lbd: Float[Array, "l b d"]
+    shift_lbd: Float[Array, "l b d"]
 
 
 class GeluMLP(nnx.Module):
@@ -94,9 +104,12 @@ class VisionBlock(nnx.Module):
         self.layer_scale1 = nnx.Param(jnp.full(dim, sizes.layer_scale)) if scaled else None
         self.layer_scale2 = nnx.Param(jnp.full(dim, sizes.layer_scale)) if scaled else None
 
-    def __call__(self, x_bpd: Float[Array, "b p d"]) -> Float[Array, "b p d"]:
+    def __call__(self, x_bpd: Float[Array, "b p d"], modulation: Modulation | None = None) -> Float[Array, "b p d"]:
         """The block's output."""
         x_bpd = x_bpd + _scaled(self.self_attn(self.layer_norm1(x_bpd)), self.layer_scale1)
+        if modulation is not None:
+            scale_bd, shift_bd = modulation
+            x_bpd = x_bpd * (1 + scale_bd[:, None]) + shift_bd[:, None]
         return x_bpd + _scaled(self.mlp(self.layer_norm2(x_bpd)), self.layer_scale2)
 
 
@@ -140,13 +153,15 @@ class Unread(nnx.Module):
         self.pool = AttentionPool(sizes, dtype, rngs) if pool else None
 
 
-def run_blocks(layers: nnx.Module, x_bpd: Float[Array, "b p d"], *, remat: str, unroll: bool) -> Float[Array, "b p d"]:
+def run_blocks(
+    layers: nnx.Module, x_bpd: Float[Array, "b p d"], modulation: Modulation | None = None, *, remat: str, unroll: bool
+) -> Float[Array, "b p d"]:
     """The output of the last of stacked `VisionBlock`s; remat and unroll as `scan_blocks` takes them."""
 
-    def step(block: VisionBlock, x_bpd: Array, _: None) -> tuple[Array, None]:
-        return pin(block(pin(x_bpd))), None
+    def step(block: VisionBlock, x_bpd: Array, own: Modulation | None) -> tuple[Array, None]:
+        return pin(block(pin(x_bpd), own)), None
 
-    return scan_blocks(layers, step, x_bpd, remat=remat, unroll=unroll)[0]
+    return scan_blocks(layers, step, x_bpd, modulation, remat=remat, unroll=unroll)[0]
 
 
 def check_tower(config: Any) -> None:

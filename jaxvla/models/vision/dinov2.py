@@ -13,7 +13,15 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.layers import Embedding, Linear
 from jaxvla.models.norms import LayerNorm
 from jaxvla.models.stack import stack_blocks
-from jaxvla.models.vision.blocks import BlockSizes, Unread, VisionBlock, check_patches, check_tower, run_blocks
+from jaxvla.models.vision.blocks import (
+    BlockSizes,
+    Modulation,
+    Unread,
+    VisionBlock,
+    check_patches,
+    check_tower,
+    run_blocks,
+)
 
 _NORMAL = nnx.initializers.normal(0.02)
 
@@ -149,11 +157,12 @@ class Dinov2Tower(nnx.Module):
             count = config.num_hidden_layers - config.num_run
             self.unread = Unread(config.block, count, norm=True, pool=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, patches_bpf: Float[Array, "b p f"]) -> Dinov2Features:
+    def __call__(self, patches_bpf: Float[Array, "b p f"], modulation: Modulation | None = None) -> Dinov2Features:
         """Encodes images.
 
         Args:
             patches_bpf: of one image each, row by row, as `jaxvla.ops.patches.cut_patches` gives them.
+            modulation: of each block that is run; None for none.
 
         Raises:
             ConfigError: patches of images of another size.
@@ -170,6 +179,6 @@ class Dinov2Tower(nnx.Module):
         x_bpd = x_bpd + positions_pd.astype(self.dtype)
         prefix_bkd = jnp.broadcast_to(prefix_kd.astype(self.dtype), (len(x_bpd), *prefix_kd.shape))
         x_bpd = jnp.concatenate([prefix_bkd, x_bpd], axis=1)
-        x_bpd = run_blocks(self.layers, x_bpd, remat=self.remat, unroll=self.unroll)
+        x_bpd = run_blocks(self.layers, x_bpd, modulation, remat=self.remat, unroll=self.unroll)
         x_bpd = x_bpd if self.post_layernorm is None else self.post_layernorm(x_bpd)
         return Dinov2Features(x_bpd[:, : config.num_prefix], x_bpd[:, config.num_prefix :])

@@ -9,7 +9,15 @@ from jaxtyping import Array, Float
 from jaxvla.models.layers import Embedding, Linear
 from jaxvla.models.norms import LayerNorm
 from jaxvla.models.stack import stack_blocks
-from jaxvla.models.vision.blocks import BlockSizes, Unread, VisionBlock, check_patches, check_tower, run_blocks
+from jaxvla.models.vision.blocks import (
+    BlockSizes,
+    Modulation,
+    Unread,
+    VisionBlock,
+    check_patches,
+    check_tower,
+    run_blocks,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +111,14 @@ class SiglipTower(nnx.Module):
                 rngs=rngs,
             )
 
-    def __call__(self, patches_bpf: Float[Array, "b p f"]) -> Float[Array, "b p d"]:
+    def __call__(
+        self, patches_bpf: Float[Array, "b p f"], modulation: Modulation | None = None
+    ) -> Float[Array, "b p d"]:
         """Encodes images.
 
         Args:
             patches_bpf: of one image each, row by row, as `jaxvla.ops.patches.cut_patches` gives them.
+            modulation: of each block that is run; None for none.
 
         Raises:
             ConfigError: patches of images of another size.
@@ -115,5 +126,5 @@ class SiglipTower(nnx.Module):
         check_patches(patches_bpf, self.config)
         x_bpd = self.patch_embedding(patches_bpf)
         x_bpd = x_bpd + self.position_embedding.embedding[...].astype(x_bpd.dtype)
-        x_bpd = run_blocks(self.layers, x_bpd, remat=self.remat, unroll=self.unroll)
+        x_bpd = run_blocks(self.layers, x_bpd, modulation, remat=self.remat, unroll=self.unroll)
         return x_bpd if self.post_layernorm is None else self.post_layernorm(x_bpd)

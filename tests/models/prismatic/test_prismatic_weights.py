@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 from models.prismatic import cases, published
 from models.qwen3_vl import hf_files
+from models.torch_files import Saved, call, prismatic
 
 from jaxvla.errors import ConfigError, WeightsError
 from jaxvla.models.module import init_params
@@ -107,6 +108,30 @@ def test_every_value_lands_in_its_place(tmp_path):
     np.testing.assert_array_equal(
         flat["vision/siglip/unread/pool/latent"], stored["vision_backbone.fused_featurizer.attn_pool.latent"][0, 0]
     )
+
+
+def original(path, config, tensors, **more):
+    saved = Saved()
+    saved.write(path, prismatic(saved, tensors, len(config.towers)) | more)
+
+
+@pytest.mark.parametrize("name", ["fused", "siglip"])
+def test_a_checkpoint_of_the_original_training(tmp_path, name):
+    config = cases.CONFIGS[name]
+    params = cases.seeded_params(config)
+    save_hf(params, config, tmp_path / "folder")
+    tensors = hf_files.read_files(tmp_path / "folder")
+    original(tmp_path / "a.pt", config, tensors, epoch=40)
+    loaded = flatten(load_hf(tmp_path / "a.pt", config))
+    for path, leaf in flatten(params).items():
+        np.testing.assert_array_equal(loaded[path], leaf, path)
+    del tensors["projector.fc1.bias"]
+    original(tmp_path / "b.pt", config, tensors | {"language_model.model.layers.0.more": np.zeros(3, np.float32)})
+    with pytest.raises(WeightsError, match=r"1 missing \(projector\.fc1\.bias\) and 1 left over \(language_model"):
+        load_hf(tmp_path / "b.pt", config)
+    original(tmp_path / "c.pt", config, tensors, optimizer=call("os", "system", "true"))
+    with pytest.raises(WeightsError, match=r"c\.pt: its pickle names os\.system"):
+        load_hf(tmp_path / "c.pt", config)
 
 
 def test_configurations(tmp_path):
