@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from jaxvla.envs import scene
@@ -46,8 +45,8 @@ class Kind:
     tasks: Callable[[str], Sequence[str]] | None = None
     max_steps: Callable[[str], int] = lambda level: MAX_STEPS
     usual: Callable[[str, int], tuple[int, int]] = lambda level, tasks: (100, 0)
-    suites: Mapping[str, Sequence[str]] = MappingProxyType({})
-    protocols: Mapping[str, Protocol] = MappingProxyType({})
+    suites: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=dict)
 
 
 def _metaworld(image_size: int, steps: int, level: str) -> World:

@@ -44,6 +44,7 @@ class ServedPolicy:
     def __init__(self, connect: Callable[[], Client], robots: int) -> None:
         self.robots = robots
         self._fresh: dict[int, dict[str, Any]] = {}
+        self._tasks: dict[int, Mapping[str, Any]] = {}  # of each robot's last decision
         with contextlib.ExitStack() as stack:
             self._clients = [stack.enter_context(connect()) for _ in range(robots)]
             first = self._clients[0]
@@ -81,7 +82,8 @@ class ServedPolicy:
         asked = [{**self._fresh.pop(robot, {}), "contract": self._told} for robot in robots]
         if timings is not None:
             asked = [{**own, "timing": timing._asdict()} for own, timing in zip(asked, timings)]
-        replies = self._ask(robots, [{**seen, **task} for seen, task in zip(observations, tasks)], asked)
+        self._tasks |= dict(zip(robots, tasks))
+        replies = self._ask(robots, observations, asked)
         actions = [reply["actions"] for reply in replies]
         return Decisions(np.stack(actions), tuple(str(reply.get("words", "")) for reply in replies))
 
@@ -107,11 +109,11 @@ class ServedPolicy:
         self._ending.close()
 
     def _ask(
-        self, robots: Sequence[int], messages: Sequence[Mapping[str, Any]], options: Sequence[Mapping[str, Any]]
+        self, robots: Sequence[int], observations: Sequence[Mapping[str, Any]], options: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
         waiting = [
-            self._threads.submit(self._clients[robot].act, message, PATIENCE, said)
-            for robot, message, said in zip(robots, messages, options)
+            self._threads.submit(self._clients[robot].act, {**seen, **self._tasks[robot]}, PATIENCE, said)
+            for robot, seen, said in zip(robots, observations, options)
         ]
         try:
             return [each.result() for each in waiting]
