@@ -14,8 +14,6 @@ from jaxvla.serving.stored import open_stored
 from jaxvla.serving.terms import Terms, Wishes, agree, check_chunkings
 from jaxvla_client.client import Client
 
-Agreeing = Callable[..., Terms]
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
