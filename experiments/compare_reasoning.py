@@ -3,6 +3,9 @@
     python experiments/compare_reasoning.py --config train_config.py:ecot_tiny \\
         --bridgedata_config data_config.py:sample_full --level full --output_path runs/comparison
 
+    python experiments/compare_reasoning.py --config train_config.py:metaworld_ecot_tiny \\
+        --bridgedata_config data_config.py:metaworld_mt10 --suite mt10 --output_path runs/metaworld_comparison
+
 Backbone, data, steps, samples, head and horizon are those of the configs in all of it; any value is overridden as for
 train.py. The same command goes on where it was stopped, and does nothing again that is there. What is trained:
 
@@ -32,7 +35,7 @@ from jaxvla import cli
 from jaxvla.config import leaves, local_path
 from jaxvla.envs.comparison import Row, markdown
 from jaxvla.envs.rollout import Result
-from jaxvla.envs.worlds import MAX_STEPS, Scenario
+from jaxvla.envs.worlds import Scenario, suite_named
 from jaxvla.errors import ConfigError, TrainingError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -67,9 +70,11 @@ flags.DEFINE_integer(
     "Steps of a training; schedules and intervals are stretched with them. Those of the config, with --quick 400.",
     lower_bound=1,
 )
-flags.DEFINE_string("level", None, "Of the tabletop; config.rollout.level where it is not given.")
+flags.DEFINE_string("env", None, "The world; config.rollout.world where it is not given, or the tabletop.")
+flags.DEFINE_string("level", None, "Of the world; config.rollout.level where it is not given.")
+flags.DEFINE_string("suite", "", "Tasks of the world that are played in turn, such as mt10; else the scenes draw them.")
 flags.DEFINE_integer("parallel", 10, "Episodes that are played side by side.", lower_bound=1)
-flags.DEFINE_integer("max_steps", MAX_STEPS, "Steps after which an episode has failed.", lower_bound=1)
+flags.DEFINE_integer("max_steps", 0, "Steps after which an episode has failed; 0 for the world's.", lower_bound=0)
 flags.DEFINE_bool("quick", False, "One seed, few steps and episodes.")
 flags.DEFINE_bool("dry_run", False, "Only print the commands that are left to run.")
 
@@ -81,12 +86,12 @@ def main(_: list[str]) -> None:
     if sizes["num_steps"]:
         settings = stretched(settings, sizes["num_steps"])
     output = local_path(FLAGS.output_path, "--output_path").absolute()
-    level = FLAGS.level or settings["rollout"]["level"]
-    Scenario("tabletop", level, max_steps=FLAGS.max_steps)  # says what is wrong with them before anything is trained
+    scenario = chosen_scenario(settings["rollout"])  # says what is wrong with it before anything is trained
     if not FLAGS.dry_run:
-        keep(output, {"config": settings, "bridgedata_config": source_settings, "level": level})
+        played = {"env": scenario.world, "level": scenario.level, "suite": FLAGS.suite}
+        keep(output, {"config": settings, "bridgedata_config": source_settings, **played})
     runs = [Run(output, name, seed, settings) for seed in range(sizes["seeds"]) for name in FLAGS.variants]
-    games = [game for run in runs for game in run.games(level, sizes["episodes"])]
+    games = [game for run in runs for game in run.games(scenario, sizes["episodes"])]
     jobs = [*runs, *games]
     for number, job in enumerate(jobs, 1):
         if job.done:
@@ -101,6 +106,13 @@ def main(_: list[str]) -> None:
             raise TrainingError(f"{job} stopped before its end; the same command goes on from there")
     if not FLAGS.dry_run:
         conclude(output, games)
+
+
+def chosen_scenario(rollout: Mapping[str, Any]) -> Scenario:
+    """What all of them play: by the flags, or else as trainings do."""
+    world = FLAGS.env or rollout["world"] or "tabletop"
+    tasks = suite_named(world, FLAGS.suite) if FLAGS.suite else ()
+    return Scenario(world, FLAGS.level or rollout["level"], tasks, max_steps=FLAGS.max_steps)
 
 
 def check(settings: Mapping[str, Any]) -> None:
@@ -204,9 +216,9 @@ class Run:
         overrides = (f"--config.{name}={value}" for name, value in own.items())
         return [*cli.config_words(GIVEN, ("config", "bridgedata_config")), *overrides, f"--name={self.variant}"]
 
-    def games(self, level: str, episodes: int) -> list["Game"]:
+    def games(self, scenario: Scenario, episodes: int) -> list["Game"]:
         """All ways to play it; with the first seed also for one robot alone."""
-        made = [Game(self, row, level, episodes, FLAGS.parallel) for row in VARIANTS[self.variant]]
+        made = [Game(self, row, scenario, episodes, FLAGS.parallel) for row in VARIANTS[self.variant]]
         alone = {"episodes": ALONE, "parallel": 1, "alone": True}
         return made + [dataclasses.replace(game, **alone) for game in made if not self.seed]
 
@@ -217,7 +229,7 @@ class Game:
 
     run: Run
     row: str
-    level: str
+    scenario: Scenario
     episodes: int
     parallel: int
     alone: bool = False
@@ -239,7 +251,7 @@ class Game:
             found = json.loads(self.path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
-        asked = {"level": self.level, "episodes": self.episodes, "seed": self.run.seed, "max_steps": FLAGS.max_steps}
+        asked = self.settings() | {"episodes": self.episodes, "seed": self.run.seed}
         same = asked.items() <= found["settings"].items()
         return found if same and found["checkpoint"] == str(run / "checkpoints" / str(step)) else None
 
@@ -250,10 +262,14 @@ class Game:
 
     def flags(self) -> list[str]:
         """Of eval.py."""
-        own = {"checkpoint": self.run.latest()[1], "modes": VARIANTS[self.run.variant][self.row], "level": self.level}
-        own |= {"episodes": self.episodes, "seed": self.run.seed, "parallel": self.parallel}
-        own |= {"max_steps": FLAGS.max_steps, "output_path": self.path}
+        own = {"checkpoint": self.run.latest()[1], "modes": VARIANTS[self.run.variant][self.row]} | self.settings()
+        own |= {"episodes": self.episodes, "seed": self.run.seed, "parallel": self.parallel, "output_path": self.path}
         return [f"--{name}={value}" for name, value in own.items()]
+
+    def settings(self) -> dict[str, Any]:
+        """What is played, as flags of eval.py and as its report has it."""
+        own = self.scenario
+        return {"env": own.world, "level": own.level, "suite": FLAGS.suite, "max_steps": own.max_steps}
 
     def results(self) -> list[Result]:
         """Of its episodes."""

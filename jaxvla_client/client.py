@@ -19,6 +19,8 @@ from jaxvla_client.errors import AccessError, ClientError, CodecError, Connectio
 
 # The key under which servers of jaxvla are told more than openpi's protocol can say, and what their metadata say.
 OPTIONS, SERVER = "jaxvla", "jaxvla"
+# Before the names of what goals must hold, in what such a server says is needed.
+GOALS = "goals/"
 
 # Seconds between tries to reach a server: the first pause, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
@@ -97,6 +99,20 @@ class Client:
             said = f"has no policy {name!r}" if name else "serves several policies"
             raise ClientError(f"{self.address} {said}; name one of {', '.join(map(str, policies))}")
         return policies[name]
+
+    @property
+    def needed(self) -> dict[str, tuple[str, ...]] | None:
+        """The names that an observation and a goal must hold, by "observation" and "goals"; None for other servers.
+
+        Raises:
+            ClientError: as `facts`.
+        """
+        if self.facts is None:
+            return None
+        names = [str(name) for name in self.facts["needed"]]
+        own = tuple(name for name in names if "/" not in name and name != "language")
+        goals = tuple(name.removeprefix(GOALS) for name in names if name.startswith(GOALS))
+        return {"observation": own, "goals": goals}
 
     def act(
         self, observation: Mapping[str, Any], timeout: float | None = None, options: Mapping[str, Any] | None = None

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from jaxvla.envs.film import FREQUENCY, SUFFIX, Frame, save_film
-from jaxvla.envs.rollout import Actor, Episode, Observation, Result, World, rollouts
+from jaxvla.envs.rollout import Actor, Episode, Observation, Pace, Result, World, rollouts
 from jaxvla.envs.worlds import Scenario
 
 # The last parts of what the seeds of episodes are made from. Seeds of demonstrations have three parts, too, the last of
@@ -154,12 +154,51 @@ class Films:
         return path
 
 
+@dataclasses.dataclass(frozen=True)
+class Filming:
+    """Which episodes are filmed: the first `count`, as FOLDER/NAME_NUMBER_ENDING in the format of `suffix`."""
+
+    folder: pathlib.Path
+    count: int
+    suffix: str = SUFFIX
+
+
 @runtime_checkable
 class Player(Actor, Protocol):
     """A policy that says what it looks at; `jaxvla.serving.policy.Policy` is one."""
 
     robots: int
     needed: Mapping[str, Sequence[str]]
+
+
+def evaluate(
+    policy: Player,
+    scenario: Scenario,
+    numbers: Iterable[int],
+    seed: int,
+    pace: Pace | None = None,
+    filming: Filming | None = None,
+    name: str = "",
+) -> Iterator[Result]:
+    """Plays episodes of a seed, `policy.robots` of them side by side; their results as they come.
+
+    Args:
+        policy: fits the world.
+        scenario: what is played.
+        numbers: of the episodes.
+        seed: see `episodes`.
+        pace: how decisions are played.
+        filming: what is filmed of them.
+        name: of the films.
+    """
+    worlds = [scenario.make() for _ in range(policy.robots)]
+    count, suffix = (filming.count, filming.suffix) if filming else (0, SUFFIX)
+    films = Films(policy.needed, count, worlds[0].spec.control_frequency, suffix)
+    chosen = episodes(scenario, numbers, bool(policy.needed["goals"]), seed)
+    for result in rollouts(policy, worlds, chosen, films.watch if count else None, pace):
+        if filming and result.number < count:
+            films.save(result, filming.folder, name.replace(" ", "_"))
+        yield result
 
 
 class Course:

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxvla.envs import scene
 from jaxvla.envs.goals import last_frame
-from jaxvla.envs.metaworld.protocols import PROTOCOLS
+from jaxvla.envs.metaworld.protocols import PROTOCOLS, SUITES, Protocol
 from jaxvla.envs.metaworld.tasks import TASKS
 from jaxvla.envs.metaworld.world import MetaWorld, check_installed, spec_of
 from jaxvla.envs.names import check_name
@@ -33,6 +34,8 @@ class Kind:
         tasks: those of a level, by its name; None for whatever the world takes.
         max_steps: those of a level, where none are named.
         usual: (level, how many tasks) to how many episodes an evaluation has, and the seed that they are drawn from.
+        suites: tasks that are evaluated together, by name.
+        protocols: by level, of a world that is evaluated by published ones.
     """
 
     make: Callable[[int, int, str], World]
@@ -42,6 +45,8 @@ class Kind:
     tasks: Callable[[str], Sequence[str]] | None = None
     max_steps: Callable[[str], int] = lambda level: MAX_STEPS
     usual: Callable[[str, int], tuple[int, int]] = lambda level, tasks: (100, 0)
+    suites: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=dict)
 
 
 def _metaworld(image_size: int, steps: int, level: str) -> World:
@@ -70,8 +75,24 @@ WORLDS = {
         lambda level: tuple(TASKS),
         lambda level: PROTOCOLS[level].max_steps,
         lambda level, tasks: (PROTOCOLS[level].episodes * (tasks or len(TASKS)), PROTOCOLS[level].seed),
+        SUITES,
+        PROTOCOLS,
     ),
 }
+
+
+def suite_named(world: str, name: str) -> tuple[str, ...]:
+    """The tasks of a suite.
+
+    Raises:
+        ConfigError: there is no such world, or it has no such suite.
+    """
+    check_name("world", world, [*WORLDS])
+    if not (suites := WORLDS[world].suites):
+        having = ", ".join(name for name, kind in WORLDS.items() if kind.suites)
+        raise ConfigError(f"{world} has no suites, and so no {name!r}; worlds with suites are {having}")
+    check_name(f"{world} suite", name, suites)
+    return tuple(suites[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +133,15 @@ class Scenario:
     def usual(self) -> tuple[int, int]:
         """How many episodes an evaluation has where nobody says it, and the seed that they are drawn from."""
         return WORLDS[self.world].usual(self.level, len(self.tasks))
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """The published one that it is played by; None where the world has none."""
+        return WORLDS[self.world].protocols.get(self.level)
+
+    def terms(self, settings: Mapping[str, Any]) -> list[str]:
+        """See `Protocol.lines`; none where there is no protocol."""
+        return [] if self.protocol is None else self.protocol.lines(settings, len(self.tasks) or len(TASKS))
 
     def make(self) -> World:
         """A world of its own, for one episode at a time."""

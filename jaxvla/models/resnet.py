@@ -27,17 +27,27 @@ _LECUN = nnx.initializers.lecun_normal()
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Blocks per stage, channels of the first stage (each later one doubles them), kind of block, conditioning."""
+    """Blocks per stage, channels of the first stage (each later one doubles them), kind of block, conditioning.
+
+    `last_stride` is that of the last stage; where it is 1, small things are found on a finer map.
+    """
 
     stage_sizes: tuple[int, ...]
     num_filters: int = 64
     bottleneck: bool = False
     film: bool = False
+    last_stride: int = 2
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of the stages; the stem and the max pool halve the image before them."""
+        return (1, *(2,) * (len(self.stage_sizes) - 2), self.last_stride)[: len(self.stage_sizes)]
 
 
 ARCHITECTURES = {
     "resnetv1-tiny": Architecture((1, 1, 1), num_filters=16),
     "resnetv1-tiny-film": Architecture((1, 1, 1), num_filters=16, film=True),
+    "resnetv1-tiny-fine-film": Architecture((1, 1, 1), num_filters=16, film=True, last_stride=1),
     "resnetv1-18": Architecture((2, 2, 2, 2)),
     "resnetv1-34": Architecture((3, 4, 6, 3)),
     "resnetv1-50": Architecture((3, 4, 6, 3), bottleneck=True),
@@ -224,15 +234,15 @@ class ResNet(nnx.Module):
         self.num_stages = len(architecture.stage_sizes)
         self.stages = nnx.Dict()
         for i, num_blocks in enumerate(architecture.stage_sizes):
-            stage = Stage(num_blocks, channels, architecture.num_filters * 2**i, 2 if i else 1, options, rngs)
+            filters, stride = architecture.num_filters * 2**i, architecture.strides[i]
+            stage = Stage(num_blocks, channels, filters, stride, options, rngs)
             self.stages[f"stage{i}"] = stage
             channels = stage.out_channels
         self.out_dim = channels
         if config.pooling == "spatial_softmax":
             self.out_dim *= 2
         if config.pooling == "spatial_learned_embeddings":
-            # The stem, the max pool and every stage but the first halve the image.
-            height, width = (math.ceil(size / 2 ** (self.num_stages + 1)) for size in image_size)
+            height, width = (math.ceil(size / (4 * math.prod(architecture.strides))) for size in image_size)
             self.out_dim *= NUM_SPATIAL_EMBEDDINGS
             self.embeddings = nnx.Param(_LECUN(rngs.params(), (height, width, channels, NUM_SPATIAL_EMBEDDINGS)))
 

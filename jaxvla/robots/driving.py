@@ -101,7 +101,7 @@ class Server:
     """Where a policy server is, as flags say it.
 
     Attributes:
-        address: HOST:PORT, or HOST:PORT/NAME of one of several policies.
+        address: HOST:PORT, or HOST:PORT/NAME of one of several policies; ws:// may stand before it.
         token_file: path of a file that holds its token; empty for none.
         certificate: path of a PEM file of whom its certificate is from; empty for a plain connection.
     """
@@ -117,7 +117,7 @@ class Server:
             ConfigError: the address is none, or a file cannot be read.
             RobotError: the server is not reached, or does not admit this client.
         """
-        place, _, policy = self.address.partition("/")
+        place, _, policy = self.address.rpartition("://")[2].partition("/")
         host, port = host_and_port(place, "--server")
         try:
             token = pathlib.Path(self.token_file).read_text().strip() if self.token_file else None
@@ -152,10 +152,7 @@ class ServerDriver:
             self._playing = Playing(client, asynchronous=asynchronous)
         except ClientError as error:
             raise RobotError(str(error)) from error
-        names = facts["needed"]
-        goals = tuple(name.removeprefix("goals/") for name in names if name.startswith("goals/"))
-        own = tuple(name for name in names if "/" not in name and name != "language")
-        self.needed, self.contract = {"observation": own, "goals": goals}, facts["contract"]
+        self.needed, self.contract = client.needed, facts["contract"]
         self._client = client
 
     def __enter__(self) -> "ServerDriver":

@@ -1,5 +1,6 @@
 """The comparison of ways to reason, from a few demonstrations to its table."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -121,9 +122,21 @@ def test_what_was_stopped_goes_on_and_what_is_there_is_not_done_again(compare, w
     assert printed == (f"error: {output} compares with config.batch_size=4, not 8: give another --output_path\n")
 
 
+@pytest.mark.skipif(importlib.util.find_spec("metaworld") is None, reason="needs pip install -e '.[metaworld]'")
+def test_other_worlds_are_played_likewise(compare):
+    """By the steps of its protocol where no others are given."""
+    world = ("--env=metaworld", "--level=starvla", "--suite=mt10")
+    code, printed = compare("--dry_run", "--variants=words", *world, "--max_steps=0")
+    assert code == 0, printed
+    games = [argv for argv in printed_commands(printed) if "eval.py" in argv[0]]
+    assert len(games) == 4
+    assert all({*world, "--max_steps=400"} <= {*game} for game in games)
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
+        (["--suite=mt10"], "tabletop has no suites, and so no 'mt10'; worlds with suites are metaworld"),
         (["--variants=latent,slots"], "--variants must be some of none, words, latent, pause, not slots"),
         (["--variants="], "--variants must be some of none, words, latent, pause, not nothing"),
         (["--config.curriculum.schedule=((0,0),)"], "config.curriculum.schedule must end at a stage with slots"),

@@ -11,6 +11,7 @@ import jax
 import pytest
 from interchange.act_policies import KWARGS
 from serving.policies import make
+from serving_clients.served import serve
 
 from jaxvla.data.schema import BatchSpec
 from jaxvla.envs.metaworld.protocols import SUITES
@@ -99,11 +100,28 @@ def test_one_that_was_killed_goes_on(policy, played, tmp_path):
     assert not journal.exists()
 
 
+def test_a_served_policy_plays_the_same(policy, played, tmp_path):
+    report = tmp_path / "served.json"
+    with serve(f"--checkpoint={policy}", "--port=0") as address:
+        done = run_main(f"--server={address}", *HARD, f"--output_path={report}")
+    assert done.returncode == 0, done.stderr
+    again, before = (json.loads(path.read_text()) for path in (report, played[0]))
+    assert again["checkpoint"] == f"served at {address}"
+    assert (again["settings"], again["contract"]) == (before["settings"], before["contract"])
+    facts = ("number", "seed", "task", "success", "steps", "decisions")
+    for own, others in zip(again["episodes"]["policy"], before["episodes"]["policy"], strict=True):
+        assert [own[name] for name in facts] == [others[name] for name in facts]
+        # Without the training data's deviations jumps are in the units of actions.
+        assert len(own["jumps"]) == len(others["jumps"])
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--env=metaworld", "--suite=mt11"], "error: no Meta-World suite named 'mt11', did you mean 'mt10'?"),
-        (["--suite=mt10"], "error: --suite is of --env metaworld, and takes the place of --task"),
+        (["--env=metaworld", "--suite=mt11"], "error: no metaworld suite named 'mt11', did you mean 'mt10'?"),
+        (["--server=x:1"], "error: --checkpoint does not go with --server: leave it out, or start the server with it"),
+        (["--suite=mt10"], "error: tabletop has no suites, and so no 'mt10'; worlds with suites are metaworld"),
+        (["--env=metaworld", "--suite=mt10", "--task=reach-v3"], "error: --suite takes the place of --task: leave one"),
         (["--env=metaworld", "--level=starvla"], "error: the policy does not fit metaworld: it reads corner2, proprio"),
     ],
 )

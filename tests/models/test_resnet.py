@@ -170,3 +170,12 @@ def test_bad_configurations(options, named):
 
 def test_groups_divide_every_width():
     assert all(a.num_filters % resnet.NUM_GROUPS == 0 for a in ARCHITECTURES.values())
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnetv1-tiny-film", 3), ("resnetv1-tiny-fine-film", 5)])
+def test_a_fine_encoder_keeps_the_map_of_the_stage_before(name, side):
+    """Of 40 pixels, which stem, max pool and the stages with a stride halve."""
+    for pooling, shape in {"none": (2, side, side, 64), "spatial_learned_embeddings": (2, 512)}.items():
+        make = maker((40, 40), name=name, pooling=pooling, cond_dim=3)
+        features = forward(make, random_images(size=(40, 40)), jnp.ones((2, 3)))
+        assert features.shape == shape

@@ -33,13 +33,15 @@ class Decision:
     Attributes:
         phase: which of the ways in which it decides, a key of `tasks.PHASES`.
         waypoint: float64 [3], where the hand is heading, m.
-        action: float32 [4], within [-1, 1].
+        action: float32 [4], within [-1, 1], what the expert wants.
+        played: likewise, what the world gets: `action` with noise, or a push in its place.
         taught: whether it is to be imitated; not where something pushes the hand, nor where the expert errs.
     """
 
     phase: str
     waypoint: np.ndarray
     action: np.ndarray
+    played: np.ndarray
     taught: bool = True
 
 
@@ -72,13 +74,15 @@ class Expert:
         number, waypoint = self._heading(self._policy, seen.copy())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that actions are clipped
-            action = np.asarray(self._policy.get_action(seen), np.float64)
+            action = np.clip(np.asarray(self._policy.get_action(seen), np.float64), -1, 1)
+        played = action.copy()
         if any(self._rates.values()):
             fresh = NOISE * self._rng.standard_normal(3)
             self._noise = NOISE_MEMORY * self._noise + np.sqrt(1 - NOISE_MEMORY**2) * fresh
-            action[:3] = self._ways["push"] if pushed else np.clip(action[:3], -1, 1) + self._noise
+            played[:3] = self._ways["push"] if pushed else np.clip(action[:3] + self._noise, -1, 1)
         phase = TASKS[self._world.task].phases[number]
-        return Decision(phase, waypoint, np.clip(action, -1, 1).astype(np.float32), not (pushed or erring))
+        actions = action.astype(np.float32), played.astype(np.float32)
+        return Decision(phase, waypoint, *actions, taught=not (pushed or erring))
 
     def _goes_on(self, name: str, steps: tuple[int, int], near: float, far: float) -> bool:
         """Whether a push or an error goes on, or begins, at this step; draws its way as it begins."""
@@ -106,7 +110,7 @@ def demonstrate(
     for _ in range(world.max_steps):
         decision = expert.decide()
         yield observation, decision
-        observation, *_ = world.step(decision.action)
+        observation, *_ = world.step(decision.played)
         if world.done:
             break
     yield observation, None

@@ -1,7 +1,8 @@
 """How Meta-World is evaluated elsewhere, as data: what the camera sees, how long an episode is, how many there are."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxvla.envs.metaworld.tasks import DIFFICULTIES, MT10, TASKS
 from jaxvla.envs.names import check_name
@@ -47,6 +48,19 @@ class Protocol:
             f"of a task, at most {self.max_steps} steps, seed {self.seed}"
         )
 
+    def lines(self, settings: Mapping[str, Any], tasks: int) -> list[str]:
+        """Which protocol is played, and what is done otherwise, a line each.
+
+        Args:
+            settings: at least "episodes" (of all tasks), "seed", "max_steps" and "image_size", as they are played.
+            tasks: how many are.
+        """
+        usual = {"episodes": self.episodes * tasks}
+        usual |= {name: getattr(self, name) for name in ("seed", "max_steps", "image_size")}
+        others = [name for name, value in usual.items() if settings[name] != value]
+        lines = [f"deviation    {name} {settings[name]}, the protocol says {usual[name]}" for name in others]
+        return [f"protocol     {self}", *lines]
+
 
 PROTOCOLS = {
     protocol.name: protocol
@@ -66,16 +80,6 @@ SUITES = {
     "mt50": tuple(TASKS),
     **{level: tuple(name for name, task in TASKS.items() if task.difficulty == level) for level in DIFFICULTIES},
 }
-
-
-def suite_named(name: str) -> tuple[str, ...]:
-    """The tasks of the suite of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    check_name("Meta-World suite", name, SUITES)
-    return SUITES[name]
 
 
 def check_tasks(names: Sequence[str]) -> None:

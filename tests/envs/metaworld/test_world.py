@@ -9,11 +9,11 @@ import pytest
 import train_metaworld
 
 from jaxvla.envs.metaworld import graphics, world
-from jaxvla.envs.metaworld.protocols import PROTOCOLS, SUITES, check_tasks, suite_named
+from jaxvla.envs.metaworld.protocols import PROTOCOLS, SUITES, check_tasks
 from jaxvla.envs.metaworld.tasks import DIFFICULTIES, TASKS
 from jaxvla.envs.metaworld.world import MetaWorld
 from jaxvla.envs.rollout import World, check_fit, rollouts
-from jaxvla.envs.worlds import Scenario
+from jaxvla.envs.worlds import Scenario, suite_named
 from jaxvla.errors import ConfigError
 
 SIDE = 32
@@ -135,7 +135,7 @@ def test_suites_are_the_published_ones():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: suite_named("mt11"), "no Meta-World suite named 'mt11', did you mean 'mt10'"),
+        (lambda: suite_named("metaworld", "mt11"), "no metaworld suite named 'mt11', did you mean 'mt10'"),
         (
             lambda: check_tasks(["pick-plaze-v3"]),
             "no Meta-World task named 'pick-plaze-v3', did you mean 'pick-place-v3'",
