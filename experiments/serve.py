@@ -116,8 +116,8 @@ def load(name: str, folder: pathlib.Path, how: "Hosting") -> "Hosted":
     assets = open_stored(folder, FLAGS.step, FLAGS.dataset).assets.of(FLAGS.dataset)
     whole = dataclasses.replace(assets.execution, execute_steps=0, ensemble=None) if FLAGS.whole_chunks else None
     rows = [rows for rows in (1, 4, 16, 64) if rows < FLAGS.robots]
-    how = (FLAGS.mode, FLAGS.robots, FLAGS.temperature, whole, FLAGS.dataset, rows)
-    policy = load_policy(folder, FLAGS.step, *how, FLAGS.quantize, FLAGS.simulator)
+    options = (FLAGS.mode, FLAGS.robots, FLAGS.temperature, whole, FLAGS.dataset, rows, FLAGS.quantize, FLAGS.simulator)
+    policy = load_policy(folder, FLAGS.step, *options)
     return Hosted(name, policy, assets.names, how)
 
 

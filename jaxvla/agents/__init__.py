@@ -39,10 +39,11 @@ _STARTS: dict[str, Callable[[Any], Start | None]] = {
     "openvla": openvla_start.start_of,
 }
 
-# Of the methods around a language model, whose kernels are held in fewer bits: those of `jaxvla.models.layers.Linear`.
+# Of the methods around a language model, whose kernels are held in fewer bits: those of `jaxvla.models.layers.Linear`,
+# but not the few rows with which actions and states come in.
 QUANTIZED = {
     "ecot": r"^backbone/.*/kernel$",
-    "smolvla": r"/kernel$",
+    "smolvla": r"^(?!action_|state_).*/kernel$",
     "openvla": r"^(vision|projector|llm)/.*/kernel$",
 }
 

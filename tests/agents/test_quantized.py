@@ -93,6 +93,12 @@ def test_what_can_be_quantized_are_linear_layers(name, agent):
         linear |= {prefix + "/".join([*map(str, path), "kernel"]) for path in layers}
     assert set(match_paths(params, QUANTIZED[name])) <= linear
     assert set(QUANTIZED) == {"openvla", "ecot", "smolvla"}
+    few = jax.eval_shape(lambda params: quantized(name, params, "int4"), params)
+    rng = np.random.default_rng(0)
+    batch = ecot_cases.batch() if name == "ecot" else agent.spec.fake_batch(2, agent.batch_keys, rng)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    actions = jax.eval_shape(agent.act, few, batch["observations"], batch)
+    assert actions.shape[1:] == (agent.spec.action_horizon, agent.spec.action_dim)
 
 
 @pytest.mark.parametrize(("name", "base"), [("openvla", "int8"), ("openvla", "int4"), ("ecot", "int4")])

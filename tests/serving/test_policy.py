@@ -4,14 +4,17 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from agents import openvla_cases
 from serving.policies import GC_BC, Echo, gray, save
 from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, make_assets
 
 from jaxvla import agents
+from jaxvla.agents.language import LanguageConfig, open_language
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms.images import resize
-from jaxvla.errors import CheckpointError, PolicyError
+from jaxvla.errors import CheckpointError, ConfigError, PolicyError
+from jaxvla.models.quantization import num_bytes
 from jaxvla.serving.policy import load_policy
 
 
@@ -130,3 +133,17 @@ def test_observations_that_do_not_fit(tmp_path_factory, observation, goals, mess
     policy = echo(tmp_path_factory.mktemp("echo"))
     with pytest.raises(PolicyError, match=message):
         policy.act(observation, {"goals": goals})
+
+
+def test_kernels_are_held_in_fewer_bits(tmp_path):
+    language, model = open_language(LanguageConfig("openvla"), ()), openvla_cases.MODEL
+    kwargs = openvla_cases.agent_kwargs(model=model | {"text": model["text"] | {"vocab_size": 1000}})
+    spec = dataclasses.replace(SPEC, image_size=(8, 8), instruction=language.spec)
+    save(tmp_path, "openvla", kwargs, spec, language=language.to_json())
+    plain, few = (load_policy(tmp_path, quantize=mode) for mode in ("", "int8"))
+    kernel, held = (policy.params["llm"]["layers"]["mlp"]["up_proj"]["kernel"] for policy in (plain, few))
+    np.testing.assert_allclose(held.matrix(np.float32), kernel, atol=0.01)
+    assert num_bytes(few.params) < num_bytes(plain.params)
+    save(tmp_path / "other", "echo", {}, SPEC)
+    with pytest.raises(ConfigError, match="echo cannot be quantized to int8, which ecot, smolvla, openvla can"):
+        load_policy(tmp_path / "other", quantize="int8")
