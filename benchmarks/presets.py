@@ -10,7 +10,6 @@ others plan otherwise. Any setting can be changed, such as --config.batch_size=1
 seconds of all cores together depend less on what else the machine does.
 """
 
-import functools
 import pathlib
 import statistics
 import time
@@ -22,50 +21,19 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxvla import cli
-from jaxvla.agents import Agent, make_agent
-from jaxvla.agents.language import LanguageConfig, open_language
-from jaxvla.config import from_mapping
-from jaxvla.data.schema import BatchSpec, InstructionSpec
-from jaxvla.errors import ConfigError
-from jaxvla.ops.augmentation import augment_batch
 from jaxvla.parallel.mesh import make_mesh
 from jaxvla.parallel.sharding import batch_sharding
-from jaxvla.training.config import TrainConfig
-from jaxvla.training.job import read_train_config
-from jaxvla.training.optimizer import make_optimizer
-from jaxvla.training.state import abstract_state, create_state, state_shardings
-from jaxvla.training.step import make_train_step
+from jaxvla.training.sketch import Robot, sketch
+from jaxvla.training.state import create_state
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "How to train: FILE:PRESET, of a method without a backbone.")
+config_flags.DEFINE_config_file("config", None, "How to train: FILE:PRESET.")
 flags.DEFINE_integer("cameras", 2, "Of the robot.", lower_bound=1)
 flags.DEFINE_list("stored_size", ["480", "640"], "Height and width of pictures that the preset leaves as they are.")
 flags.DEFINE_integer("dims", 6, "Values of state and action.", lower_bound=1)
 flags.DEFINE_integer("steps", 0, "Training steps that are timed; the median is printed.", lower_bound=0)
-
-
-def agent_of(settings: dict[str, Any], config: TrainConfig) -> Agent:
-    data = settings["data"]
-    cameras = tuple(f"camera{number}" for number in range(FLAGS.cameras))
-    size = tuple(data["image_size"]) or tuple(map(int, FLAGS.stored_size))
-    words = None
-    if "language" in settings:
-        language = from_mapping(LanguageConfig, settings["language"], "config.language")
-        words = _words(language, dict(config.agent_kwargs))
-    lengths = {"obs_horizon": data["obs_horizon"], "action_horizon": data["action_horizon"]}
-    spec = BatchSpec(cameras, size, FLAGS.dims, FLAGS.dims, instruction=words, **lengths)
-    return make_agent(config.agent, config.agent_kwargs, spec)
-
-
-def _words(language: LanguageConfig, kwargs: dict[str, Any]) -> InstructionSpec:
-    """Of the tokenizer that ships with the package; its ids fit into any vocabulary."""
-    if language.encoder != "tokens":
-        raise ConfigError(
-            f"config.language.encoder is {language.encoder!r}: methods that read tokens are measured here"
-        )
-    return open_language(language, ()).spec
 
 
 def in_bytes(tree: Any) -> int:
@@ -73,21 +41,12 @@ def in_bytes(tree: Any) -> int:
 
 
 def main(_: list[str]) -> None:
-    settings = FLAGS.config.to_dict()
-    config = read_train_config(settings)
-    agent = agent_of(settings, config)
+    robot = Robot(FLAGS.cameras, FLAGS.dims, tuple(map(int, FLAGS.stored_size)))
+    run_of = sketch(FLAGS.config.to_dict(), robot)
+    config, agent, optimizer = run_of.config, run_of.agent, run_of.optimizer
     mesh = make_mesh(config.mesh)
-    optimizer = make_optimizer(config.optimizer, agent.frozen_modules)
-    state = abstract_state(agent, optimizer, mesh, ema=config.ema_decay > 0)
-    step = make_train_step(
-        agent,
-        optimizer,
-        functools.partial(augment_batch, config=config.augment),
-        state_shardings(state),
-        batch_sharding(mesh),
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-    )
+    state = run_of.state(mesh)
+    step = run_of.step(state, mesh)
     batch = agent.spec.fake_batch(config.batch_size, agent.batch_keys, np.random.default_rng(0))
     start = time.perf_counter()
     compiled = step.lower(state, batch).compile()

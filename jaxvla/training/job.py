@@ -33,14 +33,8 @@ from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
 from jaxvla.reasoning.texts import StoreChoice, Texts, open_texts
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import make_optimizer
+from jaxvla.training.settings import LANGUAGE_KEY, TEXT_KEYS, read_train_config
 from jaxvla.training.state import Pretrained
-
-# Keys of configs/train_config.py beside those of `TrainConfig`: for the loader, for agents that follow instructions,
-# and for agents that read and write text.
-_DATA_KEYS = ("data", "data_path")
-_LANGUAGE_KEY = "language"
-_TEXT_KEYS = ("backbone", "curriculum", "prompt")
-_POLICY_KEY = "policy"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -159,21 +153,6 @@ def _counted(params: Params) -> str:
     return f"{sum(sizes.values()):.2f} M ({modules}; {', '.join(dtypes)})"
 
 
-def read_train_config(settings: Mapping[str, Any]) -> TrainConfig:
-    """The part of the settings that training reads.
-
-    Raises:
-        ConfigError: an unknown key, or a value that is refused.
-    """
-    own = {
-        key: value
-        for key, value in settings.items()
-        if key not in (*_DATA_KEYS, _LANGUAGE_KEY, *_TEXT_KEYS, _POLICY_KEY)
-    }
-    config = from_mapping(TrainConfig, own, "config")
-    return dataclasses.replace(config, optimizer=config.optimizer.for_run(config.num_steps))
-
-
 def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) -> Job:
     """Opens data, backbone, texts and instructions, and makes the agent.
 
@@ -269,18 +248,18 @@ def _of_datasets(config: MixtureConfig, training: Mixture) -> dict[str, Any]:
 
 
 def _open_language(settings: Mapping[str, Any], training: Mixture, validation: Mixture) -> Language | None:
-    if _LANGUAGE_KEY not in settings:
+    if LANGUAGE_KEY not in settings:
         return None
-    config = from_mapping(LanguageConfig, settings[_LANGUAGE_KEY], f"config.{_LANGUAGE_KEY}")
+    config = from_mapping(LanguageConfig, settings[LANGUAGE_KEY], f"config.{LANGUAGE_KEY}")
     return open_language(config, (training, validation))
 
 
 def _open_backbone(settings: Mapping[str, Any]) -> Backbone | None:
-    given = [key for key in _TEXT_KEYS if key in settings]
+    given = [key for key in TEXT_KEYS if key in settings]
     if not given:
         return None
-    if len(given) < len(_TEXT_KEYS):
-        missing = [key for key in _TEXT_KEYS if key not in given]
+    if len(given) < len(TEXT_KEYS):
+        missing = [key for key in TEXT_KEYS if key not in given]
         raise ConfigError(f"config has {', '.join(given)} but lacks {', '.join(missing)}; give all or none")
     return open_backbone(from_mapping(BackboneConfig, settings["backbone"], "config.backbone"), THINKING_TOKENS)
 

@@ -36,6 +36,7 @@ from jaxvla.training.resuming import candidates, whole_checkpoint
 from jaxvla.training.rollouts import Play, Played, Rollouts
 from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
 from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
+from jaxvla.training.throughput import Throughput
 from jaxvla.training.validation import evaluate
 
 
@@ -155,8 +156,7 @@ def train(
         rules: where parameters live, see `tree_shardings`.
         pretrained: parameters that a new run reads from files, see `create_state`.
         play: the rollouts of `config.rollout`, see `Rollouts`; None for none.
-        drawn: gives by name the share of each dataset in the batches after the first so many steps, up to the second;
-            logged as data/share/NAME.
+        drawn: (start, stop) -> by name the share of each dataset in the batches between; logged as data/share/NAME.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
@@ -180,6 +180,7 @@ def train(
             interval=Interval(config.batch_size),
             rollouts=Rollouts(config.rollout, play),
             drawn=drawn,
+            throughput=Throughput(agent, make_optimizer(config.optimizer, agent.frozen_modules), mesh),
             logged=start,
         )
         interrupted = loop.run(start)
@@ -286,6 +287,7 @@ class _Loop:
     interval: Interval
     rollouts: Rollouts
     drawn: Callable[[int, int], dict[str, float]]
+    throughput: Throughput
     logged: int
     train_loss: float = math.nan
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -325,6 +327,8 @@ class _Loop:
         if compiles and not self.interval.empty:
             # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old one.
             self._log(step - 1)
+        if compiles:
+            self.throughput.count(self.state.params, batch)
         self.shapes = shapes
         started = time.perf_counter()
         with jax.transfer_guard("disallow"):
@@ -341,6 +345,7 @@ class _Loop:
         values = self.interval.fetch(self.feed.waited)
         self.train_loss = values["training/loss"]
         values |= {f"data/share/{name}": share for name, share in self.drawn(self.logged, step).items()}
+        values |= self.throughput.rates(values)
         self.logged = step
         self.loggers.write(step, values)
         self.progress.training(step, values)

@@ -82,6 +82,11 @@ def test_timers_are_logged(whole):
     step, rate = metrics_of(run, "timer/step_ms"), metrics_of(run, "timer/samples_per_s")
     assert all(1000 * 16 / step[i] == pytest.approx(rate[i]) for i in step)
     assert all(0 <= wait <= step[i] for i, wait in metrics_of(run, "timer/data_wait_ms").items())
+    # The model's work is the same at every step, whatever time it takes.
+    work = {i: rate * step[i] for i, rate in metrics_of(run, "timer/flops_per_s").items()}
+    assert list(work) == list(step)
+    assert work == pytest.approx(dict.fromkeys(step, next(iter(work.values()))))
+    assert not metrics_of(run, "timer/mfu"), "nobody knows the peak of a CPU"
 
 
 def test_no_thread_and_no_handler_is_left(whole):
