@@ -64,19 +64,19 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
     from jaxvla.parallel.feed import process_rows
     from jaxvla.parallel.mesh import make_mesh
     from jaxvla.parallel.sharding import batch_sharding
-    from jaxvla.training import loop
+    from jaxvla.training import folders, loop
     from jaxvla.training.job import open_job, read_train_config
 
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     jax.config.update("jax_debug_nans", FLAGS.debug)
     config = read_train_config(settings)
-    loop.check_paths(config)
+    folders.check_paths(config)
     scenario = open_scenario(config.rollout)
     job = open_job(settings, source_settings)
     closed_loop = None if scenario is None else ClosedLoop(job, scenario)
     mesh = make_mesh(job.config.mesh)
     rows = process_rows(batch_sharding(mesh), job.config.batch_size)
-    run = loop.run_folder(job.config, FLAGS.name)
+    run = folders.run_folder(job.config, FLAGS.name)
     if jax.process_index() == 0:
         introduce(run, job, mesh)
     batches = job.training_batches(rows)

@@ -2,41 +2,33 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxvla.agents.agent import Agent
 from jaxvla.assets import Assets
-from jaxvla.checkpoint import FOLDER, METRICS_FILE, damaged, first_line, is_run_folder
-from jaxvla.config import local_path
+from jaxvla.checkpoint import FOLDER, METRICS_FILE
 from jaxvla.data.schema import Batch
-from jaxvla.errors import CheckpointError, ConfigError, TrainingError
-from jaxvla.ops.augmentation import augment_batch
+from jaxvla.errors import TrainingError
 from jaxvla.parallel.feed import BatchIterator, DeviceFeed
-from jaxvla.parallel.sharding import Rules, batch_sharding, check_batch_size
-from jaxvla.training.checkpointer import Checkpointer, resume
-from jaxvla.training.config import SUCCESS, TrainConfig
+from jaxvla.parallel.sharding import Rules, batch_sharding
+from jaxvla.training.checkpointer import Checkpointer
+from jaxvla.training.config import TrainConfig
 from jaxvla.training.interrupt import Interrupt
 from jaxvla.training.interval import Interval
 from jaxvla.training.loggers import Loggers
-from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 from jaxvla.training.plots import plot_losses
+from jaxvla.training.preparing import prepare, validator
 from jaxvla.training.progress import Progress
-from jaxvla.training.resuming import candidates, whole_checkpoint
 from jaxvla.training.rollouts import Play, Played, Rollouts
-from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
-from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
-from jaxvla.training.validation import evaluate
+from jaxvla.training.state import Pretrained, TrainState
+from jaxvla.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,61 +59,6 @@ class Summary:
         if not self.validation:
             return None
         return self.validation["mse"] / max(self.validation["mse_mean_action"], 1e-12)
-
-
-def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
-    """The folder that a run writes to: the one that it resumes, else a new one, `save_dir/<name>_<date>_<time>` (UTC).
-
-    Args:
-        config: gives `resume_path` and `save_dir`.
-        name: of the run; the agent's where it is empty.
-
-    Raises:
-        CheckpointError: there is nothing to resume, or the folder cannot be made.
-    """
-    if config.resume_path:
-        checkpoint = candidates(config.resume_path)[0]
-        if is_run_folder(config.resume_path):
-            return checkpoint.parents[1]
-    root = local_path(config.save_dir).absolute()
-    started, copy = int(time.time()), 0
-    if jax.process_index() == 0:
-        while not _make_folder(_run_name(root, name or config.agent, started, copy)):
-            copy += 1
-    if jax.process_count() > 1:
-        started, copy = multihost_utils.broadcast_one_to_all(np.array([started, copy], np.uint32)).tolist()
-    return _run_name(root, name or config.agent, started, copy)
-
-
-def check_paths(config: TrainConfig) -> None:
-    """Says at once, before data is opened, that there is nothing to resume or no place for the run folder.
-
-    Raises:
-        CheckpointError: the one or the other.
-    """
-    if config.resume_path:
-        candidates(config.resume_path)
-    root = local_path(config.save_dir).absolute()
-    there = next(folder for folder in (root, *root.parents) if os.path.lexists(folder))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "is no folder that can be written"
-        raise CheckpointError(f"cannot make a run folder in {root}: {there} {reason}; set config.save_dir to one")
-
-
-def _run_name(root: pathlib.Path, name: str, started: int, copy: int) -> pathlib.Path:
-    stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(started))
-    return root / (f"{name}_{stamp}" + (f"_{copy}" if copy else ""))
-
-
-def _make_folder(path: pathlib.Path) -> bool:
-    """Makes `path`; False if another run has it already."""
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise CheckpointError(f"cannot make the run folder {path}: {first_line(error)}") from error
-    return True
 
 
 def train(
@@ -164,14 +101,14 @@ def train(
         TrainingError: the loss is not finite, or the data ended.
     """
     sharding = batch_sharding(mesh)
-    state, train_step = _prepare(config, agent, mesh, batches, assets, rules, pretrained)
+    state, train_step = prepare(config, agent, mesh, batches, assets, rules, pretrained)
     start = int(state.step)
     with contextlib.ExitStack() as stack:
         loop = _Loop(
             config=config,
             state=state,
             train_step=train_step,
-            validate=_validator(config, agent, sharding, validation, assets),
+            validate=validator(config, agent, sharding, validation, assets),
             interrupt=stack.enter_context(Interrupt()),
             loggers=stack.enter_context(Loggers(run, start, config.wandb, assets.train_config)),
             checkpointer=stack.enter_context(Checkpointer(run, config.checkpoint, assets)),
@@ -184,81 +121,6 @@ def train(
         )
         interrupted = loop.run(start)
     return _summary(run, loop, interrupted)
-
-
-def _prepare(
-    config: TrainConfig,
-    agent: Agent,
-    mesh: Mesh,
-    batches: BatchIterator,
-    assets: Assets,
-    rules: Rules,
-    pretrained: Pretrained | None,
-) -> tuple[TrainState, TrainStep]:
-    """The state to go on from, and the step; `batches` are at their place."""
-    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
-    optimizer, ema = make_optimizer(config.optimizer, agent.frozen_modules), config.ema_decay > 0
-    abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
-    check_learning_rates(config.optimizer, abstract.params, agent.frozen_modules)
-    _check_best_metric(config, agent, abstract.params)
-    if config.resume_path:
-        state = _resume(config, batches, assets, abstract)
-    else:
-        state = create_state(agent, optimizer, config.seed, mesh, rules, ema=ema, pretrained=pretrained)
-    train_step = make_train_step(
-        agent,
-        optimizer,
-        functools.partial(augment_batch, config=config.augment),
-        state_shardings(abstract),
-        batch_sharding(mesh),
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-    )
-    return state, train_step
-
-
-def _resume(config: TrainConfig, batches: BatchIterator, assets: Assets, abstract: TrainState) -> TrainState:
-    """The state of the checkpoint at `config.resume_path`; `batches` go to their place in it."""
-    folder = whole_checkpoint(config.resume_path)
-    state, position = resume(folder, assets, abstract)
-    if int(state.step) >= config.num_steps:
-        raise ConfigError(
-            f"{config.resume_path} is at step {int(state.step)} of {config.num_steps}: raise config.num_steps"
-        )
-    try:
-        batches.set_state(position)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise damaged(folder, "data/data.json", f"no position of this data: {first_line(error)}") from error
-    return state
-
-
-def _validator(
-    config: TrainConfig,
-    agent: Agent,
-    sharding: NamedSharding,
-    validation: Callable[[int], Iterator[Batch]],
-    assets: Assets,
-) -> Callable[[Any, int], dict[str, float]]:
-    """Maps parameters and their step to validation metrics; the baseline is the mean action of the training data."""
-    eval_step = make_eval_step(agent, assets.mean_action(), sharding)
-    size, seed = config.batch_size, config.seed
-    return lambda params, step: evaluate(eval_step, params, validation(step), size, sharding, seed)
-
-
-def _check_best_metric(config: TrainConfig, agent: Agent, params: Any) -> None:
-    """Fails now, not at the first validation or rollout, if there is no such metric."""
-    best = config.checkpoint.best_metric
-    if best == SUCCESS:
-        if not config.rollout.world:
-            raise ConfigError(f"config.checkpoint.best_metric {best!r} is of rollouts: set config.rollout.world")
-        return
-    batch = agent.spec.fake_batch(1, agent.batch_keys, np.random.default_rng(0))
-    metrics = jax.eval_shape(agent.evaluate, params, batch, jax.random.key(0))
-    if best not in metrics:
-        raise ConfigError(
-            f"config.checkpoint.best_metric {best!r} is no validation metric of {config.agent}; there are "
-            f"{', '.join(sorted(metrics))}, and {SUCCESS} with config.rollout"
-        )
 
 
 def _summary(run: pathlib.Path, loop: "_Loop", interrupted: bool) -> Summary:

@@ -19,7 +19,7 @@ from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.checkpointer import restore_state
 from jaxvla.training.config import OptimizerConfig, TrainConfig
-from jaxvla.training.loop import run_folder
+from jaxvla.training.folders import run_folder
 from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.state import abstract_state
 
