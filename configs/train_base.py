@@ -49,6 +49,8 @@ def base() -> dict:
         "save_interval": 5000,
         "accumulate_steps": 1,
         "ema_decay": 0.0,
+        "on_nan": "raise",
+        "max_bad_steps": 10,
         "seed": 42,
         "data_path": "",
         "save_dir": "runs",

@@ -44,6 +44,8 @@ _FREE_KEYS = (
     "train_config.save_interval",
     "train_config.save_dir",
     "train_config.resume_path",
+    "train_config.on_nan",
+    "train_config.max_bad_steps",
     "train_config.data_path",
     "train_config.backbone.path",
     "train_config.policy.path",
@@ -161,6 +163,14 @@ class Checkpointer:
             self._manager.save(self._saving, args=items, metrics=None if metrics is None else dict(metrics))
         except Exception as error:  # Orbax raises this very class
             raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Waits for the save in the background.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        self._wait()
 
     def check(self) -> None:
         """Raises CheckpointError if the save in the background has failed; does not wait for one that runs."""

@@ -12,6 +12,8 @@ from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig
 
 COSINES = ("after_warmup", "start")
+# What becomes of a step whose loss or gradient is not finite.
+ON_NAN = ("raise", "skip", "roll_back")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,11 @@ class TrainConfig:
             same (where the loss is a mean over examples), at the activation memory of a part.
         ema_decay: of the averaged parameters, which are validated, saved and served in place of the last ones; 0 for
             none.
+        on_nan: what becomes of a step whose loss or gradient is not finite. "raise" ends the run; "skip" leaves the
+            parameters and the optimizer as they were before it; "roll_back" takes both from the latest checkpoint, and
+            goes on with the data behind the step at which this is noticed, the next one that is logged, validated or
+            saved. The batch is kept in RUN/bad_batches in any case.
+        max_bad_steps: so many of them are skipped, or rolled back, before the run ends with an error all the same.
         seed: of initial parameters, data order, augmentation and noise.
         save_dir: the folder of all runs.
         resume_path: a run folder, to go on in it from its latest checkpoint; or the folder of one checkpoint, to go on
@@ -193,6 +200,8 @@ class TrainConfig:
     eval_batches: int = 0
     accumulate_steps: int = 1
     ema_decay: float = 0.0
+    on_nan: str = "raise"
+    max_bad_steps: int = 10
     seed: int = 0
     save_dir: str = "runs"
     resume_path: str = ""
@@ -217,5 +226,9 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"config.ema_decay must lie in [0, 1), not {self.ema_decay}")
+        if self.on_nan not in ON_NAN:
+            raise ConfigError(f"config.on_nan must be one of {', '.join(ON_NAN)}, not {self.on_nan!r}")
+        if self.max_bad_steps < 1:
+            raise ConfigError(f"config.max_bad_steps must be at least 1, not {self.max_bad_steps}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"config.seed must be 0 to 2**32 - 1, not {self.seed}")

@@ -20,6 +20,7 @@ from jaxvla.parallel.feed import BatchIterator, DeviceFeed
 from jaxvla.parallel.sharding import Rules, batch_sharding
 from jaxvla.training.checkpointer import Checkpointer
 from jaxvla.training.config import TrainConfig
+from jaxvla.training.guard import Guard
 from jaxvla.training.interrupt import Interrupt
 from jaxvla.training.interval import Interval
 from jaxvla.training.loggers import Loggers
@@ -98,10 +99,10 @@ def train(
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
         CheckpointError: a checkpoint cannot be read or written.
-        TrainingError: the loss is not finite, or the data ended.
+        TrainingError: a loss is not finite and `config.on_nan` does not go on, or the data ended.
     """
     sharding = batch_sharding(mesh)
-    state, train_step = prepare(config, agent, mesh, batches, assets, rules, pretrained)
+    state, train_step, abstract = prepare(config, agent, mesh, batches, assets, rules, pretrained)
     start = int(state.step)
     with contextlib.ExitStack() as stack:
         loop = _Loop(
@@ -115,6 +116,7 @@ def train(
             progress=stack.enter_context(Progress(start, config.num_steps)),
             feed=stack.enter_context(DeviceFeed(batches, sharding)),
             interval=Interval(config.batch_size),
+            guard=Guard(config, run, abstract),
             rollouts=Rollouts(config.rollout, play),
             drawn=drawn,
             logged=start,
@@ -146,6 +148,7 @@ class _Loop:
     progress: Progress
     feed: DeviceFeed
     interval: Interval
+    guard: Guard
     rollouts: Rollouts
     drawn: Callable[[int, int], dict[str, float]]
     logged: int
@@ -176,6 +179,7 @@ class _Loop:
         return False
 
     def _step(self, step: int) -> None:
+        position = self.feed.state
         try:
             batch = next(self.feed)
         except StopIteration:
@@ -191,7 +195,7 @@ class _Loop:
         started = time.perf_counter()
         with jax.transfer_guard("disallow"):
             self.state, metrics = self.train_step(self.state, batch)
-        self.interval.add(step, metrics)
+        self.interval.add(step, metrics, position)
         if compiles:
             self.interval.leave_out(self.feed.waited)
             seconds = time.perf_counter() - started
@@ -200,16 +204,34 @@ class _Loop:
         self.progress.advance()
 
     def _log(self, step: int) -> None:
+        self._judge(step)
         values = self.interval.fetch(self.feed.waited)
-        self.train_loss = values["training/loss"]
+        self.train_loss = values.get("training/loss", math.nan)
+        if self.guard.count:
+            values["training/bad_steps"] = float(self.guard.count)
         values |= {f"data/share/{name}": share for name, share in self.drawn(self.logged, step).items()}
         self.logged = step
         self.loggers.write(step, values)
         self.progress.training(step, values)
         self.checkpointer.check()
 
+    def _judge(self, step: int) -> None:
+        """Looks at the losses that were not looked at yet, and sees to it that the state is one to go on from."""
+        bad = self.interval.bad_steps()
+        rolls_back = self.config.on_nan == "roll_back"
+        for each in bad[:1] if rolls_back else bad:
+            self.progress.say(self.guard.note(each, self.feed))
+        if bad and rolls_back:
+            self.state = None  # or there would be two of them on the devices
+            self.state, name = self.guard.roll_back(step, self.checkpointer)
+            self.interval.forget(bad[0].step)
+            self.progress.say(
+                f"rolled back to the checkpoint of step {name}; going on with the data of step {step + 1}"
+            )
+
     def _validate(self, step: int) -> None:
         with self.interval.paused():
+            self._judge(step)
             start = time.perf_counter()
             self.metrics, self.validated_at = self.validate(self.state.served, step), step
             seconds = time.perf_counter() - start
@@ -221,7 +243,7 @@ class _Loop:
     def _roll_out(self, step: int) -> bool:
         """Plays with the served parameters; whether it came to its end."""
         with self.interval.paused():
-            self.interval.check_finite()
+            self._judge(step)
             values = self.rollouts.play(self.state.served, step, self._played)
             if values:
                 self.loggers.write(step, values)
@@ -235,7 +257,7 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         with self.interval.paused():
-            self.interval.check_finite()
+            self._judge(step)
             start = time.perf_counter()
             self.checkpointer.save(self.state, self.feed.state, self._ranking(step))
             self.loggers.write(step, {"timer/save_ms": 1000 * (time.perf_counter() - start)})

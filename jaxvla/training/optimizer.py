@@ -30,6 +30,10 @@ class Optimizer:
     schedule: optax.Schedule
     rate_of: Callable[[str], float]
 
+    def rate(self, opt_state: optax.OptState) -> Float[Array, ""]:
+        """The learning rate of the next update, which steps that changed nothing have not brought nearer."""
+        return self.schedule(opt_state[-1].count)
+
     def split(self, params: Params) -> tuple[Params, Params]:
         """The trained parameters and the frozen ones, nested as in `params`; `models.partition.combine` joins them.
 

@@ -33,8 +33,8 @@ def prepare(
     assets: Assets,
     rules: Rules,
     pretrained: Pretrained | None,
-) -> tuple[TrainState, TrainStep]:
-    """The state to go on from, and the step; `batches` are at their place."""
+) -> tuple[TrainState, TrainStep, TrainState]:
+    """The state to go on from, the step, and the shapes and shardings of states; `batches` are at their place."""
     check_batch_size(config.batch_size // config.accumulate_steps, mesh)
     optimizer, ema = make_optimizer(config.optimizer, agent.frozen_modules), config.ema_decay > 0
     abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
@@ -52,8 +52,9 @@ def prepare(
         batch_sharding(mesh),
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
+        skip_bad=config.on_nan == "skip",
     )
-    return state, train_step
+    return state, train_step, abstract
 
 
 def _resume(config: TrainConfig, batches: BatchIterator, assets: Assets, abstract: TrainState) -> TrainState:

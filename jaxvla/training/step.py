@@ -33,6 +33,7 @@ def make_train_step(
     *,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
+    skip_bad: bool = False,
 ) -> TrainStep:
     """One gradient step, jitted: (state, batch) -> (state, metrics). The state that goes in is given up (donated).
 
@@ -46,6 +47,7 @@ def make_train_step(
         batch_sharding: of every array of the batch.
         accumulate_steps: parts that a batch is cut into, see `TrainConfig`.
         ema_decay: of the average that the state keeps, if it keeps one.
+        skip_bad: where the loss or the gradient is not finite, only the state's step changes.
 
     Returns:
         A function whose metrics are the agent's, and loss, grad_norm, grad_norm/MODULE for each top-level module that
@@ -65,13 +67,21 @@ def make_train_step(
         if agent.targets is not None:
             params = agent.targets.follow(params)
         ema = state.ema and optax.incremental_update(changing(agent, optimizer, params), state.ema, 1 - ema_decay)
+        grad_norm = optax.tree.norm(grads)
+        if skip_bad:
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            params, opt_state, ema = jax.tree.map(
+                lambda new, old: old if new is old else jnp.where(finite, new, old),
+                (params, opt_state, ema),
+                (state.params, state.opt_state, state.ema),
+            )
         metrics = metrics | {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": grad_norm,
             **{f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()},
             "param_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
-            "learning_rate": optimizer.schedule(state.step),
+            "learning_rate": optimizer.rate(state.opt_state),
         }
         metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
         return TrainState(state.step + 1, params, opt_state, state.rng, ema), metrics

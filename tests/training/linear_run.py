@@ -40,7 +40,9 @@ RULES = (("head/kernel$", PartitionSpec("fsdp")),)
 ROLLOUT = {"world": "reach", "episodes": 40, "last_episodes": 40, "interval": 10, "parallel": 8}
 
 
-def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), interrupt=None, drawn=None, **changes):
+def train_linear(
+    run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), interrupt=None, drawn=None, agent=None, **changes
+):
     """Trains with the settings of `VALUES`, changed.
 
     `batches` is called with this process's rows; `interrupt` with step and number of each episode that was played.
@@ -51,7 +53,7 @@ def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5),
     rows = process_rows(batch_sharding(mesh), config.batch_size)
     return train(
         config,
-        LinearAgent(SPEC),
+        agent or LinearAgent(SPEC),
         mesh,
         batches(rows),
         lambda step: validation(sizes, rows),
