@@ -82,6 +82,7 @@ def base() -> dict:
             "learning_rates": {},
             "undecayed": (),
             "b2": 0.999,
+            "moments": "float32",
             "weight_decay": 0.0,
             "clip_norm": 0.0,
         },

@@ -73,6 +73,7 @@ _ABSENT = "absent"
 _EARLIER = {
     "language.on_overflow": "error",
     "train_config.optimizer.cosine": "after_warmup",
+    "train_config.optimizer.moments": "float32",
     "data_config.name": "",
     "data_config.balance": "weights",
     "data_config.max_trajectories": 0,

@@ -12,6 +12,8 @@ from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig
 
 COSINES = ("after_warmup", "start")
+# How the optimizer keeps its moments.
+MOMENTS = ("float32", "bfloat16", "int8", "factored")
 # What becomes of a step whose loss or gradient is not finite.
 ON_NAN = ("raise", "skip", "roll_back")
 
@@ -31,7 +33,10 @@ class OptimizerConfig:
         learning_rates: path prefix of parameters, such as "backbone" or "backbone/visual", to their own peak, which
             follows the same schedule; the longest prefix counts, and 0 freezes, without gradients or optimizer state.
         undecayed: path prefixes of parameters whose rate stays at its peak after the warmup.
-        b2: decay of the second moment.
+        b2: decay of the second moment; "factored" has a schedule of its own.
+        moments: how they are kept, by bytes for each trained parameter. "float32" 8; "bfloat16" 6, the first moment
+            in bfloat16; "int8" 2.03, see `moments.scale_by_adam_8bit`; "factored" 2 and a row and a column of each
+            matrix, see `moments.scale_by_factored`.
         weight_decay: of kernels, or their adapters, decoupled (AdamW); 0 for plain Adam.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
     """
@@ -44,6 +49,7 @@ class OptimizerConfig:
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     undecayed: tuple[str, ...] = ()
     b2: float = 0.999
+    moments: str = "float32"
     weight_decay: float = 0.0
     clip_norm: float = 0.0
 
@@ -58,6 +64,8 @@ class OptimizerConfig:
                 raise ConfigError(f"{where}.{name} must be 0 or more, not {value}")
         if self.cosine not in COSINES:
             raise ConfigError(f"{where}.cosine must be one of {', '.join(COSINES)}, not {self.cosine!r}")
+        if self.moments not in MOMENTS:
+            raise ConfigError(f"{where}.moments must be one of {', '.join(MOMENTS)}, not {self.moments!r}")
         if not 0 < self.b2 < 1:
             raise ConfigError(f"{where}.b2 must lie in (0, 1), not {self.b2}")
         if self.final_learning_rate > self.learning_rate:

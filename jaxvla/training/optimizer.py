@@ -14,6 +14,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params
 from jaxvla.parallel.sharding import path_string
 from jaxvla.training.config import OptimizerConfig
+from jaxvla.training.moments import scale_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
 
     stages = [
         *([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []),
-        optax.scale_by_adam(b2=config.b2),
+        scale_by(config.moments, config.b2),
         *([optax.add_decayed_weights(config.weight_decay, mask=_kernels)] if config.weight_decay else []),
         _descend(rates_at),
     ]
