@@ -96,6 +96,8 @@ def base() -> dict:
         },
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
         "rollout": dict(_ROLLOUT),
+        "watchdog": {"factor": 20.0, "at_least_s": 60.0, "end": False},
+        "profile": {"start": 0, "steps": 3},
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }
 

@@ -153,6 +153,47 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a step is said to hang, see `Watchdog`.
+
+    Attributes:
+        factor: it took so many times the median of the last steps; 0 to watch nothing.
+        at_least_s: and so many seconds.
+        end: the process ends then, and the others of its job with it, so that a launcher can start them again.
+    """
+
+    factor: float = 20.0
+    at_least_s: float = 60.0
+    end: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.factor == 0 or 1 < self.factor < math.inf):
+            raise ConfigError(f"config.watchdog.factor must be above 1, or 0 for none, not {self.factor}")
+        if not 0 < self.at_least_s < math.inf:
+            raise ConfigError(f"config.watchdog.at_least_s must be positive, not {self.at_least_s}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps are traced for TensorBoard, XProf or Perfetto, into RUN/profile.
+
+    Attributes:
+        start: the first of them, counted from where the process starts or resumes, so that 1 has the compilation; 0 for
+            none.
+        steps: how many.
+    """
+
+    start: int = 0
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ConfigError(f"config.profile.start must be 0 (none) or more, not {self.start}")
+        if self.steps < 1:
+            raise ConfigError(f"config.profile.steps must be at least 1, not {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases, beside metrics.jsonl and TensorBoard; `entity` may be empty."""
 
@@ -193,6 +234,8 @@ class TrainConfig:
         execution: how checkpoints are to be played, which changes nothing of the training.
         checkpoint: see `CheckpointConfig`.
         rollout: see `RolloutConfig`.
+        watchdog: see `WatchdogConfig`.
+        profile: see `ProfileConfig`.
         wandb: see `WandbConfig`.
     """
 
@@ -217,6 +260,8 @@ class TrainConfig:
     execution: Execution = dataclasses.field(default_factory=Execution)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:

@@ -8,19 +8,38 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxvla.checkpoint import first_line, is_run_folder
+from jaxvla.checkpoint import first_line, is_run_folder, saved_steps
 from jaxvla.config import local_path
-from jaxvla.errors import CheckpointError
+from jaxvla.errors import CheckpointError, ConfigError
+from jaxvla.training.checkpointer import gather
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.resuming import candidates
 
 
-def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
+def begun(save_dir: str, name: str) -> tuple[str, int]:
+    """What there is of the run `save_dir/name`, the same on all processes.
+
+    Returns:
+        Its folder and the step of its latest checkpoint; "" and 0 where it has none, or is not there.
+
+    Raises:
+        ConfigError: the run has no name.
+    """
+    if not name:
+        raise ConfigError("a run that goes on by its name needs one: give --name")
+    run = local_path(save_dir).absolute() / name
+    # One process says what there is: a shared disk may show it to others a little later.
+    steps = gather({"steps": saved_steps(run)})[0]["steps"]
+    return (str(run), steps[-1]) if steps else ("", 0)
+
+
+def run_folder(config: TrainConfig, name: str = "", fixed: bool = False) -> pathlib.Path:
     """The folder that a run writes to: the one that it resumes, else a new one, `save_dir/<name>_<date>_<time>` (UTC).
 
     Args:
         config: gives `resume_path` and `save_dir`.
         name: of the run; the agent's where it is empty.
+        fixed: the folder is `save_dir/name`, which may be there.
 
     Raises:
         CheckpointError: there is nothing to resume, or the folder cannot be made.
@@ -30,6 +49,12 @@ def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
         if is_run_folder(config.resume_path):
             return checkpoint.parents[1]
     root = local_path(config.save_dir).absolute()
+    if fixed:
+        try:
+            (root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot make the run folder {root / name}: {first_line(error)}") from error
+        return root / name
     started, copy = int(time.time()), 0
     if jax.process_index() == 0:
         while not _make_folder(_run_name(root, name or config.agent, started, copy)):

@@ -74,6 +74,7 @@ class Interval:
             position: of the data iterator before its batch.
         """
         self._steps.append(_Taken(step, metrics, position))
+        self._newest = metrics
         self._timed += 1
         self._in_flight.append(metrics["loss"])
         if len(self._in_flight) > _STEPS_IN_FLIGHT:
@@ -88,6 +89,11 @@ class Interval:
             yield
         finally:
             self._since = time.perf_counter()
+
+    @property
+    def newest(self) -> Metrics:
+        """The metrics of the step that was added last, on the device."""
+        return self._newest
 
     @property
     def empty(self) -> bool:

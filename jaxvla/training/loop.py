@@ -5,10 +5,12 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxvla.agents.agent import Agent
@@ -18,6 +20,7 @@ from jaxvla.data.schema import Batch
 from jaxvla.errors import TrainingError
 from jaxvla.parallel.feed import BatchIterator, DeviceFeed
 from jaxvla.parallel.sharding import Rules, batch_sharding
+from jaxvla.training.ahead import Ahead
 from jaxvla.training.checkpointer import Checkpointer
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.guard import Guard
@@ -29,7 +32,12 @@ from jaxvla.training.preparing import prepare, validator
 from jaxvla.training.progress import Progress
 from jaxvla.training.rollouts import Play, Played, Rollouts
 from jaxvla.training.state import Pretrained, TrainState
-from jaxvla.training.step import TrainStep
+from jaxvla.training.step import Metrics, TrainStep
+from jaxvla.training.tracer import Tracer
+from jaxvla.training.watchdog import Watchdog
+
+# Processes ask each other so often whether one of them was told to stop.
+_STOPS_WITHIN_MS = 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,7 @@ def train(
     pretrained: Pretrained | None = None,
     play: Play | None = None,
     drawn: Callable[[int, int], dict[str, float]] = lambda start, stop: {},
+    stages: Sequence[Batch] = (),
 ) -> Summary:
     """Trains `agent` until `config.num_steps`, or until it is interrupted, and leaves a checkpoint.
 
@@ -95,6 +104,7 @@ def train(
         play: the rollouts of `config.rollout`, see `Rollouts`; None for none.
         drawn: gives by name the share of each dataset in the batches after the first so many steps, up to the second;
             logged as data/share/NAME.
+        stages: shapes and dtypes of the global batches of each stage of a curriculum, see `Ahead`.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
@@ -108,7 +118,7 @@ def train(
         loop = _Loop(
             config=config,
             state=state,
-            train_step=train_step,
+            ahead=stack.enter_context(Ahead(train_step, abstract, sharding, stages)),
             validate=validator(config, agent, sharding, validation, assets),
             interrupt=stack.enter_context(Interrupt()),
             loggers=stack.enter_context(Loggers(run, start, config.wandb, assets.train_config)),
@@ -117,6 +127,8 @@ def train(
             feed=stack.enter_context(DeviceFeed(batches, sharding)),
             interval=Interval(config.batch_size),
             guard=Guard(config, run, abstract),
+            watchdog=stack.enter_context(Watchdog(config.watchdog)),
+            tracer=stack.enter_context(Tracer(config.profile, run, start)),
             rollouts=Rollouts(config.rollout, play),
             drawn=drawn,
             logged=start,
@@ -140,7 +152,7 @@ class _Loop:
 
     config: TrainConfig
     state: TrainState
-    train_step: TrainStep
+    ahead: Ahead
     validate: Callable[[Any, int], dict[str, float]]
     interrupt: Interrupt
     loggers: Loggers
@@ -149,6 +161,8 @@ class _Loop:
     feed: DeviceFeed
     interval: Interval
     guard: Guard
+    watchdog: Watchdog
+    tracer: Tracer
     rollouts: Rollouts
     drawn: Callable[[int, int], dict[str, float]]
     logged: int
@@ -156,6 +170,10 @@ class _Loop:
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     validated_at: int = -1
     shapes: Any = None
+    take: TrainStep | None = None
+    # Steps between two questions whether to stop.
+    patience: int = 1
+    stood_ms: float = 0.0
 
     def run(self, start: int) -> bool:
         """Takes the steps after `start`; returns whether it was asked to stop before the last one."""
@@ -164,8 +182,7 @@ class _Loop:
             self._step(step)
             last = step == config.num_steps
             log = last or step % config.log_interval == 0
-            # The processes of a job exchange their flags, which costs a round trip, so not at every step.
-            stop = (log or jax.process_count() == 1) and self.interrupt.agreed()
+            stop = (log or step % self.patience == 0) and self.interrupt.agreed()
             if log or stop:
                 self._log(step)
             if last or (step % config.eval_interval == 0 and not stop):
@@ -175,8 +192,11 @@ class _Loop:
             if last or stop or step % config.save_interval == 0:
                 self._save(step)
             if stop and not last:
-                return True
-        return False
+                break
+        with self._aside():
+            self.checkpointer.wait()
+        self._say_written(step)
+        return step < config.num_steps
 
     def _step(self, step: int) -> None:
         position = self.feed.state
@@ -187,21 +207,39 @@ class _Loop:
                 f"the training data ended before step {step}; a training loader must be endless"
             ) from None
         shapes = jax.tree.map(lambda x: x.shape, batch)
-        compiles = shapes != self.shapes
-        if compiles and not self.interval.empty:
-            # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old one.
-            self._log(step - 1)
-        self.shapes = shapes
-        started = time.perf_counter()
+        self.tracer.before(step)
+        if shapes == self.shapes:
+            self.interval.add(step, self._take(batch), position)
+        else:
+            if not self.interval.empty:
+                # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old.
+                self._log(step - 1)
+            self.shapes = shapes
+            with self.watchdog.paused():
+                self._take_first(step, batch, position)
+        if traced := self.tracer.after(step, self.interval.newest):
+            self.progress.say(traced)
+        self.watchdog.beat(step)
+        self.progress.advance()
+
+    def _take(self, batch: Batch) -> Metrics:
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.train_step(self.state, batch)
-        self.interval.add(step, metrics, position)
-        if compiles:
+            self.state, metrics = self.take(self.state, batch)
+        return metrics
+
+    def _take_first(self, step: int, batch: Batch, position: dict[str, Any]) -> None:
+        """The first step of a shape: with its compilation, where that was not done ahead."""
+        started = time.perf_counter()
+        self.take, compiled = self.ahead.step_for(batch)
+        self.interval.add(step, self._take(batch), position)
+        if compiled:
+            self.progress.say(f"step {step}: the first of its stage, compiled ahead")
+        else:
             self.interval.leave_out(self.feed.waited)
             seconds = time.perf_counter() - started
             self.loggers.write(step, {"timer/compile_s": seconds})
             self.progress.say(f"step {step}, with compilation: {seconds:.1f} s")
-        self.progress.advance()
+        self.ahead.begin(batch)
 
     def _log(self, step: int) -> None:
         self._judge(step)
@@ -214,6 +252,26 @@ class _Loop:
         self.loggers.write(step, values)
         self.progress.training(step, values)
         self.checkpointer.check()
+        self._say_written(step)
+        if jax.process_count() > 1 and "timer/step_ms" in values:
+            # The processes of a job exchange their flags, which costs a round trip, so not at every step; but often
+            # enough for who is about to take a machine away.
+            slowest = multihost_utils.process_allgather(np.array(values["timer/step_ms"])).max()
+            self.patience = max(1, int(_STOPS_WITHIN_MS / max(float(slowest), 1e-3)))
+
+    def _say_written(self, step: int) -> None:
+        if written := self.checkpointer.written():
+            saved, seconds = written
+            self.loggers.write(step, {"timer/save_written_s": seconds})
+            self.progress.say(
+                f"checkpoint of step {saved} written in {seconds:.2f} s; training stood {self.stood_ms:.0f} ms"
+            )
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Around what is no training step, neither for the clock nor for the watchdog."""
+        with self.interval.paused(), self.watchdog.paused():
+            yield
 
     def _judge(self, step: int) -> None:
         """Looks at the losses that were not looked at yet, and sees to it that the state is one to go on from."""
@@ -223,14 +281,15 @@ class _Loop:
             self.progress.say(self.guard.note(each, self.feed))
         if bad and rolls_back:
             self.state = None  # or there would be two of them on the devices
-            self.state, name = self.guard.roll_back(step, self.checkpointer)
+            with self.watchdog.paused():
+                self.state, name = self.guard.roll_back(step, self.checkpointer)
             self.interval.forget(bad[0].step)
             self.progress.say(
                 f"rolled back to the checkpoint of step {name}; going on with the data of step {step + 1}"
             )
 
     def _validate(self, step: int) -> None:
-        with self.interval.paused():
+        with self._aside():
             self._judge(step)
             start = time.perf_counter()
             self.metrics, self.validated_at = self.validate(self.state.served, step), step
@@ -242,7 +301,7 @@ class _Loop:
 
     def _roll_out(self, step: int) -> bool:
         """Plays with the served parameters; whether it came to its end."""
-        with self.interval.paused():
+        with self._aside():
             self._judge(step)
             values = self.rollouts.play(self.state.served, step, self._played)
             if values:
@@ -256,11 +315,12 @@ class _Loop:
         return not self.interrupt.requested
 
     def _save(self, step: int) -> None:
-        with self.interval.paused():
+        with self._aside():
             self._judge(step)
             start = time.perf_counter()
             self.checkpointer.save(self.state, self.feed.state, self._ranking(step))
-            self.loggers.write(step, {"timer/save_ms": 1000 * (time.perf_counter() - start)})
+            self.stood_ms = 1000 * (time.perf_counter() - start)
+            self.loggers.write(step, {"timer/save_ms": self.stood_ms})
 
     def _ranking(self, step: int) -> dict[str, float] | None:
         """What was measured at this step; None without that by which checkpoints are ranked."""
