@@ -120,7 +120,7 @@ def together(heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Iterator[None]:
         end_job("interrupted", 130)
     except BaseException as error:
         if is_lost(error):
-            done.wait(3 * _SECONDS_BETWEEN_LOOKS)  # the other one has perhaps said why, which is the better message
+            _say_who_is_lost()
             end_job(f"error: another process of the job is gone, its own output may say why ({_line(error)})")
         traceback.print_exc()
         end_job(f"error: {_line(error)}")
@@ -137,6 +137,8 @@ def end_job(message: str, code: int = 1) -> None:
         message = f"process {jax.process_index()}: {message}"
         with contextlib.suppress(Exception):  # another process was first, or the coordinator is gone
             client.key_value_set(_ENDED, f"{jax.process_index()} {message}")
+            if jax.process_index() == 0:
+                time.sleep(2 * _SECONDS_BETWEEN_LOOKS)  # what it said goes with it
     _leave(message, code)
 
 
@@ -145,18 +147,29 @@ def is_lost(error: BaseException) -> bool:
     return not isinstance(error, JaxvlaError) and any(sign in str(error) for sign in _LOST)
 
 
+def _say_who_is_lost() -> None:
+    """Ends this process if it becomes known soon who is gone; else returns."""
+    for _ in range(30):
+        _follow(_said(distributed.global_state.client), jax.process_index())
+        time.sleep(_SECONDS_BETWEEN_LOOKS / 10)
+
+
+def _follow(said: str | None, own: int) -> None:
+    """Ends this process if another one has ended; `said` is of `_said`."""
+    if said is None:
+        _leave(f"process {own}: error: process 0, which coordinates the job, is gone", 1)
+    first, _, message = said.partition(" ")
+    if first and int(first) != own:
+        _leave(f"process {own}: ending, since {message}", 1)
+
+
 def _listen(done: threading.Event, heartbeat_seconds: int) -> None:
     """Ends this process when another one has said that it ends, or is gone, whatever the main thread waits for."""
     client, own = distributed.global_state.client, jax.process_index()
     heard: dict[str, tuple[str, float]] = {}
     beats = 0
     while not done.wait(_SECONDS_BETWEEN_LOOKS):
-        said = _said(client)
-        if said is None:
-            _leave(f"process {own}: error: process 0, which coordinates the job, is gone", 1)
-        first, _, message = said.partition(" ")
-        if first and int(first) != own:
-            _leave(f"process {own}: ending, since {message}", 1)
+        _follow(_said(client), own)
         beats += 1
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the next look says that the coordinator is gone
             client.key_value_set(f"{_ALIVE}{own}", str(beats), allow_overwrite=True)
