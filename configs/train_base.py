@@ -38,6 +38,16 @@ _ROLLOUT = {
 }
 
 
+def _runtime() -> dict:
+    """What is done about faults, and looked at."""
+    return {
+        "on_nan": "raise",
+        "max_bad_steps": 10,
+        "watchdog": {"factor": 20.0, "at_least_s": 60.0, "end": False},
+        "profile": {"start": 0, "steps": 3},
+    }
+
+
 def base() -> dict:
     """The values of all methods."""
     return {
@@ -49,8 +59,6 @@ def base() -> dict:
         "save_interval": 5000,
         "accumulate_steps": 1,
         "ema_decay": 0.0,
-        "on_nan": "raise",
-        "max_bad_steps": 10,
         "seed": 42,
         "data_path": "",
         "save_dir": "runs",
@@ -96,8 +104,7 @@ def base() -> dict:
         },
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
         "rollout": dict(_ROLLOUT),
-        "watchdog": {"factor": 20.0, "at_least_s": 60.0, "end": False},
-        "profile": {"start": 0, "steps": 3},
+        **_runtime(),
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }
 

@@ -87,33 +87,29 @@ def train(
     """Trains `agent` until `config.num_steps`, or until it is interrupted, and leaves a checkpoint.
 
     Writes metrics.jsonl, tensorboard/, checkpoints/ and loss.png to the run folder. With `config.resume_path` it goes
-    on from that checkpoint, bit for bit as if it had not stopped. Call it in the main thread (it listens to signals),
-    and on every process of the job.
+    on from there, bit for bit. Call it in the main thread (it listens to signals), on every process of the job.
 
     Args:
         config: see `TrainConfig`.
         agent: what to train.
         mesh: from `make_mesh(config.mesh)`.
         batches: this process's rows (`process_rows(batch_sharding(mesh), config.batch_size)`) of endless training data.
-        validation: gives, after so many steps, one pass over the validation data, rows likewise; see
-            `validation.evaluate`.
+        validation: gives, after so many steps, one pass over the validation data, rows likewise; see `evaluate`.
         assets: saved with every checkpoint.
         run: the run folder, from `run_folder`.
         rules: where parameters live, see `tree_shardings`.
         pretrained: parameters that a new run reads from files, see `create_state`.
         play: the rollouts of `config.rollout`, see `Rollouts`; None for none.
-        drawn: gives by name the share of each dataset in the batches after the first so many steps, up to the second;
-            logged as data/share/NAME.
+        drawn: the share of each dataset in the batches after one step, up to another; logged as data/share/NAME.
         stages: shapes and dtypes of the global batches of each stage of a curriculum, see `Ahead`.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
         CheckpointError: a checkpoint cannot be read or written.
-        TrainingError: a loss is not finite and `config.on_nan` does not go on, or the data ended.
+        TrainingError: a loss is not finite and `config.on_nan` is not to go on, or the data ended.
     """
-    sharding = batch_sharding(mesh)
     state, train_step, abstract = prepare(config, agent, mesh, batches, assets, rules, pretrained)
-    start = int(state.step)
+    start, sharding = int(state.step), batch_sharding(mesh)
     with contextlib.ExitStack() as stack:
         loop = _Loop(
             config=config,
@@ -131,7 +127,6 @@ def train(
             tracer=stack.enter_context(Tracer(config.profile, run, start)),
             rollouts=Rollouts(config.rollout, play),
             drawn=drawn,
-            logged=start,
         )
         interrupted = loop.run(start)
     return _summary(run, loop, interrupted)
@@ -165,7 +160,7 @@ class _Loop:
     tracer: Tracer
     rollouts: Rollouts
     drawn: Callable[[int, int], dict[str, float]]
-    logged: int
+    logged: int = 0
     train_loss: float = math.nan
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     validated_at: int = -1
@@ -177,7 +172,7 @@ class _Loop:
 
     def run(self, start: int) -> bool:
         """Takes the steps after `start`; returns whether it was asked to stop before the last one."""
-        config = self.config
+        config, self.logged = self.config, start
         for step in range(start + 1, config.num_steps + 1):
             self._step(step)
             last = step == config.num_steps

@@ -13,7 +13,6 @@ from jaxvla.parallel.distributed import initialize, together
         (("127.0.0.1:1", 2, 1, 0), "heartbeat_seconds must be at least 1, not 0"),
         (("127.0.0.1:1", 2, 1, 10, 1), "process 0 does not answer at 127.0.0.1:1 since 1 s: see its output"),
         (("somewhere", 2, 1), "coordinator must be HOST:PORT of process 0, or auto, not 'somewhere'"),
-        (("auto",), "coordinator=auto found no launcher that jax knows"),
     ],
 )
 def test_starts_that_are_refused(arguments, message):
