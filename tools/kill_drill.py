@@ -79,7 +79,7 @@ class Kill:
         targets = everybody if rng.random() < 0.2 else (rng.choice(everybody),)
         number = signal.SIGKILL if rng.random() < 0.6 else signal.SIGTERM
         moment = rng.choices(("start", "step", "save"), (1, 4, 4))[0]
-        delay = rng.uniform(0, {"start": 12.0, "step": 0.6, "save": 0.15}[moment])
+        delay = round(rng.uniform(0, {"start": 12.0, "step": 0.6, "save": 0.15}[moment]), 3)
         return cls(number, targets, moment, delay)
 
 
@@ -254,7 +254,7 @@ def told(life: dict) -> str:
     """A life in a line."""
     if not life["killed"]:
         return f"{life['run']}: none, the processes ended with {life['codes']} before"
-    what = f"{life['signal']} to {life['targets']} at {life['moment']} + {life['delay'][:5]} s"
+    what = f"{life['signal']} to {life['targets']} at {life['moment']} + {life['delay']} s"
     return f"{life['run']}: {what}; codes {life['codes']} after {life['seconds_to_end']} s; saved {life['steps_saved']}"
 
 
