@@ -38,6 +38,16 @@ _ROLLOUT = {
 }
 
 
+def _runtime() -> dict:
+    """What is done about faults, and looked at."""
+    return {
+        "on_nan": "raise",
+        "max_bad_steps": 10,
+        "watchdog": {"factor": 20.0, "at_least_s": 60.0, "end": False},
+        "profile": {"start": 0, "steps": 3},
+    }
+
+
 def base() -> dict:
     """The values of all methods."""
     return {
@@ -80,6 +90,7 @@ def base() -> dict:
             "learning_rates": {},
             "undecayed": (),
             "b2": 0.999,
+            "moments": "float32",
             "weight_decay": 0.0,
             "clip_norm": 0.0,
         },
@@ -93,6 +104,7 @@ def base() -> dict:
         },
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
         "rollout": dict(_ROLLOUT),
+        **_runtime(),
         "wandb": {"enabled": False, "project": "jaxvla", "entity": ""},
     }
 

@@ -45,6 +45,22 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_string("coordinator", "", "For several processes: HOST:PORT of process 0, or 'auto' under a launcher.")
 flags.DEFINE_integer("num_processes", None, "How many processes the job has, with --coordinator=HOST:PORT.")
+flags.DEFINE_integer(
+    "heartbeat_seconds", 100, "Of several processes, one that was not heard of for so long counts as dead: all end."
+)
+flags.DEFINE_integer("start_seconds", 300, "How long several processes wait for each other when they start.")
+flags.DEFINE_bool(
+    "resume",
+    False,
+    "The run folder is SAVE_DIR/NAME: go on from its latest checkpoint, or begin where there is none. For launchers "
+    "that start the same command again.",
+)
+flags.DEFINE_integer(
+    "interrupted_code",
+    0,
+    "The exit code of a run that a signal stopped, with a checkpoint; such as 75 for launchers that start it again.",
+)
+flags.DEFINE_bool("hide_latency", False, "XLA's flags for GPUs that overlap communication with computation.")
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0, with --coordinator=HOST:PORT.")
 
 
@@ -53,30 +69,44 @@ def main(_: list[str]) -> None:
     if FLAGS.debug:
         rollout = {**settings.get("rollout", {}), **DEBUG_ROLLOUT}
         settings |= DEBUG | {"rollout": rollout, "wandb": {**settings["wandb"], "enabled": False}}
-    train(settings, source_settings)
+    from jaxvla.parallel import compilation, distributed
+
+    if FLAGS.hide_latency:
+        compilation.hide_latency()
+    compilation.keep_programs()
+    seconds = FLAGS.heartbeat_seconds, FLAGS.start_seconds
+    distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, *seconds)
+    with distributed.together(FLAGS.heartbeat_seconds):
+        interrupted = train(settings, source_settings)
+    if interrupted and FLAGS.interrupted_code:
+        sys.exit(FLAGS.interrupted_code)
 
 
-def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
-    """One run from plain settings; see the modules that it wires together."""
+def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> bool:
+    """One run from plain settings; see the modules that it wires together. Returns whether a signal stopped it."""
     import jax
 
-    from jaxvla.parallel import distributed
     from jaxvla.parallel.feed import process_rows
     from jaxvla.parallel.mesh import make_mesh
     from jaxvla.parallel.sharding import batch_sharding
-    from jaxvla.training import loop
+    from jaxvla.training import folders, loop
     from jaxvla.training.job import open_job, read_train_config
 
-    distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    if FLAGS.resume:
+        path, step = folders.begun(settings["save_dir"], FLAGS.name)
+        settings |= {"resume_path": path}
+        if step >= settings["num_steps"]:
+            print(f"{path} is complete, at step {step}")
+            return False
     jax.config.update("jax_debug_nans", FLAGS.debug)
     config = read_train_config(settings)
-    loop.check_paths(config)
+    folders.check_paths(config)
     scenario = open_scenario(config.rollout)
     job = open_job(settings, source_settings)
     closed_loop = None if scenario is None else ClosedLoop(job, scenario)
     mesh = make_mesh(job.config.mesh)
     rows = process_rows(batch_sharding(mesh), job.config.batch_size)
-    run = loop.run_folder(job.config, FLAGS.name)
+    run = folders.run_folder(job.config, FLAGS.name, FLAGS.resume)
     if jax.process_index() == 0:
         introduce(run, job, mesh)
     batches = job.training_batches(rows)
@@ -91,6 +121,7 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
         pretrained=job.pretrained,
         play=None if closed_loop is None else closed_loop.play,
         drawn=job.drawn,
+        stages=job.stages(),
     )
     batches.close()
     if jax.process_index() == 0:
@@ -98,6 +129,7 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> None:
         if summary.rollout is not None:
             films = closed_loop.save_films(run / "videos", f"step{closed_loop.played_at}")
             print("films        " + f"\n{'':<13}".join(map(str, films)))
+    return summary.interrupted
 
 
 def open_scenario(config: "RolloutConfig") -> "Scenario | None":
@@ -186,6 +218,8 @@ def stored_side(assets: "Assets") -> int:
 
 def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
     """Says what is about to happen, and writes config.json and dataset_statistics.json to a new run folder."""
+    import jax
+
     assets = job.assets.to_json()
     configs = {"config": assets["train_config"], "bridgedata_config": assets["data_config"]}
     if not (run / "config.json").exists():
@@ -221,13 +255,17 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         print("parameters   " + f"\n{'':<13}".join(parameters))
     if adapters := job.adapters():
         print(f"adapters     {adapters}")
+    if programs := jax.config.jax_compilation_cache_dir:
+        print(f"programs     are kept in {programs}")
     print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)
 
 
 def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:
     """Draws the actions of the saved policy on a validation trajectory and prints where everything is."""
-    actions_plot = run / "actions.png"
-    draw_actions(summary.checkpoint, job, actions_plot)
+    plots = [summary.plot]
+    if not (summary.interrupted and FLAGS.interrupted_code):  # there is little time, and the run goes on
+        plots.append(run / "actions.png")
+        draw_actions(summary.checkpoint, job, plots[-1])
     print(f"\nstep         {summary.step}{' (interrupted)' if summary.interrupted else ''}")
     print(f"train loss   {summary.train_loss:.4f}")
     for name, value in summary.validation.items():
@@ -237,7 +275,7 @@ def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:
     if summary.rollout is not None:
         print("success      " + f"\n{'':<13}".join(summary.rollout.lines()))
     print(f"checkpoint   {summary.checkpoint}")
-    print(f"plots        {summary.plot}\n             {actions_plot}")
+    print("plots        " + f"\n{'':<13}".join(map(str, plots)))
     if summary.interrupted:
         print(f"resume with  --config.resume_path={run}")
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path
-    for folder in ("jaxvla", "jaxvla_client", "configs", "data_processing", "experiments", "benchmarks")
+    for folder in ("jaxvla", "jaxvla_client", "configs", "data_processing", "experiments", "benchmarks", "tools")
     for path in (ROOT / folder).rglob("*.py")
 )
 

@@ -79,8 +79,11 @@ class DeviceFeed:
             raise ConfigError(f"a feed needs a depth of at least 1, not {depth}")
         self.state = iterator.get_state()
         self.waited = 0.0
-        self._iterator, self._sharding = iterator, sharding
-        self._free = threading.Semaphore(depth)
+        self._iterator, self._sharding, self._depth = iterator, sharding, depth
+        self._start()
+
+    def _start(self) -> None:
+        self._free = threading.Semaphore(self._depth)
         self._ready: queue.SimpleQueue[_Ready | BaseException] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._stopping = False
@@ -120,6 +123,18 @@ class DeviceFeed:
                 return item.batch
             self._error = item
         raise self._error
+
+    def read_again(self, state: dict[str, Any]) -> Batch:
+        """This process's rows, on the host, of the batch that follows the position `state`; `next` goes on as before.
+
+        Batches that were ready are dropped, and made anew.
+        """
+        self.close()
+        self._iterator.set_state(state)
+        batch = next(self._iterator)
+        self._iterator.set_state(self.state)
+        self._start()
+        return batch
 
     def close(self) -> None:
         """Stops the thread and waits for it; batches that were ready are dropped."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,7 @@ from jaxvla.config import leaves
 from jaxvla.errors import CheckpointError
 from jaxvla.manifest import write_manifest
 from jaxvla.models.partition import replace, select
+from jaxvla.parallel.distributed import is_lost
 from jaxvla.training.config import CheckpointConfig
 from jaxvla.training.state import TrainState
 
@@ -44,12 +46,16 @@ _FREE_KEYS = (
     "train_config.save_interval",
     "train_config.save_dir",
     "train_config.resume_path",
+    "train_config.on_nan",
+    "train_config.max_bad_steps",
     "train_config.data_path",
     "train_config.backbone.path",
     "train_config.policy.path",
     "train_config.data.num_threads",
     "train_config.data.prefetch",
     "train_config.wandb.",
+    "train_config.watchdog.",
+    "train_config.profile.",
     "train_config.checkpoint.",
     "train_config.rollout.",
     "train_config.mesh.",
@@ -71,6 +77,7 @@ _ABSENT = "absent"
 _EARLIER = {
     "language.on_overflow": "error",
     "train_config.optimizer.cosine": "after_warmup",
+    "train_config.optimizer.moments": "float32",
     "data_config.name": "",
     "data_config.balance": "weights",
     "data_config.max_trajectories": 0,
@@ -131,6 +138,7 @@ class Checkpointer:
         for item in JSON_ITEMS:
             registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler(f"{item}.json"))
         self._folder, self._saving = (run / FOLDER).absolute(), 0
+        self._started, self._written = 0.0, None
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
         except Exception as error:  # Orbax raises this very class
@@ -156,11 +164,27 @@ class Checkpointer:
             assets=ocp.args.JsonSave(self._assets),
         )
         self._wait()  # as Orbax would; until then the step that is being saved is the one before
-        self._saving = int(state.step)
+        self._saving, self._started = int(state.step), time.perf_counter()
         try:
             self._manager.save(self._saving, args=items, metrics=None if metrics is None else dict(metrics))
         except Exception as error:  # Orbax raises this very class
             raise self._failure(error) from error
+
+    def written(self) -> tuple[int, float] | None:
+        """The step of a checkpoint that was completed since this was asked last, and seconds from its beginning.
+
+        Known to the process that completes checkpoints, the first one; None on others.
+        """
+        written, self._written = self._written, None
+        return written
+
+    def wait(self) -> None:
+        """Waits for the save in the background.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        self._wait()
 
     def check(self) -> None:
         """Raises CheckpointError if the save in the background has failed; does not wait for one that runs."""
@@ -181,6 +205,7 @@ class Checkpointer:
 
     def _write_manifest(self) -> None:
         write_manifest(self._folder / f"{self._saving}{TMP_DIR_SUFFIX}")
+        self._written = self._saving, time.perf_counter() - self._started
 
     def _wait(self) -> None:
         try:
@@ -200,7 +225,9 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What lost another process cannot be waited for: that one would have to take part.
+        if error is None or jax.process_count() == 1 or not is_lost(error):
+            self.close()
 
 
 def _check_metrics(folder: pathlib.Path) -> None:

@@ -12,6 +12,10 @@ from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig
 
 COSINES = ("after_warmup", "start")
+# How the optimizer keeps its moments.
+MOMENTS = ("float32", "bfloat16", "int8", "factored")
+# What becomes of a step whose loss or gradient is not finite.
+ON_NAN = ("raise", "skip", "roll_back")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,10 @@ class OptimizerConfig:
         learning_rates: path prefix of parameters, such as "backbone" or "backbone/visual", to their own peak, which
             follows the same schedule; the longest prefix counts, and 0 freezes, without gradients or optimizer state.
         undecayed: path prefixes of parameters whose rate stays at its peak after the warmup.
-        b2: decay of the second moment.
+        b2: decay of the second moment; "factored" has a schedule of its own.
+        moments: how they are kept, by bytes for each trained parameter. "float32" 8; "bfloat16" 6, the first moment
+            in bfloat16; "int8" 2.03, see `moments.scale_by_adam_8bit`; "factored" 2 and a row and a column of each
+            matrix, see `moments.scale_by_factored`.
         weight_decay: of kernels, or their adapters, decoupled (AdamW); 0 for plain Adam.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
     """
@@ -42,6 +49,7 @@ class OptimizerConfig:
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     undecayed: tuple[str, ...] = ()
     b2: float = 0.999
+    moments: str = "float32"
     weight_decay: float = 0.0
     clip_norm: float = 0.0
 
@@ -56,6 +64,8 @@ class OptimizerConfig:
                 raise ConfigError(f"{where}.{name} must be 0 or more, not {value}")
         if self.cosine not in COSINES:
             raise ConfigError(f"{where}.cosine must be one of {', '.join(COSINES)}, not {self.cosine!r}")
+        if self.moments not in MOMENTS:
+            raise ConfigError(f"{where}.moments must be one of {', '.join(MOMENTS)}, not {self.moments!r}")
         if not 0 < self.b2 < 1:
             raise ConfigError(f"{where}.b2 must lie in (0, 1), not {self.b2}")
         if self.final_learning_rate > self.learning_rate:
@@ -143,6 +153,47 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class WatchdogConfig:
+    """When a step is said to hang, see `Watchdog`.
+
+    Attributes:
+        factor: it took so many times the median of the last steps; 0 to watch nothing.
+        at_least_s: and so many seconds.
+        end: the process ends then, and the others of its job with it, so that a launcher can start them again.
+    """
+
+    factor: float = 20.0
+    at_least_s: float = 60.0
+    end: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.factor == 0 or 1 < self.factor < math.inf):
+            raise ConfigError(f"config.watchdog.factor must be above 1, or 0 for none, not {self.factor}")
+        if not 0 < self.at_least_s < math.inf:
+            raise ConfigError(f"config.watchdog.at_least_s must be positive, not {self.at_least_s}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps are traced for TensorBoard, XProf or Perfetto, into RUN/profile.
+
+    Attributes:
+        start: the first of them, counted from where the process starts or resumes, so that 1 has the compilation; 0 for
+            none.
+        steps: how many.
+    """
+
+    start: int = 0
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ConfigError(f"config.profile.start must be 0 (none) or more, not {self.start}")
+        if self.steps < 1:
+            raise ConfigError(f"config.profile.steps must be at least 1, not {self.steps}")
+
+
+@dataclasses.dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases, beside metrics.jsonl and TensorBoard; `entity` may be empty."""
 
@@ -170,6 +221,11 @@ class TrainConfig:
             same (where the loss is a mean over examples), at the activation memory of a part.
         ema_decay: of the averaged parameters, which are validated, saved and served in place of the last ones; 0 for
             none.
+        on_nan: what becomes of a step whose loss or gradient is not finite. "raise" ends the run; "skip" leaves the
+            parameters and the optimizer as they were before it; "roll_back" takes both from the latest checkpoint, and
+            goes on with the data behind the step at which this is noticed, the next one that is logged, validated or
+            saved. The batch is kept in RUN/bad_batches in any case.
+        max_bad_steps: so many of them are skipped, or rolled back, before the run ends with an error all the same.
         seed: of initial parameters, data order, augmentation and noise.
         save_dir: the folder of all runs.
         resume_path: a run folder, to go on in it from its latest checkpoint; or the folder of one checkpoint, to go on
@@ -178,6 +234,8 @@ class TrainConfig:
         execution: how checkpoints are to be played, which changes nothing of the training.
         checkpoint: see `CheckpointConfig`.
         rollout: see `RolloutConfig`.
+        watchdog: see `WatchdogConfig`.
+        profile: see `ProfileConfig`.
         wandb: see `WandbConfig`.
     """
 
@@ -193,6 +251,8 @@ class TrainConfig:
     eval_batches: int = 0
     accumulate_steps: int = 1
     ema_decay: float = 0.0
+    on_nan: str = "raise"
+    max_bad_steps: int = 10
     seed: int = 0
     save_dir: str = "runs"
     resume_path: str = ""
@@ -200,6 +260,8 @@ class TrainConfig:
     execution: Execution = dataclasses.field(default_factory=Execution)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
@@ -217,5 +279,9 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"config.ema_decay must lie in [0, 1), not {self.ema_decay}")
+        if self.on_nan not in ON_NAN:
+            raise ConfigError(f"config.on_nan must be one of {', '.join(ON_NAN)}, not {self.on_nan!r}")
+        if self.max_bad_steps < 1:
+            raise ConfigError(f"config.max_bad_steps must be at least 1, not {self.max_bad_steps}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"config.seed must be 0 to 2**32 - 1, not {self.seed}")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: save first, then stop."""
+"""Ctrl-C, SIGTERM, and the signals by which schedulers warn: save first, then stop."""
 
 import os
 import signal
@@ -11,14 +11,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Kubernetes and TPU machines that are taken away send SIGTERM; Slurm what its --signal says, such as USR1.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupt:
-    """While the context is entered, the first SIGINT or SIGTERM is a request to save and stop, which the loop asks for.
+    """While the context is entered, the first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 is a request to save and stop.
 
-    A SIGINT after that ends the process at once, with exit code 130. A thread waits for the signals, so the second one
-    works during a compilation too, when no Python code of the main thread runs. Enter it in the main thread.
+    The loop asks for it. A SIGINT after that ends the process at once, with exit code 130. A thread waits for the
+    signals, so the second one works during a compilation too, when no Python code of the main thread runs. Enter it in
+    the main thread.
     """
 
     def __init__(self) -> None:

@@ -88,6 +88,16 @@ class Job:
             keys = (*keys, "dataset")  # the baseline is the mean action of each
         return validation_batches(self.validation, config.batch_size, keys, rows, config.eval_batches, text, table)
 
+    def stages(self) -> list[Batch]:
+        """The shapes and dtypes of the global batches of each stage that the curriculum comes to within the run."""
+        if self.texts is None:
+            return []
+        wording, rng = self.texts.wording, np.random.default_rng(0)
+        specs = [wording.specs[n] for first, n in wording.curriculum.config.schedule if first < self.config.num_steps]
+        rows = [dataclasses.replace(self.agent.spec, text=s).fake_batch(1, self.agent.batch_keys, rng) for s in specs]
+        size = self.config.batch_size
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), rows)
+
     def adapters(self) -> str:
         """What LoRA trains, and at what rate; empty without."""
         config = from_mapping(LoraConfig, self.assets.agent_kwargs.get(LORA, {}))

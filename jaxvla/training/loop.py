@@ -2,42 +2,44 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
-import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxvla.agents.agent import Agent
 from jaxvla.assets import Assets
-from jaxvla.checkpoint import FOLDER, METRICS_FILE, damaged, first_line, is_run_folder
-from jaxvla.config import local_path
+from jaxvla.checkpoint import FOLDER, METRICS_FILE
 from jaxvla.data.schema import Batch
-from jaxvla.errors import CheckpointError, ConfigError, TrainingError
-from jaxvla.ops.augmentation import augment_batch
+from jaxvla.errors import TrainingError
 from jaxvla.parallel.feed import BatchIterator, DeviceFeed
-from jaxvla.parallel.sharding import Rules, batch_sharding, check_batch_size
-from jaxvla.training.checkpointer import Checkpointer, resume
-from jaxvla.training.config import SUCCESS, TrainConfig
+from jaxvla.parallel.sharding import Rules, batch_sharding
+from jaxvla.training.ahead import Ahead
+from jaxvla.training.checkpointer import Checkpointer
+from jaxvla.training.config import TrainConfig
+from jaxvla.training.guard import Guard
 from jaxvla.training.interrupt import Interrupt
 from jaxvla.training.interval import Interval
 from jaxvla.training.loggers import Loggers
-from jaxvla.training.optimizer import check_learning_rates, make_optimizer
+from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.plots import plot_losses
+from jaxvla.training.preparing import prepare, validator
 from jaxvla.training.progress import Progress
-from jaxvla.training.resuming import candidates, whole_checkpoint
 from jaxvla.training.rollouts import Play, Played, Rollouts
-from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
-from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
+from jaxvla.training.state import Pretrained, TrainState
+from jaxvla.training.step import Metrics, TrainStep
 from jaxvla.training.throughput import Throughput
-from jaxvla.training.validation import evaluate
+from jaxvla.training.tracer import Tracer
+from jaxvla.training.watchdog import Watchdog
+
+# Processes ask each other so often whether one of them was told to stop.
+_STOPS_WITHIN_MS = 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,61 +72,6 @@ class Summary:
         return self.validation["mse"] / max(self.validation["mse_mean_action"], 1e-12)
 
 
-def run_folder(config: TrainConfig, name: str = "") -> pathlib.Path:
-    """The folder that a run writes to: the one that it resumes, else a new one, `save_dir/<name>_<date>_<time>` (UTC).
-
-    Args:
-        config: gives `resume_path` and `save_dir`.
-        name: of the run; the agent's where it is empty.
-
-    Raises:
-        CheckpointError: there is nothing to resume, or the folder cannot be made.
-    """
-    if config.resume_path:
-        checkpoint = candidates(config.resume_path)[0]
-        if is_run_folder(config.resume_path):
-            return checkpoint.parents[1]
-    root = local_path(config.save_dir).absolute()
-    started, copy = int(time.time()), 0
-    if jax.process_index() == 0:
-        while not _make_folder(_run_name(root, name or config.agent, started, copy)):
-            copy += 1
-    if jax.process_count() > 1:
-        started, copy = multihost_utils.broadcast_one_to_all(np.array([started, copy], np.uint32)).tolist()
-    return _run_name(root, name or config.agent, started, copy)
-
-
-def check_paths(config: TrainConfig) -> None:
-    """Says at once, before data is opened, that there is nothing to resume or no place for the run folder.
-
-    Raises:
-        CheckpointError: the one or the other.
-    """
-    if config.resume_path:
-        candidates(config.resume_path)
-    root = local_path(config.save_dir).absolute()
-    there = next(folder for folder in (root, *root.parents) if os.path.lexists(folder))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        reason = "is no folder that can be written"
-        raise CheckpointError(f"cannot make a run folder in {root}: {there} {reason}; set config.save_dir to one")
-
-
-def _run_name(root: pathlib.Path, name: str, started: int, copy: int) -> pathlib.Path:
-    stamp = time.strftime("%Y%m%d_%H%M%S", time.gmtime(started))
-    return root / (f"{name}_{stamp}" + (f"_{copy}" if copy else ""))
-
-
-def _make_folder(path: pathlib.Path) -> bool:
-    """Makes `path`; False if another run has it already."""
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise CheckpointError(f"cannot make the run folder {path}: {first_line(error)}") from error
-    return True
-
-
 def train(
     config: TrainConfig,
     agent: Agent,
@@ -137,129 +84,55 @@ def train(
     pretrained: Pretrained | None = None,
     play: Play | None = None,
     drawn: Callable[[int, int], dict[str, float]] = lambda start, stop: {},
+    stages: Sequence[Batch] = (),
 ) -> Summary:
     """Trains `agent` until `config.num_steps`, or until it is interrupted, and leaves a checkpoint.
 
     Writes metrics.jsonl, tensorboard/, checkpoints/ and loss.png to the run folder. With `config.resume_path` it goes
-    on from that checkpoint, bit for bit as if it had not stopped. Call it in the main thread (it listens to signals),
-    and on every process of the job.
+    on from there, bit for bit. Call it in the main thread (it listens to signals), on every process of the job.
 
     Args:
         config: see `TrainConfig`.
         agent: what to train.
         mesh: from `make_mesh(config.mesh)`.
         batches: this process's rows (`process_rows(batch_sharding(mesh), config.batch_size)`) of endless training data.
-        validation: gives, after so many steps, one pass over the validation data, rows likewise; see
-            `validation.evaluate`.
+        validation: gives, after so many steps, one pass over the validation data, rows likewise; see `evaluate`.
         assets: saved with every checkpoint.
         run: the run folder, from `run_folder`.
         rules: where parameters live, see `tree_shardings`.
         pretrained: parameters that a new run reads from files, see `create_state`.
         play: the rollouts of `config.rollout`, see `Rollouts`; None for none.
-        drawn: (start, stop) -> by name the share of each dataset in the batches between; logged as data/share/NAME.
+        drawn: the share of each dataset in the batches after one step, up to another; logged as data/share/NAME.
+        stages: shapes and dtypes of the global batches of each stage of a curriculum, see `Ahead`.
 
     Raises:
         ConfigError: sizes that do not fit, or nothing left to do.
         CheckpointError: a checkpoint cannot be read or written.
-        TrainingError: the loss is not finite, or the data ended.
+        TrainingError: a loss is not finite and `config.on_nan` is not to go on, or the data ended.
     """
-    sharding = batch_sharding(mesh)
-    state, train_step = _prepare(config, agent, mesh, batches, assets, rules, pretrained)
-    start = int(state.step)
+    state, train_step, abstract = prepare(config, agent, mesh, batches, assets, rules, pretrained)
+    start, sharding = int(state.step), batch_sharding(mesh)
     with contextlib.ExitStack() as stack:
         loop = _Loop(
             config=config,
             state=state,
-            train_step=train_step,
-            validate=_validator(config, agent, sharding, validation, assets),
+            ahead=stack.enter_context(Ahead(train_step, abstract, sharding, stages)),
+            validate=validator(config, agent, sharding, validation, assets),
             interrupt=stack.enter_context(Interrupt()),
             loggers=stack.enter_context(Loggers(run, start, config.wandb, assets.train_config)),
             checkpointer=stack.enter_context(Checkpointer(run, config.checkpoint, assets)),
             progress=stack.enter_context(Progress(start, config.num_steps)),
             feed=stack.enter_context(DeviceFeed(batches, sharding)),
             interval=Interval(config.batch_size),
+            guard=Guard(config, run, abstract),
+            watchdog=stack.enter_context(Watchdog(config.watchdog)),
+            tracer=stack.enter_context(Tracer(config.profile, run, start)),
             rollouts=Rollouts(config.rollout, play),
             drawn=drawn,
             throughput=Throughput(agent, make_optimizer(config.optimizer, agent.frozen_modules), mesh),
-            logged=start,
         )
         interrupted = loop.run(start)
     return _summary(run, loop, interrupted)
-
-
-def _prepare(
-    config: TrainConfig,
-    agent: Agent,
-    mesh: Mesh,
-    batches: BatchIterator,
-    assets: Assets,
-    rules: Rules,
-    pretrained: Pretrained | None,
-) -> tuple[TrainState, TrainStep]:
-    """The state to go on from, and the step; `batches` are at their place."""
-    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
-    optimizer, ema = make_optimizer(config.optimizer, agent.frozen_modules), config.ema_decay > 0
-    abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
-    check_learning_rates(config.optimizer, abstract.params, agent.frozen_modules)
-    _check_best_metric(config, agent, abstract.params)
-    if config.resume_path:
-        state = _resume(config, batches, assets, abstract)
-    else:
-        state = create_state(agent, optimizer, config.seed, mesh, rules, ema=ema, pretrained=pretrained)
-    train_step = make_train_step(
-        agent,
-        optimizer,
-        functools.partial(augment_batch, config=config.augment),
-        state_shardings(abstract),
-        batch_sharding(mesh),
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-    )
-    return state, train_step
-
-
-def _resume(config: TrainConfig, batches: BatchIterator, assets: Assets, abstract: TrainState) -> TrainState:
-    """The state of the checkpoint at `config.resume_path`; `batches` go to their place in it."""
-    folder = whole_checkpoint(config.resume_path)
-    state, position = resume(folder, assets, abstract)
-    if int(state.step) >= config.num_steps:
-        raise ConfigError(
-            f"{config.resume_path} is at step {int(state.step)} of {config.num_steps}: raise config.num_steps"
-        )
-    try:
-        batches.set_state(position)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise damaged(folder, "data/data.json", f"no position of this data: {first_line(error)}") from error
-    return state
-
-
-def _validator(
-    config: TrainConfig,
-    agent: Agent,
-    sharding: NamedSharding,
-    validation: Callable[[int], Iterator[Batch]],
-    assets: Assets,
-) -> Callable[[Any, int], dict[str, float]]:
-    """Maps parameters and their step to validation metrics; the baseline is the mean action of the training data."""
-    eval_step = make_eval_step(agent, assets.mean_action(), sharding)
-    size, seed = config.batch_size, config.seed
-    return lambda params, step: evaluate(eval_step, params, validation(step), size, sharding, seed)
-
-
-def _check_best_metric(config: TrainConfig, agent: Agent, params: Any) -> None:
-    """Fails now, not at the first validation or rollout, if there is no such metric."""
-    best = config.checkpoint.best_metric
-    if best == SUCCESS:
-        if not config.rollout.world:
-            raise ConfigError(f"config.checkpoint.best_metric {best!r} is of rollouts: set config.rollout.world")
-        return
-    batch = agent.spec.fake_batch(1, agent.batch_keys, np.random.default_rng(0))
-    metrics = jax.eval_shape(agent.evaluate, params, batch, jax.random.key(0))
-    if best not in metrics:
-        raise ConfigError(
-            f"config.checkpoint.best_metric {best!r} is no validation metric of {config.agent}; there are "
-            f"{', '.join(sorted(metrics))}, and {SUCCESS} with config.rollout"
-        )
 
 
 def _summary(run: pathlib.Path, loop: "_Loop", interrupted: bool) -> Summary:
@@ -277,7 +150,7 @@ class _Loop:
 
     config: TrainConfig
     state: TrainState
-    train_step: TrainStep
+    ahead: Ahead
     validate: Callable[[Any, int], dict[str, float]]
     interrupt: Interrupt
     loggers: Loggers
@@ -285,24 +158,30 @@ class _Loop:
     progress: Progress
     feed: DeviceFeed
     interval: Interval
+    guard: Guard
+    watchdog: Watchdog
+    tracer: Tracer
     rollouts: Rollouts
     drawn: Callable[[int, int], dict[str, float]]
     throughput: Throughput
-    logged: int
+    logged: int = 0
     train_loss: float = math.nan
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     validated_at: int = -1
     shapes: Any = None
+    take: TrainStep | None = None
+    # Steps between two questions whether to stop.
+    patience: int = 1
+    stood_ms: float = 0.0
 
     def run(self, start: int) -> bool:
         """Takes the steps after `start`; returns whether it was asked to stop before the last one."""
-        config = self.config
+        config, self.logged = self.config, start
         for step in range(start + 1, config.num_steps + 1):
             self._step(step)
             last = step == config.num_steps
             log = last or step % config.log_interval == 0
-            # The processes of a job exchange their flags, which costs a round trip, so not at every step.
-            stop = (log or jax.process_count() == 1) and self.interrupt.agreed()
+            stop = (log or step % self.patience == 0) and self.interrupt.agreed()
             if log or stop:
                 self._log(step)
             if last or (step % config.eval_interval == 0 and not stop):
@@ -312,10 +191,14 @@ class _Loop:
             if last or stop or step % config.save_interval == 0:
                 self._save(step)
             if stop and not last:
-                return True
-        return False
+                break
+        with self._aside():
+            self.checkpointer.wait()
+        self._say_written(step)
+        return step < config.num_steps
 
     def _step(self, step: int) -> None:
+        position = self.feed.state
         try:
             batch = next(self.feed)
         except StopIteration:
@@ -323,36 +206,92 @@ class _Loop:
                 f"the training data ended before step {step}; a training loader must be endless"
             ) from None
         shapes = jax.tree.map(lambda x: x.shape, batch)
-        compiles = shapes != self.shapes
-        if compiles and not self.interval.empty:
-            # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old one.
-            self._log(step - 1)
-        if compiles:
-            self.throughput.count(self.state.params, batch)
-        self.shapes = shapes
-        started = time.perf_counter()
+        self.tracer.before(step)
+        if shapes == self.shapes:
+            self.interval.add(step, self._take(batch), position)
+        else:
+            if not self.interval.empty:
+                # Batches of another shape: a new stage of the curriculum. What was not logged yet belongs to the old.
+                self._log(step - 1)
+            self.shapes = shapes
+            with self.watchdog.paused():
+                self._take_first(step, batch, position)
+        if traced := self.tracer.after(step, self.interval.newest):
+            self.progress.say(traced)
+        self.watchdog.beat(step)
+        self.progress.advance()
+
+    def _take(self, batch: Batch) -> Metrics:
         with jax.transfer_guard("disallow"):
-            self.state, metrics = self.train_step(self.state, batch)
-        self.interval.add(step, metrics)
-        if compiles:
+            self.state, metrics = self.take(self.state, batch)
+        return metrics
+
+    def _take_first(self, step: int, batch: Batch, position: dict[str, Any]) -> None:
+        """The first step of a shape: with its compilation, where that was not done ahead."""
+        started = time.perf_counter()
+        self.take, compiled = self.ahead.step_for(batch)
+        self.interval.add(step, self._take(batch), position)
+        if compiled:
+            self.progress.say(f"step {step}: the first of its stage, compiled ahead")
+        else:
             self.interval.leave_out(self.feed.waited)
             seconds = time.perf_counter() - started
             self.loggers.write(step, {"timer/compile_s": seconds})
             self.progress.say(f"step {step}, with compilation: {seconds:.1f} s")
-        self.progress.advance()
+        self.ahead.begin(batch)
+        self.throughput.count(self.state.params, batch)
 
     def _log(self, step: int) -> None:
+        self._judge(step)
         values = self.interval.fetch(self.feed.waited)
-        self.train_loss = values["training/loss"]
+        self.train_loss = values.get("training/loss", math.nan)
+        if self.guard.count:
+            values["training/bad_steps"] = float(self.guard.count)
         values |= {f"data/share/{name}": share for name, share in self.drawn(self.logged, step).items()}
         values |= self.throughput.rates(values)
         self.logged = step
         self.loggers.write(step, values)
         self.progress.training(step, values)
         self.checkpointer.check()
+        self._say_written(step)
+        if jax.process_count() > 1 and "timer/step_ms" in values:
+            # The processes of a job exchange their flags, which costs a round trip, so not at every step; but often
+            # enough for who is about to take a machine away.
+            slowest = multihost_utils.process_allgather(np.array(values["timer/step_ms"])).max()
+            self.patience = max(1, int(_STOPS_WITHIN_MS / max(float(slowest), 1e-3)))
+
+    def _say_written(self, step: int) -> None:
+        if written := self.checkpointer.written():
+            saved, seconds = written
+            self.loggers.write(step, {"timer/save_written_s": seconds})
+            self.progress.say(
+                f"checkpoint of step {saved} written in {seconds:.2f} s; training stood {self.stood_ms:.0f} ms"
+            )
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Around what is no training step, neither for the clock nor for the watchdog."""
+        with self.interval.paused(), self.watchdog.paused():
+            yield
+
+    def _judge(self, step: int) -> None:
+        """Looks at the losses that were not looked at yet, and sees to it that the state is one to go on from."""
+        bad = self.interval.bad_steps()
+        rolls_back = self.config.on_nan == "roll_back"
+        for each in bad[:1] if rolls_back else bad:
+            self.progress.say(self.guard.note(each, self.feed))
+        if bad and rolls_back:
+            self.state = None  # or there would be two of them on the devices
+            with self.watchdog.paused():
+                self.state, name = self.guard.roll_back(step, self.checkpointer)
+            self.interval.forget(bad[0].step)
+            self.progress.say(
+                f"rolled back to the checkpoint of step {name}; going on with the data of step {step + 1}"
+            )
 
     def _validate(self, step: int) -> None:
-        with self.interval.paused():
+        with self._aside():
+            self._judge(step)
             start = time.perf_counter()
             self.metrics, self.validated_at = self.validate(self.state.served, step), step
             seconds = time.perf_counter() - start
@@ -363,8 +302,8 @@ class _Loop:
 
     def _roll_out(self, step: int) -> bool:
         """Plays with the served parameters; whether it came to its end."""
-        with self.interval.paused():
-            self.interval.check_finite()
+        with self._aside():
+            self._judge(step)
             values = self.rollouts.play(self.state.served, step, self._played)
             if values:
                 self.loggers.write(step, values)
@@ -377,11 +316,12 @@ class _Loop:
         return not self.interrupt.requested
 
     def _save(self, step: int) -> None:
-        with self.interval.paused():
-            self.interval.check_finite()
+        with self._aside():
+            self._judge(step)
             start = time.perf_counter()
             self.checkpointer.save(self.state, self.feed.state, self._ranking(step))
-            self.loggers.write(step, {"timer/save_ms": 1000 * (time.perf_counter() - start)})
+            self.stood_ms = 1000 * (time.perf_counter() - start)
+            self.loggers.write(step, {"timer/save_ms": self.stood_ms})
 
     def _ranking(self, step: int) -> dict[str, float] | None:
         """What was measured at this step; None without that by which checkpoints are ranked."""

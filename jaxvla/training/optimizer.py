@@ -14,6 +14,7 @@ from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params
 from jaxvla.parallel.sharding import path_string
 from jaxvla.training.config import OptimizerConfig
+from jaxvla.training.moments import scale_by
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Optimizer:
     transform: optax.GradientTransformation
     schedule: optax.Schedule
     rate_of: Callable[[str], float]
+
+    def rate(self, opt_state: optax.OptState) -> Float[Array, ""]:
+        """The learning rate of the next update, which steps that changed nothing have not brought nearer."""
+        return self.schedule(opt_state[-1].count)
 
     def split(self, params: Params) -> tuple[Params, Params]:
         """The trained parameters and the frozen ones, nested as in `params`; `models.partition.combine` joins them.
@@ -74,7 +79,7 @@ def make_optimizer(config: OptimizerConfig, frozen: Sequence[str] = ()) -> Optim
 
     stages = [
         *([optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []),
-        optax.scale_by_adam(b2=config.b2),
+        scale_by(config.moments, config.b2),
         *([optax.add_decayed_weights(config.weight_decay, mask=_kernels)] if config.weight_decay else []),
         _descend(rates_at),
     ]

@@ -33,6 +33,7 @@ def make_train_step(
     *,
     accumulate_steps: int = 1,
     ema_decay: float = 0.0,
+    skip_bad: bool = False,
 ) -> TrainStep:
     """One gradient step, jitted: (state, batch) -> (state, metrics). The state that goes in is given up (donated).
 
@@ -46,6 +47,7 @@ def make_train_step(
         batch_sharding: of every array of the batch.
         accumulate_steps: parts that a batch is cut into, see `TrainConfig`.
         ema_decay: of the average that the state keeps, if it keeps one.
+        skip_bad: where the loss or the gradient is not finite, only the state's step changes.
 
     Returns:
         A function whose metrics are the agent's, and loss, grad_norm, grad_norm/MODULE for each top-level module that
@@ -65,24 +67,37 @@ def make_train_step(
         if agent.targets is not None:
             params = agent.targets.follow(params)
         ema = state.ema and optax.incremental_update(changing(agent, optimizer, params), state.ema, 1 - ema_decay)
+        norms = _norms(grads)
+        if skip_bad:
+            before = state.params, state.opt_state, state.ema
+            finite = jnp.isfinite(loss) & jnp.isfinite(norms["grad_norm"])
+            params, opt_state, ema = _where(finite, (params, opt_state, ema), before)
         metrics = metrics | {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            **{f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()},
+            **norms,
             "param_norm": optax.tree.norm(_floats(params)),
             "update_norm": optax.tree.norm(updates),
-            "learning_rate": optimizer.schedule(state.step),
+            "learning_rate": optimizer.rate(state.opt_state),
         }
-        metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, opt_state, state.rng, ema), metrics
+        return TrainState(state.step + 1, params, opt_state, state.rng, ema), _scalars(metrics)
 
     scalar = NamedSharding(batch_sharding.mesh, PartitionSpec())
-    return jax.jit(
-        train_step,
-        in_shardings=(state_shardings, batch_sharding),
-        out_shardings=(state_shardings, scalar),
-        donate_argnums=0,
-    )
+    inputs, outputs = (state_shardings, batch_sharding), (state_shardings, scalar)
+    return jax.jit(train_step, in_shardings=inputs, out_shardings=outputs, donate_argnums=0)
+
+
+def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """One of two pytrees; what is the same array in both, such as frozen parameters, is not touched."""
+    return jax.tree.map(lambda x, y: y if x is y else jnp.where(condition, x, y), new, old)
+
+
+def _norms(grads: Params) -> Metrics:
+    of_each = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in grads.items()}
+    return {"grad_norm": optax.tree.norm(grads)} | of_each
+
+
+def _scalars(metrics: dict[str, Any]) -> Metrics:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
 
 
 def _floats(params: Params) -> list[Array]:

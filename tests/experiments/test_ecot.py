@@ -103,6 +103,8 @@ def test_one_run_goes_through_the_stages(trained):
     # It plays in either stage, in the first of which there are no slots to reason in.
     played = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in played if "rollout/success" in row] == [2, 4]
+    # The step of the second stage was compiled while the first one trained, for batches as they came.
+    assert [row["step"] for row in played if "timer/compile_s" in row] == [1]
 
 
 def test_stopped_within_a_stage_and_resumed_is_as_if_never_stopped(trained, data, tmp_path, monkeypatch):

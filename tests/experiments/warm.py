@@ -94,7 +94,7 @@ def _rehearse(
     import jax
 
     from jaxvla.parallel.sharding import check_batch_size
-    from jaxvla.training import loop
+    from jaxvla.training import preparing
     from jaxvla.training.optimizer import check_learning_rates, make_optimizer
     from jaxvla.training.state import abstract_state
 
@@ -103,9 +103,9 @@ def _rehearse(
     state = abstract_state(agent, optimizer, mesh, ema=config.ema_decay > 0)
     params, moments = state.params, jax.tree_util.tree_leaves_with_path(state.opt_state)
     check_learning_rates(config.optimizer, params)
-    loop._check_best_metric(config, agent, params)
+    preparing.check_best_metric(config, agent, params)
     if config.resume_path:
-        loop._prepare(config, agent, mesh, batches, assets, (), None)
+        preparing.prepare(config, agent, mesh, batches, assets, (), None)
     trained = {key.key for path, _ in moments for key in path if isinstance(key, jax.tree_util.DictKey)}
     print("trained     ", *sorted(params.keys() & trained))
     batch = next(batches)

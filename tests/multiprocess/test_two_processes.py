@@ -23,8 +23,8 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def start_job(**options):
-    """Runs linear_run.py in two processes; returns what they printed to stderr."""
+def start_job(codes=(0, 0), **options):
+    """Runs linear_run.py in two processes, which end with `codes`; returns what they printed to stderr."""
     port = free_port()
     environment = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
@@ -45,7 +45,7 @@ def start_job(**options):
     finally:
         for job in jobs:
             job.kill()
-    assert [job.returncode for job in jobs] == [0, 0], "\n".join(errors)
+    assert [job.returncode for job in jobs] == list(codes), "\n".join(errors)
     return errors
 
 
@@ -69,3 +69,24 @@ def test_a_job_of_two_is_stopped_and_one_process_goes_on(tmp_path):
     assert metrics_of(job, "rollout/success") == pytest.approx(played, abs=1 / 40)
     assert list(played) == [3, 6, 8]
     assert list(metrics_of(job, "training/loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.multiprocess
+def test_an_error_of_one_process_ends_both_with_one_message(tmp_path):
+    settings = {"mesh": MESH, "log_interval": 1, "num_steps": 8, "run": str(tmp_path)}
+    errors = start_job((1, 1), fail=[1, 4, "damaged"], **settings)
+    reason = "process 1: error: out.tfrecord: record 3 is damaged"
+    assert errors[1].splitlines().count(reason) == 1
+    (line,) = [line for line in errors[0].splitlines() if "error" in line]
+    assert line == f"process 0: ending, since {reason}"
+    assert not any("Traceback" in text for text in errors)
+
+
+@pytest.mark.multiprocess
+def test_a_step_that_hangs_ends_both_with_the_stack_of_who_waits(tmp_path):
+    settings = {"mesh": MESH, "log_interval": 1, "num_steps": 12, "run": str(tmp_path)}
+    settings["watchdog"] = {"factor": 5.0, "at_least_s": 3.0, "end": True}
+    errors = start_job((1, 1), fail=[0, 9, "hang"], **settings)
+    assert "linear_run.py" in errors[0]
+    assert all("WARNING: process" in text or "ending, since process" in text for text in errors)
+    assert any("has taken" in text and "resume from the last checkpoint" in text for text in errors)

@@ -15,7 +15,8 @@ from training.reach import make_play
 
 from jaxvla.checkpoint import saved_steps
 from jaxvla.config import from_mapping
-from jaxvla.parallel.distributed import initialize
+from jaxvla.errors import DataError
+from jaxvla.parallel.distributed import initialize, together
 from jaxvla.parallel.feed import process_rows
 from jaxvla.parallel.mesh import make_mesh
 from jaxvla.parallel.sharding import batch_sharding
@@ -40,7 +41,17 @@ RULES = (("head/kernel$", PartitionSpec("fsdp")),)
 ROLLOUT = {"world": "reach", "episodes": 40, "last_episodes": 40, "interval": 10, "parallel": 8}
 
 
-def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5), interrupt=None, drawn=None, **changes):
+def train_linear(
+    run,
+    batches=PositionalBatches,
+    rules=RULES,
+    sizes=(16, 16, 5),
+    interrupt=None,
+    drawn=None,
+    agent=None,
+    stages=(),
+    **changes,
+):
     """Trains with the settings of `VALUES`, changed.
 
     `batches` is called with this process's rows; `interrupt` with step and number of each episode that was played.
@@ -51,7 +62,7 @@ def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5),
     rows = process_rows(batch_sharding(mesh), config.batch_size)
     return train(
         config,
-        LinearAgent(SPEC),
+        agent or LinearAgent(SPEC),
         mesh,
         batches(rows),
         lambda step: validation(sizes, rows),
@@ -60,6 +71,7 @@ def train_linear(run, batches=PositionalBatches, rules=RULES, sizes=(16, 16, 5),
         rules,
         play=make_play(config, interrupt or (lambda step, played: None)) if config.rollout.world else None,
         drawn=drawn or (lambda start, stop: {}),
+        stages=stages,
     )
 
 
@@ -97,6 +109,20 @@ def signalled_at(position, number):
     return Batches
 
 
+def failing_at(position, how):
+    """Batches that are damaged at `position`, or never come."""
+
+    class Batches(PositionalBatches):
+        def __next__(self):
+            if self.position == position:
+                if how == "hang":
+                    time.sleep(600)
+                raise DataError("out.tfrecord: record 3 is damaged")
+            return super().__next__()
+
+    return Batches
+
+
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     if "job" in options:
@@ -106,4 +132,8 @@ if __name__ == "__main__":
         options["batches"] = signalled_at(at, signal.SIGTERM) if jax.process_index() == process else PositionalBatches
     if "kill_at" in options:
         options["batches"] = killed_at(options["run"], options.pop("kill_at"))
-    train_linear(**options)
+    if "fail" in options:
+        process, *how = options.pop("fail")
+        options["batches"] = failing_at(*how) if jax.process_index() == process else PositionalBatches
+    with together():
+        train_linear(**options)

@@ -19,7 +19,7 @@ from jaxvla.ops.augmentation import AugmentConfig
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
 from jaxvla.training.checkpointer import restore_state
 from jaxvla.training.config import OptimizerConfig, TrainConfig
-from jaxvla.training.loop import run_folder
+from jaxvla.training.folders import run_folder
 from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.state import abstract_state
 
@@ -79,6 +79,7 @@ def test_timers_are_logged(whole):
     assert list(metrics_of(run, "timer/compile_s")) == [1]
     assert list(metrics_of(run, "timer/validation_s")) == [20, 40, 60]
     assert list(metrics_of(run, "timer/save_ms")) == [30, 60]
+    assert len(metrics_of(run, "timer/save_written_s")) == 2
     step, rate = metrics_of(run, "timer/step_ms"), metrics_of(run, "timer/samples_per_s")
     assert all(1000 * 16 / step[i] == pytest.approx(rate[i]) for i in step)
     assert all(0 <= wait <= step[i] for i, wait in metrics_of(run, "timer/data_wait_ms").items())
@@ -91,7 +92,7 @@ def test_timers_are_logged(whole):
 
 def test_no_thread_and_no_handler_is_left(whole):
     names = {thread.name for thread in threading.enumerate()}
-    assert not names & {"DeviceFeed", "Interrupt"}
+    assert not names & {"DeviceFeed", "Interrupt", "Watchdog", "Ahead"}
     assert handlers() == HANDLERS_BEFORE
 
 
@@ -111,10 +112,11 @@ def test_killed_and_resumed_is_as_if_never_stopped(whole, tmp_path):
     assert_same(run, whole[0])
 
 
-def test_a_signal_saves_and_stops(tmp_path, capsys):
-    summary = train_linear(tmp_path, signalled_at(37, signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(tmp_path, capsys, number):
+    summary = train_linear(tmp_path, signalled_at(37, number))
     assert summary.interrupted
-    assert "SIGTERM: stopping after this step, with a checkpoint" in capsys.readouterr().err
+    assert f"{number.name}: stopping after this step, with a checkpoint" in capsys.readouterr().err
     assert saved_steps(tmp_path) == [30, summary.step]
     assert 30 < summary.step <= 40
     assert int(final_state(tmp_path).step) == summary.step

@@ -33,17 +33,21 @@ def fingerprint(paths: Iterable[str | os.PathLike], *extra: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def places(beside: pathlib.Path) -> list[pathlib.Path]:
-    """Where the derived file `beside` may lie: there, and below the user's cache, if there is one.
+def user_cache() -> pathlib.Path | None:
+    """$XDG_CACHE_HOME/jaxvla or ~/.cache/jaxvla, which need not be there; None where no home is known.
 
-    The cache is $XDG_CACHE_HOME/jaxvla or ~/.cache/jaxvla. A variable that is empty or holds a relative path counts as
-    not set, as the XDG specification says.
+    A variable that is empty or holds a relative path counts as not set, as the XDG specification says.
     """
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not root.is_absolute():
         root = pathlib.Path(os.path.expanduser("~")) / ".cache"
-    folder = hashlib.sha256(os.path.realpath(beside.parent).encode()).hexdigest()[:16]
-    return [beside, *([root / "jaxvla" / folder / beside.name] if root.is_absolute() else [])]
+    return root / "jaxvla" if root.is_absolute() else None
+
+
+def places(beside: pathlib.Path) -> list[pathlib.Path]:
+    """Where the derived file `beside` may lie: there, and below the user's cache, if there is one."""
+    root, folder = user_cache(), hashlib.sha256(os.path.realpath(beside.parent).encode()).hexdigest()[:16]
+    return [beside, *([] if root is None else [root / folder / beside.name])]
 
 
 def find(beside: pathlib.Path, read: Callable[[pathlib.Path], T | None]) -> T | None:
