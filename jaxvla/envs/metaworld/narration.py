@@ -82,7 +82,7 @@ def narrate(name: str, moments: Sequence[Moment], file_path: str, episode_id: st
             "move": moves[t],
             "move_reason": _move_reason(decision, moment),
         }
-    return in_ecots_layout(reasoning, moments, moves, file_path, episode_id, task.instruction, [*task.things])
+    return in_ecots_layout(reasoning, moments, moves, file_path, episode_id, task.instruction, list(task.things))
 
 
 def tell(task: Task, phase: str) -> tuple[str, str]:

@@ -61,6 +61,17 @@ def test_pushes_and_errors_are_not_taught_and_follow_from_the_seed(world):
     assert 0 < np.mean([d.taught for d in first]) < 1
 
 
+def test_what_is_taught_is_without_the_noise_that_is_played(world):
+    steady, _ = shown(world, "button-press-topdown-v3")
+    assert all(np.array_equal(decision.played, decision.action) for decision in steady)
+    noisy, _ = shown(world, "button-press-topdown-v3", push_rate=1e-9)
+    apart = np.stack([decision.played - decision.action for decision in noisy])
+    assert 0.02 < apart[:, :3].std() < 0.2
+    assert not apart[:, 3].any()
+    # Both begin where the scene does, so that the expert wants the same.
+    np.testing.assert_array_equal(noisy[0].action, steady[0].action)
+
+
 def test_a_demonstration_is_told_in_ecots_layout(world):
     moments = [observe(world, decision) for _, decision in demonstrate(world, 0, "pick-place-v3")]
     told = narrate("pick-place-v3", moments, "3")
