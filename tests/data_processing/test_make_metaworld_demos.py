@@ -19,6 +19,7 @@ from jaxvla.config import from_mapping
 from jaxvla.data.conversion.lerobot.from_lerobot import open_lerobot
 from jaxvla.data.dataset import DataConfig, open_dataset
 from jaxvla.data.source_config import SourceConfig
+from jaxvla.envs.metaworld.expert import demonstrate
 from jaxvla.envs.metaworld.protocols import PROTOCOLS
 from jaxvla.envs.metaworld.world import MetaWorld
 from jaxvla.envs.rollout import check_fit
@@ -88,11 +89,11 @@ def test_frames_are_those_of_the_world_and_thoughts_are_joined(made):
             if np.array_equal(start(task, found := drawn(number, attempt))["proprio"], np.float32(states[0]))
         )
         world = MetaWorld(PROTOCOLS["starvla"], SIDE, render=False)
-        world.reset(seed=seed, task=task)
-        for state, action in zip(states, actions):
-            np.testing.assert_array_equal(np.float32(world.facts[:4]), np.float32(state))
-            world.step(action)
+        shown = [*demonstrate(world, seed, task, push_rate=0.05, error_rate=0.01)][:-1]
         assert world.done
+        np.testing.assert_array_equal(np.float32(states), [seen["proprio"] for seen, _ in shown])
+        np.testing.assert_array_equal(actions, [decision.action for _, decision in shown])
+        assert episode.columns["taught"].to_pylist() == [decision.taught for _, decision in shown]
     assert not all(episodes.read(1).columns["taught"].to_pylist())
 
 
