@@ -82,8 +82,9 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "chunking",
     [],
-    "How chunks follow one another: naive, ensembled (by --ensemble, 0.01 where nothing says another), realtime; some "
-    "of them to compare; as the checkpoint says where it is not given.",
+    "How chunks follow one another: naive, ensembled (by --ensemble, 0.01 where nothing says another), realtime (by "
+    "guidance), prefix (in real time, from given actions); some of them to compare; as the checkpoint says where it is "
+    "not given.",
 )
 flags.DEFINE_list("latency", ["0"], "Control steps that a decision takes, one number or several to compare.")
 flags.DEFINE_integer(
@@ -98,7 +99,9 @@ flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each m
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
 _SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "chunking", "latency")
-CHUNKINGS = ("naive", "ensembled", "realtime")
+CHUNKINGS = ("naive", "ensembled", "realtime", "prefix")
+# Of those that are real-time chunking, by what.
+_CONTINUED = {"realtime": "guidance", "prefix": "prefix"}
 # ACT's.
 USUAL_ENSEMBLE = 0.01
 
@@ -274,7 +277,8 @@ def played(execution: "Execution", chunking: str) -> "Execution":
     if FLAGS.ensemble is not None:
         ensemble = None if FLAGS.ensemble == "none" else _number("ensemble", FLAGS.ensemble)
     if chunking:
-        realtime = dataclasses.replace(realtime, enabled=chunking == "realtime")
+        by = _CONTINUED.get(chunking, realtime.by)
+        realtime = dataclasses.replace(realtime, enabled=chunking in _CONTINUED, by=by)
         ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
     steps = execution.execute_steps
     if FLAGS.execute_steps is not None and (chunking != "ensembled" or len(FLAGS.chunking) == 1):

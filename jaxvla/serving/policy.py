@@ -94,7 +94,7 @@ def load_policy(
     execution.steps(assets.spec.action_horizon)
     agent = make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)
     if execution.realtime.enabled:
-        check_takes_guide(assets.agent, agent)
+        check_takes_guide(assets.agent, agent, execution.realtime.by)
     kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
     return Policy(agent, params, assets, stored.step, robots, temperature, execution, rows)
@@ -164,7 +164,7 @@ class Policy:
         self._schedule = Schedule(execution, self.spec.action_horizon, robots)
         self._memory = None
         if execution.realtime.enabled:
-            check_takes_guide(assets.agent, agent)
+            check_takes_guide(assets.agent, agent, execution.realtime.by)
             self._memory = Memory(robots, (self._batch_spec.action_horizon, self._batch_spec.action_dim))
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
@@ -335,8 +335,12 @@ class Policy:
 
 
 def _guide(realtime: RealTime, own_d: np.ndarray, before: Before) -> Guide:
-    """What the actions of all rows are drawn towards, in the dimensions that the robot has."""
+    """What the actions of all rows are to be like; drawn only in the dimensions that the robot has."""
     actions_nad, delay_n, left_n = before
+    delay_n = jnp.maximum(delay_n, realtime.least_delay)
+    if realtime.by == "prefix":
+        known_na = jnp.arange(actions_nad.shape[1]) < jnp.minimum(delay_n, left_n)[:, None]
+        return Guide(actions_nad, jnp.zeros_like(actions_nad), None, known_na)
     weight_na = guide_weights(delay_n, left_n, actions_nad.shape[1], realtime.schedule)
     return Guide(actions_nad, weight_na[..., None] * own_d, jnp.full(len(left_n), realtime.max_guidance_weight))
 
