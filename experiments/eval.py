@@ -16,7 +16,7 @@ In metaworld --level is the protocol, whose episodes, steps and seed are played 
 report comes a Markdown table by task and difficulty.
 
     python experiments/eval.py --checkpoint runs/ecot_20260101_120000 --output_path report.json \\
-        --chunking naive,ensembled,realtime --latency 0,1,2,4
+        --chunking naive,ensembled,realtime,prefix --latency 0,1,2,4
 
 plays it as if a decision took so many control steps, while the world goes on; before an episode's first decision it
 stands still. Success and jumps by latency are printed, and drawn beside the report.
@@ -86,6 +86,13 @@ flags.DEFINE_list(
     "guidance), prefix (in real time, from given actions); some of them to compare; as the checkpoint says where it is "
     "not given.",
 )
+flags.DEFINE_integer(
+    "least_delay",
+    None,
+    "In real time, actions of the chunk before with which a chunk begins at least, whatever the latency; the "
+    "checkpoint's where it is not given.",
+    lower_bound=0,
+)
 flags.DEFINE_list("latency", ["0"], "Control steps that a decision takes, one number or several to compare.")
 flags.DEFINE_integer(
     "image_size",
@@ -98,7 +105,7 @@ flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
-_SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "chunking", "latency")
+_SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "chunking", "latency", "least_delay")
 CHUNKINGS = ("naive", "ensembled", "realtime", "prefix")
 # Of those that are real-time chunking, by what.
 _CONTINUED = {"realtime": "guidance", "prefix": "prefix"}
@@ -279,6 +286,10 @@ def played(execution: "Execution", chunking: str) -> "Execution":
     if chunking:
         by = _CONTINUED.get(chunking, realtime.by)
         realtime = dataclasses.replace(realtime, enabled=chunking in _CONTINUED, by=by)
+    if FLAGS.least_delay is not None:
+        if not (realtime.enabled or {*FLAGS.chunking} & {*_CONTINUED}):
+            raise ConfigError("--least_delay is for chunks in real time: add --chunking realtime or prefix")
+        realtime = dataclasses.replace(realtime, least_delay=FLAGS.least_delay)
         ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
     steps = execution.execute_steps
     if FLAGS.execute_steps is not None and (chunking != "ensembled" or len(FLAGS.chunking) == 1):

@@ -73,7 +73,9 @@ def check_takes_guide(name: str, agent: Agent, by: str) -> None:
         ConfigError: they are not, so real-time chunking has nothing to draw towards the chunk of before; or it is to go
             on from actions that are given, and has not learned to.
     """
-    flows, most = isinstance(agent, smolvla.SmolVLAAgent), 0
+    flows, most = False, 0
+    if isinstance(agent, smolvla.SmolVLAAgent):
+        flows, most = True, agent.config.max_delay
     if isinstance(agent, ECoT):
         flows, most = agent.config.action_head.kind == "flow_matching", agent.config.action_head.max_delay
     if not flows:
@@ -84,5 +86,5 @@ def check_takes_guide(name: str, agent: Agent, by: str) -> None:
     if by == "prefix" and not most:
         raise ConfigError(
             f"execution.realtime.by=prefix is for policies that have learned to go on from given actions, which this "
-            f"{name} has not: train it with action_head.max_delay above 0, or set execution.realtime.by to guidance"
+            f"{name} has not: train it with max_delay above 0, or set execution.realtime.by to guidance"
         )

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from jaxvla.errors import ConfigError
 
 
 class Guide(NamedTuple):
@@ -54,6 +56,24 @@ def guide_weights(
         "zeros": lambda: jnp.where(i_1a < start_b1, 1.0, 0.0),
     }
     return jnp.where(i_1a < left_b1, falls[schedule](), 0.0)
+
+
+def draw_known(rng: Key[Array, ""], rows: int, action_horizon: int, most: int) -> Bool[Array, "b a"]:
+    """For each row of training, which first actions are given as they are: 0 to `most`, all numbers alike."""
+    return jnp.arange(action_horizon) < jax.random.randint(rng, (rows, 1), 0, most + 1)
+
+
+def known_of(guide: Guide | None, most: int) -> Bool[Array, "b a"] | None:
+    """What a guide gives as it is, of the first `most` actions, which is what training gave; None for nothing.
+
+    Raises:
+        ConfigError: it gives something, but `most` is 0: the network has not learned to go on from there.
+    """
+    if guide is None or guide.known_ba is None:
+        return None
+    if not most:
+        raise ConfigError("with max_delay 0 a network has not learned to go on from actions that are given")
+    return guide.known_ba & (jnp.arange(guide.known_ba.shape[1]) < most)
 
 
 def between(

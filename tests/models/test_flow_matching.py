@@ -174,7 +174,7 @@ def test_actions_that_are_given_come_out_as_they_are_and_the_others_go_by_them()
 
 def test_a_head_that_has_not_learned_to_go_on_is_given_nothing():
     values, known = inputs(), jnp.ones((B, A), bool)
-    with pytest.raises(ConfigError, match="max_delay 0 has not learned to go on"):
+    with pytest.raises(ConfigError, match="with max_delay 0 a network has not learned to go on"):
         bind(HEAD, params_for()).sample(
             values["context"], SEEN, values["noise"], guide=Guide(values["actions"], values["actions"], None, known)
         )

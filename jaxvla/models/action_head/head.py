@@ -16,7 +16,7 @@ from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.dit import Context, DiT
 from jaxvla.models.action_head.encoders import ActionEncoder
 from jaxvla.models.action_head.layers import ReluMLP
-from jaxvla.models.flow_matching import Guide
+from jaxvla.models.flow_matching import Guide, draw_known, known_of
 from jaxvla.models.module import compute_dtype
 from jaxvla.ops.dimensions import mean_present, only_present
 from jaxvla.ops.losses import masked_mean
@@ -100,7 +100,7 @@ class ActionHead(nnx.Module):
         noised_mad, bucket_m, target_mad = method.noised(self.config, draw_rng, actions_mad.astype(jnp.float32))
         known_ma, counts_ma = None, visible_ma
         if self.config.max_delay:
-            known_ma = self._known(jax.random.fold_in(rng, 2), *visible_ma.shape)
+            known_ma = draw_known(jax.random.fold_in(rng, 2), *visible_ma.shape, self.config.max_delay)
             noised_mad, counts_ma = jnp.where(known_ma[..., None], actions_mad, noised_mad), visible_ma & ~known_ma
         present_md = None if present_bd is None else jnp.repeat(present_bd, draws, axis=0)
         predicted_mad = self.predict(
@@ -147,14 +147,8 @@ class ActionHead(nnx.Module):
         """
         if guide is not None and self.config.kind == "ddpm":
             raise ConfigError("actions of action_head.kind ddpm are drawn towards no chunk of before")
-        known_ba = None if guide is None else guide.known_ba
-        if known_ba is not None:
-            if not self.config.max_delay:
-                raise ConfigError(
-                    "a head of action_head.max_delay 0 has not learned to go on from actions that are given"
-                )
-            known_ba = known_ba & (jnp.arange(known_ba.shape[1]) < self.config.max_delay)
-            guide = guide._replace(known_ba=known_ba)
+        known_ba = known_of(guide, self.config.max_delay)
+        guide = None if guide is None else guide._replace(known_ba=known_ba)
         config = self.config if num_steps is None else self.config.with_steps(num_steps)
         context = self.dit.context(context_btc, context_valid_bt)
 
@@ -220,11 +214,6 @@ class ActionHead(nnx.Module):
         bucket_b1 = jnp.full((len(noise_bad), 1), method.first_bucket(self.config))
         x_bsd = self._tokens(noise_bad, bucket_b1, state_bp)
         return self.dit.looks_at(x_bsd, bucket_b1, self.dit.context(context_btc, context_valid_bt))
-
-    def _known(self, rng: Key[Array, ""], rows: int, actions: int) -> Bool[Array, "m a"]:
-        """For each row of training, which first actions are given as they are."""
-        delay_m1 = jax.random.randint(rng, (rows, 1), 0, self.config.max_delay + 1)
-        return jnp.arange(actions) < delay_m1
 
     def _tokens(self, x_mad: Array, bucket_mk: Array, state_bp: Array | None) -> Array:
         """[state, future, actions] of each row, [m, s, d]; raises as `predict` does."""
