@@ -83,8 +83,8 @@ flags.DEFINE_list(
     "chunking",
     [],
     "How chunks follow one another: naive, ensembled (by --ensemble, 0.01 where nothing says another), realtime (by "
-    "guidance), prefix (in real time, from given actions); some of them to compare; as the checkpoint says where it is "
-    "not given.",
+    "guidance), prefix (in real time, from given actions), both; some of them to compare; as the checkpoint says where "
+    "it is not given.",
 )
 flags.DEFINE_integer(
     "least_delay",
@@ -106,9 +106,9 @@ flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each m
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
 _SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "chunking", "latency", "least_delay")
-CHUNKINGS = ("naive", "ensembled", "realtime", "prefix")
+CHUNKINGS = ("naive", "ensembled", "realtime", "prefix", "both")
 # Of those that are real-time chunking, by what.
-_CONTINUED = {"realtime": "guidance", "prefix": "prefix"}
+_CONTINUED = {"realtime": "guidance", "prefix": "prefix", "both": "both"}
 # ACT's.
 USUAL_ENSEMBLE = 0.01
 
@@ -288,7 +288,7 @@ def played(execution: "Execution", chunking: str) -> "Execution":
         realtime = dataclasses.replace(realtime, enabled=chunking in _CONTINUED, by=by)
     if FLAGS.least_delay is not None:
         if not (realtime.enabled or {*FLAGS.chunking} & {*_CONTINUED}):
-            raise ConfigError("--least_delay is for chunks in real time: add --chunking realtime or prefix")
+            raise ConfigError("--least_delay is for chunks in real time: add --chunking realtime, prefix or both")
         realtime = dataclasses.replace(realtime, least_delay=FLAGS.least_delay)
         ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
     steps = execution.execute_steps

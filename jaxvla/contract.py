@@ -19,7 +19,7 @@ PIXELS = "whole RGB frames, by Lanczos to the stored size where it is known, and
 AVERAGES = ("age", "agreement")
 SCHEDULES = ("exp", "linear", "ones", "zeros")
 # By what real-time chunking makes chunks go on, see `RealTime`.
-CONTINUATIONS = ("guidance", "prefix")
+CONTINUATIONS = ("guidance", "prefix", "both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class RealTime:
 
     By "guidance", chunks are drawn towards what is left of the one before: actions that are played until the new one is
     there count in full, those behind them less and less. It needs actions that are made by flow matching. By "prefix",
-    the former are given to the network as they are. It needs one that has learned to go on from there.
+    the former are given to the network as they are. It needs one that has learned to go on from there. By "both", the
+    former are given, and what is made behind them is drawn.
 
     Attributes:
         enabled: whether it is done.
@@ -67,7 +68,8 @@ class RealTime:
         if not self.enabled:
             return "none"
         least = f" of {self.least_delay} or more" if self.least_delay else ""
-        return f"prefix{least}" if self.by == "prefix" else f"{self.schedule} up to {self.max_guidance_weight:g}{least}"
+        drawn = f"{self.schedule} up to {self.max_guidance_weight:g}"
+        return {"guidance": drawn, "prefix": "prefix", "both": f"prefix, then {drawn}"}[self.by] + least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,8 +83,8 @@ def check_takes_guide(name: str, agent: Agent, by: str) -> None:
             f"execution.realtime is for actions that are made by flow matching, which those of this {name} are not: "
             "set execution.realtime.enabled to False"
         )
-    if by == "prefix" and not most:
+    if by != "guidance" and not most:
         raise ConfigError(
-            f"execution.realtime.by=prefix is for policies that have learned to go on from given actions, which this "
+            f"execution.realtime.by={by} is for policies that have learned to go on from given actions, which this "
             f"{name} has not: train it with max_delay above 0, or set execution.realtime.by to guidance"
         )

@@ -42,7 +42,7 @@ class SmolVLAAgentConfig:
 
     Attributes:
         model: sizes and options; its chunks are as long as config.data.action_horizon.
-        max_delay: for chunks that go on where others were (Black et al., 2025), which LeRobot's SmolVLA does not learn:
+        max_delay: for chunks that go on where others were (arXiv 2512.05964), which LeRobot's SmolVLA does not learn:
             training gives up to so many first actions of a chunk as they are, at their own time, and without a loss;
             how many is drawn for each draw of noise, all numbers alike. 0 gives none.
         repeated_diffusion_steps: draws of noise and time that share one pass over images and text in training.

@@ -335,14 +335,16 @@ class Policy:
 
 
 def _guide(realtime: RealTime, own_d: np.ndarray, before: Before) -> Guide:
-    """What the actions of all rows are to be like; drawn only in the dimensions that the robot has."""
+    """What the actions of all rows are to be like, in the dimensions that the robot has."""
     actions_nad, delay_n, left_n = before
     delay_n = jnp.maximum(delay_n, realtime.least_delay)
-    if realtime.by == "prefix":
-        known_na = jnp.arange(actions_nad.shape[1]) < jnp.minimum(delay_n, left_n)[:, None]
-        return Guide(actions_nad, jnp.zeros_like(actions_nad), None, known_na)
-    weight_na = guide_weights(delay_n, left_n, actions_nad.shape[1], realtime.schedule)
-    return Guide(actions_nad, weight_na[..., None] * own_d, jnp.full(len(left_n), realtime.max_guidance_weight))
+    horizon, known_na, limit_n = actions_nad.shape[1], None, None
+    if realtime.by != "guidance":
+        known_na = jnp.arange(horizon) < jnp.minimum(delay_n, left_n)[:, None]
+    if realtime.by != "prefix":
+        limit_n = jnp.full(len(left_n), realtime.max_guidance_weight)
+    weight_na = guide_weights(delay_n, left_n, horizon, realtime.schedule)
+    return Guide(jnp.where(own_d, actions_nad, 0), weight_na[..., None] * own_d, limit_n, known_na)
 
 
 def _act(

@@ -119,10 +119,14 @@ def test_a_prefix_is_what_is_played_until_the_chunk_is_there():
     chunks = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
     before = Before(chunks, jnp.array([0, 2, 5, 3]), jnp.array([4, 4, 4, 0]))
     for least, counts in ((0, [0, 2, 4, 0]), (1, [1, 2, 4, 0]), (3, [3, 3, 4, 0])):
-        made = _guide(RealTime(True, by="prefix", least_delay=least), np.ones(3, bool), before)
+        made = _guide(RealTime(True, by="prefix", least_delay=least), np.array([True, True, False]), before)
         np.testing.assert_array_equal(made.known_ba, np.arange(6) < np.array(counts)[:, None])
-        np.testing.assert_array_equal(made.actions_bad, chunks)
+        np.testing.assert_array_equal(made.actions_bad, chunks * [1, 1, 0])
         assert made.limit_b is None
+    both = _guide(RealTime(True, "zeros", 3.0, "both"), np.ones(3, bool), before)
+    np.testing.assert_array_equal(both.known_ba.sum(1), [0, 2, 4, 0])
+    np.testing.assert_array_equal(both.weight_bad[:, :, 0], both.known_ba)
+    np.testing.assert_array_equal(both.limit_b, 3)
     drawn = _guide(RealTime(True, "zeros", least_delay=3), np.ones(3, bool), before)
     np.testing.assert_array_equal(drawn.weight_bad[0, :, 0], [1, 1, 1, 0, 0, 0])
     assert drawn.known_ba is None

@@ -59,7 +59,7 @@ class ActionHeadConfig:
             numbers below this.
         beta_alpha, beta_beta, noise_s: training draws the flow time (s - x) / s with x from Beta(alpha, beta).
         t_clamp: these times are held within [0, t_clamp]; None for as drawn, which is how LaRA-VLA was trained.
-        max_delay: of flow matching, for chunks that go on where others were (Black et al., 2025): training gives up to
+        max_delay: of flow matching, for chunks that go on where others were (arXiv 2512.05964): training gives up to
             so many first actions of a chunk as they are, at their own time, 1, and without a loss; how many is drawn
             for each draw of noise, all numbers alike. 0 gives none, and the head learns nothing of it.
         diffusion: noise levels and sampler of "ddpm".
