@@ -394,4 +394,6 @@ def test_given_actions_carry_no_loss_and_come_out_as_they_are():
         np.testing.assert_array_equal(found[row, :count], given[0, row, :count])
         assert bool((np.abs(found[row, count:] - other[row, count:]).max(-1) > 1e-6).all()) == (count > 0)
     with pytest.raises(ConfigError, match="max_delay 0 a network has not learned to go on"):
-        make().act(params, seen, task, guide=Guide(given[0], given[0], None, jnp.asarray(prefix)))
+        quick_jit(lambda *own: make().act(params, seen, task, guide=Guide(own[0], own[0], None, own[1])))(
+            given[0], prefix
+        )
