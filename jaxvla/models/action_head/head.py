@@ -139,7 +139,7 @@ class ActionHead(nnx.Module):
             num_steps: None for what the configuration says.
             rng: of the noise that "ddpm" adds between steps; None for the mean of each step. Flow matching adds none.
             guide: what the actions are to be like, with flow matching alone; None for nothing. Of the actions that it
-            gives as they are, the first `config.max_delay` are taken, as in training.
+                gives as they are, the first `config.max_delay` are taken, as in training.
 
         Raises:
             ConfigError: a number of steps that sampling cannot take, a guide for "ddpm", or one that gives actions to a
