@@ -16,7 +16,7 @@ In metaworld --level is the protocol, whose episodes, steps and seed are played 
 report comes a Markdown table by task and difficulty.
 
     python experiments/eval.py --checkpoint runs/ecot_20260101_120000 --output_path report.json \\
-        --chunking naive,ensembled,realtime,prefix --latency 0,1,2,4
+        --chunking naive,ensembled,realtime --latency 0,1,2,4
 
 plays it as if a decision took so many control steps, while the world goes on; before an episode's first decision it
 stands still. Success and jumps by latency are printed, and drawn beside the report.
