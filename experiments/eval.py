@@ -286,11 +286,11 @@ def played(execution: "Execution", chunking: str) -> "Execution":
     if chunking:
         by = _CONTINUED.get(chunking, realtime.by)
         realtime = dataclasses.replace(realtime, enabled=chunking in _CONTINUED, by=by)
+        ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
     if FLAGS.least_delay is not None:
         if not (realtime.enabled or {*FLAGS.chunking} & {*_CONTINUED}):
             raise ConfigError("--least_delay is for chunks in real time: add --chunking realtime, prefix or both")
         realtime = dataclasses.replace(realtime, least_delay=FLAGS.least_delay)
-        ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
     steps = execution.execute_steps
     if FLAGS.execute_steps is not None and (chunking != "ensembled" or len(FLAGS.chunking) == 1):
         steps = FLAGS.execute_steps
