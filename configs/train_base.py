@@ -25,6 +25,14 @@ AUGMENT = {
     },
 }
 
+_REALTIME = {
+    "enabled": False,
+    "schedule": "exp",
+    "max_guidance_weight": 5.0,
+    "by": "guidance",
+    "least_delay": 0,
+}
+
 _ROLLOUT = {
     "world": "",  # none
     "level": "full",
@@ -100,7 +108,7 @@ def base() -> dict:
             "ensemble": placeholder(float),
             "ensemble_by": "age",
             "ensemble_last": 0,
-            "realtime": {"enabled": False, "schedule": "exp", "max_guidance_weight": 5.0},
+            "realtime": dict(_REALTIME),
         },
         "checkpoint": {"keep_last": 3, "keep_best": 1, "best_metric": "mse"},
         "rollout": dict(_ROLLOUT),

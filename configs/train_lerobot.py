@@ -116,6 +116,7 @@ def _smolvla() -> dict:
         "agent": "smolvla",
         "agent_kwargs": {
             "model": _smolvla_model(),
+            "max_delay": 0,
             "repeated_diffusion_steps": 1,
             "vlm_path": "",
             "lora": {"rank": 0, "alpha": 8.0, "targets": _LORA_TARGETS, "dropout": 0.0, "base": ""},

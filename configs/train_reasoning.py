@@ -60,6 +60,7 @@ def _ecot() -> dict:
             "repeated_diffusion_steps": 8,
             "num_inference_steps": 4,
             "t_clamp": 0.999,
+            "max_delay": 0,
             "dtype": "bfloat16",
             "remat": "none",
         },

@@ -83,8 +83,16 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "chunking",
     [],
-    "How chunks follow one another: naive, ensembled (by --ensemble, 0.01 where nothing says another), realtime; some "
-    "of them to compare; as the checkpoint says where it is not given.",
+    "How chunks follow one another: naive, ensembled (by --ensemble, 0.01 where nothing says another), realtime (by "
+    "guidance), prefix (in real time, from given actions), both; some of them to compare; as the checkpoint says where "
+    "it is not given.",
+)
+flags.DEFINE_integer(
+    "least_delay",
+    None,
+    "In real time, actions of the chunk before with which a chunk begins at least, whatever the latency; the "
+    "checkpoint's where it is not given.",
+    lower_bound=0,
 )
 flags.DEFINE_list("latency", ["0"], "Control steps that a decision takes, one number or several to compare.")
 flags.DEFINE_integer(
@@ -98,11 +106,10 @@ flags.DEFINE_string("output_path", "", "A JSON file for the report.")
 flags.DEFINE_integer("videos", 0, "Films of the first so many episodes of each mode, beside the report.", lower_bound=0)
 flags.DEFINE_enum("video_format", SUFFIX[1:], [suffix[1:] for suffix in SUFFIXES], "Of the films.")
 
-SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "quantize", "chunking", "latency")
+HOW = ("chunking", "latency", "least_delay")
+SETTINGS = ("dataset", "env", "suite", "task", "parallel", "temperature", "quantize", *HOW)
 # With these a server is started, or it does as its checkpoint says.
-OF_THE_SERVER = (
-    *("step", "dataset", "modes", "temperature", "quantize", "execute_steps", "ensemble", "chunking", "latency"),
-)
+OF_THE_SERVER = ("step", "dataset", "modes", "temperature", "quantize", "execute_steps", "ensemble", *HOW)
 
 
 def main(_: list[str]) -> None:
@@ -153,7 +160,7 @@ def chosen_source(spec: WorldSpec) -> "Source":
     from jaxvla.serving.terms import Wishes
 
     place = sources.Place(spec.cameras, spec.control_frequency, CAMERA_SIZE)
-    wishes = Wishes(FLAGS.execute_steps, FLAGS.ensemble, FLAGS.image_size or 0)
+    wishes = Wishes(FLAGS.execute_steps, FLAGS.ensemble, FLAGS.image_size or 0, FLAGS.least_delay)
     if FLAGS.server:
         given = [name for name in ("checkpoint", *OF_THE_SERVER) if FLAGS[name].present]
         if given:

@@ -18,20 +18,27 @@ PIXELS = "whole RGB frames, by Lanczos to the stored size where it is known, and
 # How predictions of a moment are weighed, and how fast a chunk of before loses its weight, see `Execution`.
 AVERAGES = ("age", "agreement")
 SCHEDULES = ("exp", "linear", "ones", "zeros")
+# By what real-time chunking makes chunks go on, see `RealTime`.
+CONTINUATIONS = ("guidance", "prefix", "both")
 
 
 @dataclasses.dataclass(frozen=True)
 class RealTime:
-    """Real-time chunking (Black et al., 2025): chunks are drawn towards what is left of the one before.
+    """Real-time chunking (Black et al., 2025): chunks go on where the ones before were.
 
-    Of the chunk before, actions that are played until the new one is there count in full, those behind them less and
-    less. It needs actions that are made by flow matching.
+    By "guidance", chunks are drawn towards what is left of the one before: actions that are played until the new one is
+    there count in full, those behind them less and less. It needs actions that are made by flow matching. By "prefix",
+    the former are given to the network as they are. It needs one that has learned to go on from there. By "both", the
+    former are given, and what is made behind them is drawn.
 
     Attributes:
         enabled: whether it is done.
-        schedule: how the weights of actions fall that are not played any more: "exp" or "linear" to 0 at the end of the
-            chunk, "ones" not at all, "zeros" at once.
-        max_guidance_weight: how strong the pull may be; LeRobot has 10 and "linear".
+        schedule: of guidance, how the weights of actions fall that are not played any more: "exp" or "linear" to 0 at
+            the end of the chunk, "ones" not at all, "zeros" at once.
+        max_guidance_weight: of guidance, how strong the pull may be; LeRobot has 10 and "linear".
+        by: one of `CONTINUATIONS`.
+        least_delay: actions of the chunk before that count as being played until the new one is there, also where fewer
+            are: with 0, a chunk that is there at once need not go on where the one before was.
 
     Raises:
         ConfigError: a value that makes no sense.
@@ -40,8 +47,14 @@ class RealTime:
     enabled: bool = False
     schedule: str = "exp"
     max_guidance_weight: float = 5.0
+    by: str = "guidance"
+    least_delay: int = 0
 
     def __post_init__(self) -> None:
+        if self.by not in CONTINUATIONS:
+            raise ConfigError(f"execution.realtime.by must be one of {', '.join(CONTINUATIONS)}, not {self.by!r}")
+        if self.least_delay < 0:
+            raise ConfigError(f"execution.realtime.least_delay must be 0 or more, not {self.least_delay}")
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"execution.realtime.schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}"
@@ -52,7 +65,11 @@ class RealTime:
             )
 
     def __str__(self) -> str:
-        return f"{self.schedule} up to {self.max_guidance_weight:g}" if self.enabled else "none"
+        if not self.enabled:
+            return "none"
+        least = f" of {self.least_delay} or more" if self.least_delay else ""
+        drawn = f"{self.schedule} up to {self.max_guidance_weight:g}"
+        return {"guidance": drawn, "prefix": "prefix", "both": f"prefix, then {drawn}"}[self.by] + least
 
 
 @dataclasses.dataclass(frozen=True)

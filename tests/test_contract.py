@@ -134,6 +134,9 @@ def test_real_time_is_said_and_deviates():
     assert str(contract).startswith("4 of 8 actions a decision (real time, linear up to 10) at 5 Hz")
     assert json.loads(json.dumps(contract.to_json()))["realtime"]["schedule"] == "linear"
     assert contract.deviations(Execution(4), {}, 0.0) == (Deviation("realtime", "none", "linear up to 10"),)
+    given = Execution(4, realtime=RealTime(True, by="prefix", least_delay=1))
+    assert contract.deviations(given, {}, 0.0)[0].used == "prefix of 1 or more"
+    assert str(dataclasses.replace(given.realtime, by="both")) == "prefix, then exp up to 5 of 1 or more"
     unsaid = dataclasses.replace(own, realtime=RealTime(False, "ones"))
     assert dataclasses.replace(SAID, execution=unsaid).contract().deviations(Execution(4), {}, 0.0) == ()
 
@@ -142,6 +145,8 @@ def test_real_time_is_said_and_deviates():
     ("made", "message"),
     [
         (lambda: RealTime(True, "cubic"), "realtime.schedule must be one of exp, linear, ones, zeros, not 'cubic'$"),
+        (lambda: RealTime(True, by="habit"), "realtime.by must be one of guidance, prefix, both, not 'habit'$"),
+        (lambda: RealTime(True, least_delay=-1), "realtime.least_delay must be 0 or more, not -1$"),
         (lambda: RealTime(True, "exp", -1.0), "max_guidance_weight must be 0 or positive, not -1.0$"),
         (lambda: Execution(1, 0.1, "mood"), "ensemble_by must be one of age, agreement, not 'mood'$"),
         (lambda: Execution(1, 0.1, "age", -1), r"ensemble_last must be 0 \(all\) or more, not -1$"),

@@ -91,17 +91,30 @@ def quantized(name: str, params: Params, mode: str) -> Params:
     return quantize(params, match_paths(params, QUANTIZED[name]), mode)
 
 
-def check_takes_guide(name: str, agent: Agent) -> None:
+def check_takes_guide(name: str, agent: Agent, by: str) -> None:
     """Whether the actions of the agent called `name` are made by flow matching: then its `act` takes a `Guide`.
 
+    Args:
+        name: of the agent.
+        agent: itself.
+        by: what `Guide` is to have, see `jaxvla.contract.RealTime`.
+
     Raises:
-        ConfigError: they are not, so real-time chunking has nothing to draw towards the chunk of before.
+        ConfigError: they are not, so real-time chunking has nothing to draw towards the chunk of before; or it is to go
+            on from actions that are given, and has not learned to.
     """
-    flows = isinstance(agent, smolvla.SmolVLAAgent)
+    flows, most = False, 0
+    if isinstance(agent, smolvla.SmolVLAAgent):
+        flows, most = True, agent.config.max_delay
     if isinstance(agent, ECoT):
-        flows = agent.config.action_head.kind == "flow_matching"
+        flows, most = agent.config.action_head.kind == "flow_matching", agent.config.action_head.max_delay
     if not flows:
         raise ConfigError(
             f"execution.realtime is for actions that are made by flow matching, which those of this {name} are not: "
             "set execution.realtime.enabled to False"
+        )
+    if by != "guidance" and not most:
+        raise ConfigError(
+            f"execution.realtime.by={by} is for policies that have learned to go on from given actions, which this "
+            f"{name} has not: train it with max_delay above 0, or set execution.realtime.by to guidance"
         )

@@ -19,7 +19,7 @@ from jaxvla.agents.language import check_tokens
 from jaxvla.config import from_mapping, local_path
 from jaxvla.data.schema import CAMERA_MASK, NO_TOKEN, PROPRIO, Batch, BatchSpec
 from jaxvla.errors import ConfigError
-from jaxvla.models.flow_matching import Guide
+from jaxvla.models.flow_matching import Guide, draw_known, known_of
 from jaxvla.models.layers import cast_matrices
 from jaxvla.models.lora import LoraConfig, adapt, adapted_paths, add_lora, read_base
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
@@ -42,6 +42,9 @@ class SmolVLAAgentConfig:
 
     Attributes:
         model: sizes and options; its chunks are as long as config.data.action_horizon.
+        max_delay: for chunks that go on where others were (arXiv 2512.05964), which LeRobot's SmolVLA does not learn:
+            training gives up to so many first actions of a chunk as they are, at their own time, and without a loss;
+            how many is drawn for each draw of noise, all numbers alike. 0 gives none.
         repeated_diffusion_steps: draws of noise and time that share one pass over images and text in training.
         vlm_path: the folder of a SmolVLM2 in Hugging Face's layout, whose weights training starts from, with an expert
             that is drawn at random; empty where all is drawn.
@@ -53,6 +56,7 @@ class SmolVLAAgentConfig:
     """
 
     model: SmolVLAConfig
+    max_delay: int = 0
     repeated_diffusion_steps: int = 1
     vlm_path: str = ""
     lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(alpha=8.0, targets=LORA_TARGETS))
@@ -60,6 +64,8 @@ class SmolVLAAgentConfig:
     def __post_init__(self) -> None:
         if self.repeated_diffusion_steps < 1:
             raise ConfigError(f"repeated_diffusion_steps must be at least 1, not {self.repeated_diffusion_steps}")
+        if not 0 <= self.max_delay < self.model.chunk_size:
+            raise ConfigError(f"max_delay must lie in [0, {self.model.chunk_size}), the chunk, not {self.max_delay}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +114,10 @@ class SmolVLAAgent:
         draw_rng, dropout_rng = jax.random.split(rng)
         model, draws = self._model(params, dropout_rng), self.config.repeated_diffusion_steps
         context = self._look(model, batch["observations"], batch["instruction"])
-        errors_rbad = jax.vmap(lambda key: self._errors(model, context, batch, key))(jax.random.split(draw_rng, draws))
-        masks = batch["action_pad_mask"], self._present(batch)
-        loss = reduce_errors(errors_rbad.mean(0), *masks, self.config.model.loss_reduction)
+        errors = jax.vmap(lambda key: self._errors(model, context, batch, key))(jax.random.split(draw_rng, draws))
+        errors_mad, counts_ma = (x.reshape(-1, *x.shape[2:]) for x in errors)
+        present_md = jnp.tile(self._present(batch), (draws, 1))
+        loss = reduce_errors(errors_mad, counts_ma, present_md, self.config.model.loss_reduction)
         return loss, {"flow_loss": loss}
 
     def evaluate(self, params: Params, batch: Batch, rng: Key[Array, ""]) -> dict[str, Float[Array, " b"]]:
@@ -118,10 +125,10 @@ class SmolVLAAgent:
         model = self._model(params)
         context = self._look(model, batch["observations"], batch["instruction"])
         actions_bad = self._sample(model, context)
-        errors_bad = self._errors(model, context, batch, rng)
+        errors_bad, counts_ba = self._errors(model, context, batch, rng)
         return {
             "mse": action_mse(actions_bad, batch, self.spec, 1),
-            "flow_loss": sample_losses(errors_bad, batch["action_pad_mask"], self._present(batch)),
+            "flow_loss": sample_losses(errors_bad, counts_ba, self._present(batch)),
         }
 
     def act(
@@ -136,7 +143,7 @@ class SmolVLAAgent:
         """Normalized action chunks for task["instruction"]; what is read is read once for all steps of Euler's method.
 
         Without `rng` they are made of the likeliest noise, which is none: near the mean of what would be sampled.
-        LeRobot always draws it: that is `temperature` 1. With `guide` they are drawn towards the chunk of before.
+        LeRobot always draws it: that is `temperature` 1. With `guide` they go on where the chunk of before was.
         """
         model = self._model(params)
         return self._sample(model, self._look(model, observations, task["instruction"]), rng, temperature, guide)
@@ -159,12 +166,20 @@ class SmolVLAAgent:
         words = jnp.where(is_token_bl, tokens_bl, 0), is_token_bl
         return model.look(jnp.stack(images, axis=1), present_bn, *words, state_bp)
 
-    def _errors(self, model: SmolVLA, context: Context, batch: Batch, rng: Key[Array, ""]) -> Float[Array, "b a d"]:
+    def _errors(
+        self, model: SmolVLA, context: Context, batch: Batch, rng: Key[Array, ""]
+    ) -> tuple[Float[Array, "b a d"], Bool[Array, "b a"]]:
+        """Squared errors, and which actions they count of: those inside the trajectory that were not given."""
         noise_rng, time_rng = jax.random.split(rng)
         shown_bad = only_present(batch["actions"], batch.get("action_dim_mask"))
         actions_bad = pad_last(shown_bad, self.config.model.max_action_dim, "actions")
         noise_bad = jax.random.normal(noise_rng, actions_bad.shape)
-        return model.errors(context, actions_bad, noise_bad, draw_time(time_rng, len(actions_bad)))
+        given = (context, actions_bad, noise_bad, draw_time(time_rng, len(actions_bad)))
+        counts_ba, most = jnp.asarray(batch["action_pad_mask"]), self.config.max_delay
+        if not most:
+            return model.errors(*given), counts_ba
+        known_ba = draw_known(jax.random.fold_in(rng, 2), *counts_ba.shape, most)
+        return model.errors(*given, known_ba), counts_ba & ~known_ba
 
     def _sample(
         self,
@@ -179,7 +194,8 @@ class SmolVLAAgent:
         noise_bad = jnp.zeros(shape) if rng is None else temperature * jax.random.normal(rng, shape)
         if guide is not None:  # dimensions that only fill up weigh nothing
             actions_bad, weight_bad = (pad_last(x, width, "actions") for x in (guide.actions_bad, guide.weight_bad))
-            guide = Guide(actions_bad, weight_bad, guide.limit_b)
+            known_ba = known_of(guide, self.config.max_delay)
+            guide = Guide(actions_bad, weight_bad, guide.limit_b, known_ba)
         return model.sample(context, noise_bad, guide=guide)[..., : self.spec.action_dim]
 
     def _present(self, batch: Batch) -> Bool[Array, "b d"]:

@@ -103,7 +103,7 @@ def load_policy(
     execution.steps(assets.spec.action_horizon)
     agent = make_agent(assets.agent, {**assets.agent_kwargs, **own}, assets.spec)
     if execution.realtime.enabled:
-        check_takes_guide(assets.agent, agent)
+        check_takes_guide(assets.agent, agent, execution.realtime.by)
     kwargs, params = merge_adapters(assets.agent_kwargs, stored.read())
     agent = make_agent(assets.agent, {**kwargs, **own}, assets.spec)
     params = quantized(assets.agent, params, quantize)
@@ -182,7 +182,7 @@ class Policy:
         self._schedule = Schedule(execution, self.spec.action_horizon, robots)
         self._memory = None
         if execution.realtime.enabled:
-            check_takes_guide(assets.agent, agent)
+            check_takes_guide(assets.agent, agent, execution.realtime.by)
             self._memory = Memory(robots, (self._batch_spec.action_horizon, self._batch_spec.action_dim))
         found = (language.of(agent, assets, step) for language in LANGUAGE_INPUTS)
         self._language = next((language for language in found if language is not None), None)
@@ -356,10 +356,16 @@ class Policy:
 
 
 def _guide(realtime: RealTime, own_d: np.ndarray, before: Before) -> Guide:
-    """What the actions of all rows are drawn towards, in the dimensions that the robot has."""
+    """What the actions of all rows are to be like, in the dimensions that the robot has."""
     actions_nad, delay_n, left_n = before
-    weight_na = guide_weights(delay_n, left_n, actions_nad.shape[1], realtime.schedule)
-    return Guide(actions_nad, weight_na[..., None] * own_d, jnp.full(len(left_n), realtime.max_guidance_weight))
+    delay_n = jnp.maximum(delay_n, realtime.least_delay)
+    horizon, known_na, limit_n = actions_nad.shape[1], None, None
+    if realtime.by != "guidance":
+        known_na = jnp.arange(horizon) < jnp.minimum(delay_n, left_n)[:, None]
+    if realtime.by != "prefix":
+        limit_n = jnp.full(len(left_n), realtime.max_guidance_weight)
+    weight_na = guide_weights(delay_n, left_n, horizon, realtime.schedule)
+    return Guide(jnp.where(own_d, actions_nad, 0), weight_na[..., None] * own_d, limit_n, known_na)
 
 
 def _act(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxvla.contract import Contract
+from jaxvla.errors import ConfigError
 from jaxvla.serving.policy import Policy, load_policy
 from jaxvla.serving.served import ServedPolicy
 from jaxvla.serving.stored import open_stored
@@ -61,9 +62,16 @@ class Place:
         chunkings: Sequence[str] = (),
         std_d: np.ndarray | None = None,
     ) -> list[Terms]:
-        """Terms for each way of --chunking, or for the checkpoint's own; see `terms.agree`."""
+        """Terms for each way of --chunking, or for the checkpoint's own; see `terms.agree`.
+
+        Raises:
+            ConfigError: it cannot be played so, or a wish is for chunks in real time, and there are none.
+        """
         world, alone = (self.cameras, self.control_frequency, self.usual_size), len(chunkings) <= 1
-        return [agree(contract, *world, wishes, way, alone, std_d) for way in chunkings or [""]]
+        plays = [agree(contract, *world, wishes, way, alone, std_d) for way in chunkings or [""]]
+        if wishes.least_delay is not None and not any(play.execution.realtime.enabled for play in plays):
+            raise ConfigError("--least_delay is for chunks in real time: add --chunking realtime, prefix or both")
+        return plays
 
 
 def stored(

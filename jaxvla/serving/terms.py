@@ -14,7 +14,9 @@ from jaxvla.errors import ConfigError
 from jaxvla.serving.execution import plan_of
 from jaxvla_client.chunks import Plan
 
-CHUNKINGS = ("naive", "ensembled", "realtime")
+# Those that are real-time chunking, by what.
+_CONTINUED = {"realtime": "guidance", "prefix": "prefix", "both": "both"}
+CHUNKINGS = ("naive", "ensembled", *_CONTINUED)
 # ACT's.
 USUAL_ENSEMBLE = 0.01
 
@@ -27,6 +29,7 @@ class Wishes:
         execute_steps: actions to play before the next decision, 0 for all.
         ensemble: a number, or "none".
         image_size: pixels a side of what the cameras see.
+        least_delay: of real-time chunking, see `jaxvla.contract.RealTime`.
 
     Raises:
         ConfigError: the ensemble is something else.
@@ -35,6 +38,7 @@ class Wishes:
     execute_steps: int | None = None
     ensemble: str | None = None
     image_size: int = 0
+    least_delay: int | None = None
 
     def __post_init__(self) -> None:
         if self.ensemble not in (None, "none"):
@@ -58,8 +62,11 @@ class Wishes:
         if self.ensemble is not None:
             ensemble = None if self.ensemble == "none" else float(self.ensemble)
         if chunking:
-            realtime = dataclasses.replace(realtime, enabled=chunking == "realtime")
+            by = _CONTINUED.get(chunking, realtime.by)
+            realtime = dataclasses.replace(realtime, enabled=chunking in _CONTINUED, by=by)
             ensemble = (USUAL_ENSEMBLE if ensemble is None else ensemble) if chunking == "ensembled" else None
+        if self.least_delay is not None and realtime.enabled:
+            realtime = dataclasses.replace(realtime, least_delay=self.least_delay)
         if self.execute_steps is not None and (chunking != "ensembled" or alone):
             steps = self.execute_steps
         elif ensemble is not None:

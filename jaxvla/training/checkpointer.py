@@ -76,6 +76,10 @@ _ABSENT = "absent"
 # What a checkpoint means that is older than the key.
 _EARLIER = {
     "language.on_overflow": "error",
+    "agent_kwargs.max_delay": 0,
+    "agent_kwargs.action_head.max_delay": 0,
+    "train_config.agent_kwargs.max_delay": 0,
+    "train_config.agent_kwargs.action_head.max_delay": 0,
     "train_config.optimizer.cosine": "after_warmup",
     "train_config.optimizer.moments": "float32",
     "data_config.name": "",

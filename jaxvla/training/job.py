@@ -214,7 +214,7 @@ def open_job(settings: Mapping[str, Any], source_settings: Mapping[str, Any]) ->
     )
     agent = make_agent(config.agent, kwargs, spec)  # says what is wrong with the settings before texts are encoded
     if config.execution.realtime.enabled:
-        check_takes_guide(config.agent, agent)
+        check_takes_guide(config.agent, agent, config.execution.realtime.by)
     data_config.tasks.check(agent.batch_keys)
     tables = None if language is None else (language.table(training), language.table(validation))
     start = start_of(config.agent, agent) if begun is None else start_from(begun.policy, agent, spec)

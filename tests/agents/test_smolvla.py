@@ -18,7 +18,7 @@ from jaxvla.agents.agent import Agent
 from jaxvla.data.schema import NO_TOKEN, BatchSpec, InstructionSpec
 from jaxvla.data.text.tokenizer import TINY, load_tokenizer
 from jaxvla.errors import ConfigError, WeightsError
-from jaxvla.models.flow_matching import Guide
+from jaxvla.models.flow_matching import Guide, draw_known
 from jaxvla.models.module import bind
 from jaxvla.models.smolvla.config import LORA_TARGETS, VISION_KEYS, SmolVLAConfig
 from jaxvla.models.smolvla.model import draw_time, prepare_images
@@ -43,8 +43,9 @@ EXPERT = {"expert", "state_proj", "action_in_proj", "action_out_proj", "action_t
 
 
 @functools.cache
-def make(spec=SPEC, draws=1, **changes):
-    return make_agent("smolvla", agent_kwargs(**changes) | {"repeated_diffusion_steps": draws}, spec)
+def make(spec=SPEC, draws=1, most=0, **changes):
+    own = {"repeated_diffusion_steps": draws, "max_delay": most}
+    return make_agent("smolvla", agent_kwargs(**changes) | own, spec)
 
 
 @functools.cache
@@ -281,6 +282,7 @@ def test_bad_settings(spec, changes, named):
     ("changes", "named"),
     [
         ({"repeated_diffusion_steps": 0}, "repeated_diffusion_steps must be at least 1"),
+        ({"max_delay": 4}, r"max_delay must lie in \[0, 4\), the chunk, not 4"),
         ({"lora": {"rank": 2, "targets": "norm"}}, "lora.targets 'norm' matches"),
         ({"model": 3}, "config.agent_kwargs.model must be SmolVLAConfig, not int 3"),
     ],
@@ -364,3 +366,35 @@ def test_actions_are_drawn_towards_a_chunk_of_before_in_their_own_dimensions():
     nothing = guide._replace(limit_b=jnp.zeros(3))
     still = quick_jit(lambda *given: agent.act(*given, guide=nothing))(params, seen, task)
     np.testing.assert_allclose(still, plain, atol=1e-5)
+
+
+def test_given_actions_carry_no_loss_and_come_out_as_they_are():
+    """Nothing of what the model says of them counts, and what it says of the others goes by them and their time."""
+    params, batch = case()
+    agent, seen, task = make(most=2), batch["observations"], {"instruction": batch["instruction"]}
+    rng = jax.random.split(jax.random.split(RNG)[0], 1)[0]
+    known = np.asarray(draw_known(jax.random.fold_in(rng, 2), 3, 4, 2))
+    assert known.any()
+    loss = float(differentiate(agent)(params, batch, RNG)[0][0])
+    unmasked = batch | {"action_pad_mask": batch["action_pad_mask"] | known}
+    np.testing.assert_array_equal(differentiate(agent)(params, unmasked, RNG)[0][0], loss)
+    hidden = batch | {"action_pad_mask": batch["action_pad_mask"] & ~known}
+    without = float(differentiate(make())(params, hidden, RNG)[0][0])
+    assert abs(loss - without) > 1e-4 * without
+    given = np.random.default_rng(2).standard_normal((2, 3, 4, 3)).astype(np.float32)
+    given[1, :, 2:] = given[0, :, 2:]
+    prefix = np.arange(4) < np.array([[0], [1], [3]])
+
+    def go_on(agent):
+        act = quick_jit(lambda *own: agent.act(*own[:3], guide=own[3]))
+        guides = [Guide(jnp.asarray(each), jnp.zeros((3, 4, 3)), None, jnp.asarray(prefix)) for each in given]
+        return [np.asarray(act(params, seen, task, guide)) for guide in guides]
+
+    found, other = go_on(agent)
+    plain = np.asarray(acting(make())(params, seen, task))
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
+    for row, count in enumerate((0, 1, 2)):  # no more than training gave
+        np.testing.assert_array_equal(found[row, :count], given[0, row, :count])
+        assert bool((np.abs(found[row, count:] - other[row, count:]).max(-1) > 1e-6).all()) == (count > 0)
+    with pytest.raises(ConfigError, match="max_delay 0 a network has not learned to go on"):
+        go_on(make())

@@ -231,9 +231,10 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
         (["--video_format=avi"], "error: flag --video_format=avi: value should be one of <mp4|gif>"),
         (["--execute_steps=3"], "error: execution.execute_steps must be 0 (all) to 2, the action_horizon, not 3"),
         (["--ensemble=much"], "error: --ensemble must be a number or none, not 'much'"),
-        (["--chunking=fast"], "error: --chunking must be some of naive, ensembled, realtime, not fast"),
+        (["--chunking=fast"], "error: --chunking must be some of naive, ensembled, realtime, prefix, both, not fast"),
         (["--latency=0,2"], "error: --latency=2 does not go with chunks of 2 actions"),
         (["--latency=1,1"], "error: --latency must be different numbers of control steps, not '1,1'"),
+        (["--least_delay=1", "--chunking=naive"], "error: --least_delay is for chunks in real time: add --chunking"),
         (["--chunking=realtime"], "error: execution.realtime is for actions that are made by flow matching"),
     ],
 )

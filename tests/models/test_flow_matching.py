@@ -3,7 +3,19 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models.action_head.head_cases import VALID, A, B, D, configured, inputs, maker, params_for, quick_jit
+from models.action_head import oracle
+from models.action_head.head_cases import (
+    VALID,
+    A,
+    B,
+    D,
+    configured,
+    inputs,
+    maker,
+    params_for,
+    quick_jit,
+    to_numpy,
+)
 
 from jaxvla.contract import SCHEDULES
 from jaxvla.errors import ConfigError
@@ -127,3 +139,42 @@ def test_a_guide_is_no_matter_of_diffusion():
     values = inputs()
     with pytest.raises(ConfigError, match="kind ddpm are drawn towards no chunk of before"):
         head.sample(values["context"], SEEN, values["noise"], guide=guide())
+
+
+PREFIX = graph_of(maker(configured(max_delay=2)))
+
+
+@quick_jit
+def go_on(params, context, noise, own):
+    return bind(PREFIX, params).sample(context, SEEN, noise, guide=own)
+
+
+def test_actions_that_are_given_come_out_as_they_are_and_the_others_go_by_them():
+    """None of row 0, one of row 1, and of row 2 the two that training gave at most, of three."""
+    params, values = params_for(), inputs()
+    given = np.random.default_rng(1).standard_normal((2, B, A, D)).astype(np.float32)
+    known = np.arange(A) < np.array([[0], [1], [3]])
+    found, others = (
+        np.asarray(go_on(params, values["context"], values["noise"], Guide(each, jnp.zeros((B, A, D)), None, known)))
+        for each in given
+    )
+    plain = np.asarray(sample(params, values["context"], values["noise"], None))
+    np.testing.assert_allclose(found[0], plain[0], atol=1e-5)
+    for b, count in enumerate((0, 1, 2)):
+        np.testing.assert_array_equal(found[b, :count], given[0, b, :count])
+        behind = np.abs(found[b, count:] - others[b, count:]).max(-1)
+        assert (behind > 1e-3).all() if count else (behind == 0).all()
+    rows = {"num_heads": configured().dit.num_heads}
+    x = np.where(known[1][:, None], given[0, 1], np.asarray(values["noise"][1], np.float64))
+    for step in range(STEPS):
+        v = oracle.predict(to_numpy(params), x, step * 250, np.asarray(values["context"][1]), VALID[1], known=1, **rows)
+        x = x + np.where(known[1][:, None], 0, v) / STEPS
+    np.testing.assert_allclose(found[1], x, atol=1e-4)
+
+
+def test_a_head_that_has_not_learned_to_go_on_is_given_nothing():
+    values, known = inputs(), jnp.ones((B, A), bool)
+    with pytest.raises(ConfigError, match="with max_delay 0 a network has not learned to go on"):
+        bind(HEAD, params_for()).sample(
+            values["context"], SEEN, values["noise"], guide=Guide(values["actions"], values["actions"], None, known)
+        )

@@ -2,16 +2,19 @@
 
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from agents import ecot_cases
 from interchange.smolvla_policies import KWARGS, LANGUAGE
 from serving.policies import make
 
 from jaxvla import agents
 from jaxvla.contract import Execution, RealTime
 from jaxvla.data.schema import BatchSpec
+from jaxvla.errors import ConfigError
 from jaxvla.serving.execution import Before
-from jaxvla.serving.policy import Policy
+from jaxvla.serving.policy import Policy, _guide
 from jaxvla_client.chunks import Timing
 
 SPEC = BatchSpec(("images0",), (16, 16), 5, 3, action_horizon=6, instruction=LANGUAGE.spec)
@@ -109,3 +112,31 @@ def test_without_timings_what_was_given_out_was_played():
     own.act(views(1)[0], TASK)
     assert all(isinstance(before, Before) for before in seen)
     assert [before.left_n.tolist() for before in seen] == [[0], [4], [3]]
+
+
+def test_a_prefix_is_what_is_played_until_the_chunk_is_there():
+    """Never more than is left, and no less than is asked for; nothing is drawn."""
+    chunks = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
+    before = Before(chunks, jnp.array([0, 2, 5, 3]), jnp.array([4, 4, 4, 0]))
+    for least, counts in ((0, [0, 2, 4, 0]), (1, [1, 2, 4, 0]), (3, [3, 3, 4, 0])):
+        made = _guide(RealTime(True, by="prefix", least_delay=least), np.array([True, True, False]), before)
+        np.testing.assert_array_equal(made.known_ba, np.arange(6) < np.array(counts)[:, None])
+        np.testing.assert_array_equal(made.actions_bad, chunks * [1, 1, 0])
+        assert made.limit_b is None
+    both = _guide(RealTime(True, "zeros", 3.0, "both"), np.ones(3, bool), before)
+    np.testing.assert_array_equal(both.known_ba.sum(1), [0, 2, 4, 0])
+    np.testing.assert_array_equal(both.weight_bad[:, :, 0], both.known_ba)
+    np.testing.assert_array_equal(both.limit_b, 3)
+    drawn = _guide(RealTime(True, "zeros", least_delay=3), np.ones(3, bool), before)
+    np.testing.assert_array_equal(drawn.weight_bad[0, :, 0], [1, 1, 1, 0, 0, 0])
+    assert drawn.known_ba is None
+
+
+def test_only_who_learned_it_goes_on_from_a_prefix():
+    with pytest.raises(
+        ConfigError, match=r"by=prefix is for policies that have learned to go on .* this smolvla has not"
+    ):
+        Policy(*made(), execution=Execution(realtime=RealTime(True, by="prefix")))
+    taught = ecot_cases.agent_kwargs()
+    taught["action_head"] = taught["action_head"] | {"max_delay": 2}
+    agents.check_takes_guide("ecot", agents.make_agent("ecot", taught, ecot_cases.SPEC), "prefix")

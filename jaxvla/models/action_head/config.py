@@ -59,6 +59,9 @@ class ActionHeadConfig:
             numbers below this.
         beta_alpha, beta_beta, noise_s: training draws the flow time (s - x) / s with x from Beta(alpha, beta).
         t_clamp: these times are held within [0, t_clamp]; None for as drawn, which is how LaRA-VLA was trained.
+        max_delay: of flow matching, for chunks that go on where others were (arXiv 2512.05964): training gives up to
+            so many first actions of a chunk as they are, at their own time, 1, and without a loss; how many is drawn
+            for each draw of noise, all numbers alike. 0 gives none, and the head learns nothing of it.
         diffusion: noise levels and sampler of "ddpm".
         dtype: compute dtype, "float32" or "bfloat16"; parameters, noise, times, norms, softmax and loss are float32.
         remat: what the forward pass keeps, see `jaxvla.models.stack.REMAT_POLICIES`.
@@ -84,6 +87,7 @@ class ActionHeadConfig:
     beta_beta: float = 1.0
     noise_s: float = 0.999
     t_clamp: float | None = 0.999
+    max_delay: int = 0
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     dtype: str = "float32"
     remat: str = "none"
@@ -101,6 +105,10 @@ class ActionHeadConfig:
             raise ConfigError(f"action_head.num_layers must be even (cross, self, cross, ...), not {self.depth}")
         if self.num_future_tokens < 0:
             raise ConfigError(f"action_head.num_future_tokens must be at least 0, not {self.num_future_tokens}")
+        if self.max_delay < 0 or (self.max_delay and self.kind == "ddpm"):
+            raise ConfigError(
+                f"action_head.max_delay must be 0, or more with kind flow_matching, not {self.max_delay} of {self.kind}"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"action_head.dropout must lie in [0, 1), not {self.dropout}")
         if self.t_clamp is not None and not 0 < self.t_clamp <= 1:

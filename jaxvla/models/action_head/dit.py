@@ -1,7 +1,8 @@
 """The diffusion transformer of GR00T N1: tokens look at a context and at each other in turn, under a time embedding.
 
 Axis letters: b samples, m rows = b * r draws of noise for each (those of a sample stand together), s tokens of a row,
-t tokens of the context, c width of the context, d inner width, n heads, h width of a head, l pairs of layers.
+t tokens of the context, c width of the context, k times of a row (one, or one for each token), d inner width, n heads,
+h width of a head, l pairs of layers.
 """
 
 from typing import NamedTuple
@@ -38,12 +39,12 @@ class TimeEmbedding(nnx.Module):
         self.hidden = Linear(TIME_CHANNELS, dim, dtype=dtype, rngs=rngs)
         self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, bucket_m: Int[Array, " m"]) -> Float[Array, "m 1 d"]:
+    def __call__(self, bucket_mk: Int[Array, "m k"]) -> Float[Array, "m k d"]:
         """The embedding of the buckets."""
         half = TIME_CHANNELS // 2
-        angles_mf = sinusoid_angles(bucket_m, half, half - 1)
-        waves_mf = jnp.concatenate([jnp.cos(angles_mf), jnp.sin(angles_mf)], -1)
-        return self.out(jax.nn.silu(self.hidden(waves_mf[:, None])))
+        angles_mkf = sinusoid_angles(bucket_mk, half, half - 1)
+        waves_mkf = jnp.concatenate([jnp.cos(angles_mkf), jnp.sin(angles_mkf)], -1)
+        return self.out(jax.nn.silu(self.hidden(waves_mkf)))
 
 
 class Attention(nnx.Module):
@@ -102,7 +103,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_msd: Float[Array, "m s d"],
-        condition_m1d: Float[Array, "m 1 d"],
+        condition_mkd: Float[Array, "m k d"],
         keys: Keys | None,
         visible: Bool[Array, "_ _"] | None,
         rng: Key[Array, ""] | None,
@@ -111,13 +112,13 @@ class Block(nnx.Module):
 
         Args:
             x_msd: tokens.
-            condition_m1d: the activated time embedding.
+            condition_mkd: the activated time embedding.
             keys: what the attention looks at; None for the tokens themselves.
             visible: which of these keys it sees; None for all.
             rng: of dropout; None for none.
         """
         rngs = (None,) * 3 if rng is None else jax.random.split(rng, 3)
-        normed_msd = self.normed(x_msd, condition_m1d)
+        normed_msd = self.normed(x_msd, condition_mkd)
         keys = self.attention.keys(normed_msd) if keys is None else keys
         attended_msd = self.attention(normed_msd, keys, visible)
         # The original drops twice in a row here; the product of two masks is one mask of this rate.
@@ -125,10 +126,10 @@ class Block(nnx.Module):
         hidden_msf = jax.nn.gelu(self.up(modulated_norm(x_msd)), approximate=True)
         return x_msd + dropout(self.down(dropout(hidden_msf, self.dropout, rngs[1])), self.dropout, rngs[2])
 
-    def normed(self, x_msd: Float[Array, "m s d"], condition_m1d: Float[Array, "m 1 d"]) -> Float[Array, "m s d"]:
+    def normed(self, x_msd: Float[Array, "m s d"], condition_mkd: Float[Array, "m k d"]) -> Float[Array, "m s d"]:
         """The tokens as the attention gets them."""
-        scale_m1d, shift_m1d = jnp.split(self.modulation(condition_m1d), 2, -1)
-        return modulated_norm(x_msd, scale_m1d, shift_m1d)
+        scale_mkd, shift_mkd = jnp.split(self.modulation(condition_mkd), 2, -1)
+        return modulated_norm(x_msd, scale_mkd, shift_mkd)
 
 
 class BlockPair(nnx.Module):
@@ -179,7 +180,7 @@ class DiT(nnx.Module):
     def __call__(
         self,
         x_msd: Float[Array, "m s d"],
-        bucket_m: Int[Array, " m"],
+        bucket_mk: Int[Array, "m k"],
         context: Context,
         *,
         visible_ms: Bool[Array, "m s"] | None = None,
@@ -190,43 +191,43 @@ class DiT(nnx.Module):
 
         Args:
             x_msd: tokens.
-            bucket_m: of the time of each row.
+            bucket_mk: of the time of each row, or of each of its tokens.
             context: of b samples; m is a multiple of b.
             visible_ms: which tokens the others of their row see; None for all.
             num_outputs: a.
             rng: of dropout; None for none.
         """
-        condition_m1d = pin(jax.nn.silu(self.time(bucket_m)))
+        condition_mkd = pin(jax.nn.silu(self.time(bucket_mk)))
         rngs = None if rng is None else jax.random.split(rng, (self.config.depth // 2, 2))
 
         def step(pair: BlockPair, x_msd: Array, xs: tuple) -> tuple[Array, None]:
             keys, pair_rngs = xs
             cross_rng, self_rng = (None, None) if pair_rngs is None else pair_rngs
             x_msd = pin(x_msd)
-            x_msd = pin(pair.cross_block(x_msd, condition_m1d, keys, context.valid_bt, cross_rng))
-            x_msd = pair.self_block(x_msd, condition_m1d, None, visible_ms, self_rng)
+            x_msd = pin(pair.cross_block(x_msd, condition_mkd, keys, context.valid_bt, cross_rng))
+            x_msd = pair.self_block(x_msd, condition_mkd, None, visible_ms, self_rng)
             return pin(x_msd), None
 
         unroll = not self.config.scan_layers
         x_msd, _ = scan_blocks(self.layers, step, x_msd, (context.keys, rngs), remat=self.config.remat, unroll=unroll)
         # Shift before scale, which in the blocks is the other way round: the order of the published weights.
-        shift_m1d, scale_m1d = jnp.split(self.out_modulation(condition_m1d), 2, -1)
-        return self.out(modulated_norm(x_msd[:, -num_outputs:], scale_m1d, shift_m1d, 1e-6))
+        shift_mkd, scale_mkd = jnp.split(self.out_modulation(condition_mkd[:, -num_outputs:]), 2, -1)
+        return self.out(modulated_norm(x_msd[:, -num_outputs:], scale_mkd, shift_mkd, 1e-6))
 
     def looks_at(
-        self, x_msd: Float[Array, "m s d"], bucket_m: Int[Array, " m"], context: Context
+        self, x_msd: Float[Array, "m s d"], bucket_mk: Int[Array, "m k"], context: Context
     ) -> Float[Array, "l b t"]:
         """How much of its attention each cross-attention has at each column of the context; see `Attention.looks_at`.
 
         Args:
-            x_msd, bucket_m, context: as of a call; all tokens see each other.
+            x_msd, bucket_mk, context: as of a call; all tokens see each other.
         """
-        condition_m1d = jax.nn.silu(self.time(bucket_m))
+        condition_mkd = jax.nn.silu(self.time(bucket_mk))
 
         def step(pair: BlockPair, x_msd: Array, keys: Keys) -> tuple[Array, Array]:
             block = pair.cross_block
-            mass_bt = block.attention.looks_at(block.normed(x_msd, condition_m1d), keys, context.valid_bt)
-            x_msd = block(x_msd, condition_m1d, keys, context.valid_bt, None)
-            return pair.self_block(x_msd, condition_m1d, None, None, None), mass_bt
+            mass_bt = block.attention.looks_at(block.normed(x_msd, condition_mkd), keys, context.valid_bt)
+            x_msd = block(x_msd, condition_mkd, keys, context.valid_bt, None)
+            return pair.self_block(x_msd, condition_mkd, None, None, None), mass_bt
 
         return scan_blocks(self.layers, step, x_msd, context.keys, unroll=not self.config.scan_layers)[1]

@@ -29,12 +29,12 @@ class ActionEncoder(nnx.Module):
         self.out = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(_NORMAL(rngs.params(), (max_seq_len, dim)))
 
-    def __call__(self, actions_bad: Float[Array, "b a d"], bucket_b: Int[Array, " b"]) -> Float[Array, "b a f"]:
-        """The tokens, one per slot; times are told by their buckets."""
+    def __call__(self, actions_bad: Float[Array, "b a d"], bucket_bk: Int[Array, "b k"]) -> Float[Array, "b a f"]:
+        """The tokens, one per slot; times are told by their buckets, one for all slots or one for each."""
         action_baf = self.action(actions_bad)
-        angles_bf = sinusoid_angles(bucket_b, self.dim // 2, self.dim // 2)
-        wave_bf = jnp.concatenate([jnp.sin(angles_bf), jnp.cos(angles_bf)], -1).astype(action_baf.dtype)
-        wave_baf = jnp.broadcast_to(wave_bf[:, None], action_baf.shape)
+        angles_bkf = sinusoid_angles(bucket_bk, self.dim // 2, self.dim // 2)
+        wave_bkf = jnp.concatenate([jnp.sin(angles_bkf), jnp.cos(angles_bkf)], -1).astype(action_baf.dtype)
+        wave_baf = jnp.broadcast_to(wave_bkf, action_baf.shape)
         mixed_baf = jax.nn.swish(self.mix(jnp.concatenate([action_baf, wave_baf], -1)))
         positions_af = self.positions[: actions_bad.shape[1]]
         return self.out(mixed_baf) + positions_af.astype(action_baf.dtype)

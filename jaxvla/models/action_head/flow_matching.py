@@ -19,6 +19,11 @@ def flow_time(config: ActionHeadConfig, x_m: Float[Array, " m"]) -> Float[Array,
     return time_m if config.t_clamp is None else jnp.clip(time_m, 0, config.t_clamp)
 
 
+def last_bucket(config: ActionHeadConfig) -> int:
+    """The bucket of the time 1, at which actions are as they are; no action on its way is told it."""
+    return config.num_timestep_buckets
+
+
 def first_bucket(config: ActionHeadConfig) -> int:
     """The bucket of the time at which sampling begins, which is pure noise."""
     return 0

@@ -16,7 +16,7 @@ from jaxvla.models.action_head.config import ActionHeadConfig
 from jaxvla.models.action_head.dit import Context, DiT
 from jaxvla.models.action_head.encoders import ActionEncoder
 from jaxvla.models.action_head.layers import ReluMLP
-from jaxvla.models.flow_matching import Guide
+from jaxvla.models.flow_matching import Guide, draw_known, known_of
 from jaxvla.models.module import compute_dtype
 from jaxvla.ops.dimensions import mean_present, only_present
 from jaxvla.ops.losses import masked_mean
@@ -50,6 +50,10 @@ class ActionHead(nnx.Module):
         if action_horizon > config.max_seq_len:
             raise ConfigError(
                 f"action_head.max_seq_len {config.max_seq_len} is below the action horizon {action_horizon}; raise it"
+            )
+        if config.max_delay >= action_horizon:
+            raise ConfigError(
+                f"action_head.max_delay must be below the action horizon {action_horizon}, not {config.max_delay}"
             )
         if config.use_state != (state_dim > 0):
             raise ConfigError(f"action_head.use_state={config.use_state} does not fit a state of {state_dim} values")
@@ -94,6 +98,10 @@ class ActionHead(nnx.Module):
         actions_mad, visible_ma = (jnp.repeat(x, draws, axis=0) for x in (actions_bad, pad_mask_ba))
         method = diffusion if self.config.kind == "ddpm" else flow_matching
         noised_mad, bucket_m, target_mad = method.noised(self.config, draw_rng, actions_mad.astype(jnp.float32))
+        known_ma, counts_ma = None, visible_ma
+        if self.config.max_delay:
+            known_ma = draw_known(jax.random.fold_in(rng, 2), *visible_ma.shape, self.config.max_delay)
+            noised_mad, counts_ma = jnp.where(known_ma[..., None], actions_mad, noised_mad), visible_ma & ~known_ma
         present_md = None if present_bd is None else jnp.repeat(present_bd, draws, axis=0)
         predicted_mad = self.predict(
             only_present(noised_mad, present_md),
@@ -101,12 +109,13 @@ class ActionHead(nnx.Module):
             self.dit.context(context_btc, context_valid_bt),
             state_bp,
             visible_ma=visible_ma,
+            known_ma=known_ma,
             rng=dropout_rng if train else None,
         )
         error_mad = (predicted_mad - target_mad) ** 2
-        error_brad = error_mad.reshape(len(actions_bad), draws, *actions_bad.shape[1:])
-        error_ba = error_brad.mean((1, 3)) if present_bd is None else mean_present(error_brad.mean(1), present_bd)
-        return masked_mean(error_ba, pad_mask_ba, 1)
+        error_ma = mean_present(error_mad, present_md)
+        error_bra, counts_bra = (x.reshape(-1, draws, x.shape[1]) for x in (error_ma, counts_ma))
+        return masked_mean(error_bra, counts_bra, (1, 2))
 
     def sample(
         self,
@@ -129,18 +138,22 @@ class ActionHead(nnx.Module):
             present_bd: as of `losses`; what comes out in the others means nothing.
             num_steps: None for what the configuration says.
             rng: of the noise that "ddpm" adds between steps; None for the mean of each step. Flow matching adds none.
-            guide: what the actions are drawn towards, with flow matching alone; None for nothing.
+            guide: what the actions are to be like, with flow matching alone; None for nothing. Of the actions that it
+                gives as they are, the first `config.max_delay` are taken, as in training.
 
         Raises:
-            ConfigError: a number of steps that sampling cannot take, or a guide for "ddpm".
+            ConfigError: a number of steps that sampling cannot take, a guide for "ddpm", or one that gives actions to a
+                head that has not learned to go on from there.
         """
         if guide is not None and self.config.kind == "ddpm":
             raise ConfigError("actions of action_head.kind ddpm are drawn towards no chunk of before")
+        known_ba = known_of(guide, self.config.max_delay)
+        guide = None if guide is None else guide._replace(known_ba=known_ba)
         config = self.config if num_steps is None else self.config.with_steps(num_steps)
         context = self.dit.context(context_btc, context_valid_bt)
 
         def predict(x_bad: Array, bucket_b: Array) -> Array:
-            return self.predict(only_present(x_bad, present_bd), bucket_b, context, state_bp)
+            return self.predict(only_present(x_bad, present_bd), bucket_b, context, state_bp, known_ma=known_ba)
 
         noise_bad = noise_bad.astype(jnp.float32)
         if self.config.kind == "ddpm":
@@ -155,6 +168,7 @@ class ActionHead(nnx.Module):
         state_bp: Float[Array, "b p"] | None = None,
         *,
         visible_ma: Bool[Array, "m a"] | None = None,
+        known_ma: Bool[Array, "m a"] | None = None,
         rng: Key[Array, ""] | None = None,
     ) -> Float[Array, "m a d"]:
         """The velocity, or for "ddpm" the noise, at noised actions; float32.
@@ -165,18 +179,24 @@ class ActionHead(nnx.Module):
             context: from `dit.context`.
             state_bp: normalized; with `config.use_state` alone.
             visible_ma: which actions the tokens of their row see; None for all.
+            known_ma: which actions are no noise, but as they are; None for none. What comes out there means nothing.
             rng: of dropout; None for none.
 
         Raises:
             ConfigError: a state without `config.use_state`, or none with it.
         """
-        x_msd = self._tokens(x_mad, bucket_m, state_bp)
-        num_actions = x_mad.shape[1]
+        bucket_mk = bucket_m[:, None]
+        if known_ma is not None:
+            bucket_mk = jnp.where(known_ma, flow_matching.last_bucket(self.config), bucket_mk)
+        x_msd = self._tokens(x_mad, bucket_mk, state_bp)
+        num_actions, others = x_mad.shape[1], x_msd.shape[1] - x_mad.shape[1]
         visible_ms = None
         if visible_ma is not None:
-            others = x_msd.shape[1] - num_actions
             visible_ms = jnp.pad(visible_ma, ((0, 0), (others, 0)), constant_values=True)
-        out_mao = self.dit(x_msd, bucket_m, context, visible_ms=visible_ms, num_outputs=num_actions, rng=rng)
+        if known_ma is not None:
+            row_mo = jnp.broadcast_to(bucket_m[:, None], (len(bucket_m), others))
+            bucket_mk = jnp.concatenate([row_mo, bucket_mk], axis=1)
+        out_mao = self.dit(x_msd, bucket_mk, context, visible_ms=visible_ms, num_outputs=num_actions, rng=rng)
         return self.action_decoder(out_mao).astype(jnp.float32)
 
     def looks_at(
@@ -191,17 +211,17 @@ class ActionHead(nnx.Module):
         Means over tokens and heads, 1 in sum over the valid columns. Arguments as of `sample`.
         """
         method = diffusion if self.config.kind == "ddpm" else flow_matching
-        bucket_b = jnp.full(len(noise_bad), method.first_bucket(self.config))
-        x_bsd = self._tokens(noise_bad, bucket_b, state_bp)
-        return self.dit.looks_at(x_bsd, bucket_b, self.dit.context(context_btc, context_valid_bt))
+        bucket_b1 = jnp.full((len(noise_bad), 1), method.first_bucket(self.config))
+        x_bsd = self._tokens(noise_bad, bucket_b1, state_bp)
+        return self.dit.looks_at(x_bsd, bucket_b1, self.dit.context(context_btc, context_valid_bt))
 
-    def _tokens(self, x_mad: Array, bucket_m: Array, state_bp: Array | None) -> Array:
+    def _tokens(self, x_mad: Array, bucket_mk: Array, state_bp: Array | None) -> Array:
         """[state, future, actions] of each row, [m, s, d]; raises as `predict` does."""
         if (state_bp is None) == self.config.use_state:
             given = "no state was given" if state_bp is None else "a state was given"
             raise ConfigError(f"{given}, but action_head.use_state is {self.config.use_state}")
         rows = len(x_mad)
-        action_mad = self.action_encoder(x_mad, bucket_m)
+        action_mad = self.action_encoder(x_mad, bucket_mk)
         future_sd = self.future_tokens[...].astype(action_mad.dtype)
         tokens = [jnp.broadcast_to(future_sd, (rows, *future_sd.shape)), action_mad]
         if self.state_encoder is not None:

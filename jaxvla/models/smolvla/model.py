@@ -110,18 +110,28 @@ class SmolVLA(nnx.Module):
         return self.expert.context(self.text(prefix).keys)
 
     def velocity(
-        self, context: Context, x_bad: Float[Array, "b a d"], time_b: Float[Array, " b"]
+        self,
+        context: Context,
+        x_bad: Float[Array, "b a d"],
+        time_b: Float[Array, " b"],
+        known_ba: Bool[Array, "b a"] | None = None,
     ) -> Float[Array, "b a d"]:
-        """Noise - actions, as the model predicts it at noised actions; float32."""
-        tokens_baf = self.embed_actions(x_bad, time_b)
+        """Noise - actions, as the model predicts it at noised actions; float32.
+
+        Where actions are known, they are no noise but as they are, and what comes out means nothing. None for none.
+        """
+        tokens_baf = self.embed_actions(x_bad, time_b, known_ba)
         out_baf = self.expert(tokens_baf.astype(compute_dtype(self.config.dtype)), context)[0]
         return self.action_out_proj(out_baf)
 
-    def embed_actions(self, x_bad: Float[Array, "b a d"], time_b: Float[Array, " b"]) -> Float[Array, "b a f"]:
-        """Tokens of noised actions, each beside the time, through an MLP; float32."""
+    def embed_actions(
+        self, x_bad: Float[Array, "b a d"], time_b: Float[Array, " b"], known_ba: Bool[Array, "b a"] | None = None
+    ) -> Float[Array, "b a f"]:
+        """Tokens of noised actions, each beside the time, through an MLP; float32. Known actions are at the time 0."""
         action_baf = self.action_in_proj(x_bad)
-        wave_bf = time_waves(time_b, self.config.expert_size, self.config.min_period, self.config.max_period)
-        wave_baf = jnp.broadcast_to(wave_bf[:, None], action_baf.shape)
+        time_bk = time_b[:, None] if known_ba is None else jnp.where(known_ba, 0, time_b[:, None])
+        wave_bkf = time_waves(time_bk, self.config.expert_size, self.config.min_period, self.config.max_period)
+        wave_baf = jnp.broadcast_to(wave_bkf, action_baf.shape)
         mixed_baf = self.action_time_mlp_in(jnp.concatenate([action_baf, wave_baf], axis=-1))
         return self.action_time_mlp_out(jax.nn.silu(mixed_baf))
 
@@ -131,6 +141,7 @@ class SmolVLA(nnx.Module):
         actions_bad: Float[Array, "b a d"],
         noise_bad: Float[Array, "b a d"],
         time_b: Float[Array, " b"],
+        known_ba: Bool[Array, "b a"] | None = None,
     ) -> Float[Array, "b a d"]:
         """The squared error of the velocity at a point between noise and actions; see `jaxvla.models.smolvla.loss`.
 
@@ -139,9 +150,13 @@ class SmolVLA(nnx.Module):
             actions_bad: normalized, filled up with zeros to `max_action_dim`.
             noise_bad: standard normal, in all dimensions.
             time_b: from `draw_time`.
+            known_ba: the actions that the model is given as they are, which have no error; None for none.
         """
-        velocity_bad = self.velocity(context, between(noise_bad, actions_bad, 1 - time_b), time_b)
-        return (noise_bad - actions_bad - velocity_bad) ** 2
+        point_bad = between(noise_bad, actions_bad, 1 - time_b)
+        if known_ba is not None:
+            point_bad = jnp.where(known_ba[..., None], actions_bad, point_bad)
+        errors_bad = (noise_bad - actions_bad - self.velocity(context, point_bad, time_b, known_ba)) ** 2
+        return errors_bad if known_ba is None else jnp.where(known_ba[..., None], 0, errors_bad)
 
     def sample(
         self,
@@ -156,7 +171,7 @@ class SmolVLA(nnx.Module):
             context: from `look`.
             noise_bad: standard normal.
             num_steps: of Euler's method; None for what the configuration says.
-            guide: what the actions are drawn towards, filled up with zeros; None for nothing.
+            guide: what the actions are to be like, filled up with zeros; None for nothing.
 
         Raises:
             ConfigError: fewer steps than 1.
@@ -166,7 +181,8 @@ class SmolVLA(nnx.Module):
             raise ConfigError(f"num_steps must be at least 1, not {num_steps}")
         times = jnp.asarray(1 - np.arange(num_steps) / num_steps, jnp.float32)
         # Its time runs from 1, noise, to 0.
-        return euler(lambda x_bad, time_b: -self.velocity(context, x_bad, time_b), noise_bad, times, guide)
+        known_ba = None if guide is None else guide.known_ba
+        return euler(lambda x_bad, time_b: -self.velocity(context, x_bad, time_b, known_ba), noise_bad, times, guide)
 
 
 def prepare_images(images_bhwc: UInt8[Array, "b h w c"], config: SmolVLAConfig) -> Float[Array, "b y x c"]:

@@ -35,39 +35,53 @@ RNG = jax.random.key(7)
 PRESENT = np.array([[1, 1, 1], [1, 1, 0], [1, 0, 0]], bool)
 
 
-def oracle_losses(config, params, values, noised, state, present):
-    """From the same draws, row by row; dropout off."""
+def oracle_losses(config, params, values, noised, state, present, known):
+    """From the same draws, row by row; dropout off. The first `known` [m] actions of a row are given."""
     draws = config.repeated_diffusion_steps
     x, buckets, target = (np.asarray(array) for array in noised)
     losses = np.zeros(B)
     for b in range(B):
-        slots = PAD_MASK[b]
+        slots, errors = PAD_MASK[b], []
         for row in range(b * draws, (b + 1) * draws):
+            given = np.arange(A) < known[row]
             predicted = oracle.predict(
                 params,
-                x[row] * present[b].astype(float),
+                np.where(given[:, None], values["actions"][b], x[row]) * present[b].astype(float),
                 buckets[row],
                 values["context"][b],
                 VALID[b],
                 HEADS,
                 state[b],
                 slots,
+                known[row],
             )
-            losses[b] += ((predicted - target[row])[slots][:, present[b]] ** 2).mean() / draws
+            errors.extend(((predicted - target[row])[slots & ~given][:, present[b]] ** 2).ravel())
+        losses[b] = np.mean(errors)
     return losses
 
 
-@pytest.mark.parametrize("present", [None, PRESENT])
-@pytest.mark.parametrize(("kind", "method"), [("flow_matching", flow_matching), ("ddpm", diffusion)])
-def test_losses_against_numpy(kind, method, present):
-    config = configured(kind=kind, use_state=True)
+@pytest.mark.parametrize(
+    ("kind", "method", "present", "most"),
+    [
+        ("flow_matching", flow_matching, None, 0),
+        ("flow_matching", flow_matching, PRESENT, 0),
+        ("flow_matching", flow_matching, PRESENT, 2),
+        ("ddpm", diffusion, None, 0),
+        ("ddpm", diffusion, PRESENT, 0),
+    ],
+)
+def test_losses_against_numpy(kind, method, present, most):
+    """Of draws of which up to `most` first actions are given, too, which are at the time 1 and carry no loss."""
+    config = configured(kind=kind, use_state=True, max_delay=most)
     params, values = params_for(P), inputs()
     rows = jnp.repeat(values["actions"], config.repeated_diffusion_steps, axis=0)
     noised = quick_jit(method.noised, static_argnums=0)(config, jax.random.split(RNG)[0], rows)
     losses = calls("losses", config, P, train=False)
     found = losses(params, values["context"], VALID, values["actions"], PAD_MASK, RNG, values["state"], present)
     values, seen = to_numpy(values), np.ones((B, D), bool) if present is None else present
-    expected = oracle_losses(config, to_numpy(params), values, noised, values["state"], seen)
+    known = np.asarray(jax.random.randint(jax.random.fold_in(RNG, 2), (len(rows), 1), 0, most + 1))[:, 0]
+    assert set(known) == set(range(most + 1))
+    expected = oracle_losses(config, to_numpy(params), values, noised, values["state"], seen, known)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 

@@ -84,7 +84,7 @@ def test_time_embedding():
     make = make_with(TimeEmbedding, WIDTH)
     params = random_params(make)
     buckets = np.array([0, 1, 250, 999])
-    found = bind(graph_of(make), params)(jnp.asarray(buckets))
+    found = bind(graph_of(make), params)(jnp.asarray(buckets)[:, None])
     expected = [oracle.time_embedding(to_numpy(params), bucket) for bucket in buckets]
     np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=2e-5)
 
@@ -93,7 +93,7 @@ def test_action_encoder():
     make = make_with(ActionEncoder, 3, WIDTH, 8)
     params = random_params(make)
     actions, buckets = np.random.default_rng(0).standard_normal((2, A, 3)), np.array([3, 750])
-    found = bind(graph_of(make), params)(jnp.asarray(actions, jnp.float32), jnp.asarray(buckets))
+    found = bind(graph_of(make), params)(jnp.asarray(actions, jnp.float32), jnp.asarray(buckets)[:, None])
     expected = [oracle.action_tokens(to_numpy(params), *row) for row in zip(actions, buckets)]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
 
@@ -132,7 +132,7 @@ def test_output_modulation_has_the_shift_first():
     keys = jnp.zeros((CONFIG.depth // 2, 2, T, HEADS, WIDTH // HEADS))
     context = Context(Keys(keys, keys), jnp.ones((2, T), bool))
     run = quick_jit(lambda params, *args: bind(graph, params)(*args, context, num_outputs=A))
-    found = run({**params, "layers": still}, jnp.asarray(x, jnp.float32), jnp.array([10, 600]))
+    found = run({**params, "layers": still}, jnp.asarray(x, jnp.float32), jnp.array([[10], [600]]))
     for row, bucket in enumerate([10, 600]):
         condition = oracle.time_embedding(to_numpy(params["time"]), bucket)
         expected = oracle.output(to_numpy(params), x[row], condition)[-A:]
