@@ -92,8 +92,7 @@ def train(
     on from there, bit for bit. Call it in the main thread (it listens to signals), on every process of the job.
 
     Args:
-        config: see `TrainConfig`.
-        agent: what to train.
+        config, agent: how to train, and what.
         mesh: from `make_mesh(config.mesh)`.
         batches: this process's rows (`process_rows(batch_sharding(mesh), config.batch_size)`) of endless training data.
         validation: gives, after so many steps, one pass over the validation data, rows likewise; see `evaluate`.
