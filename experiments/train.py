@@ -221,7 +221,8 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         print("parameters   " + f"\n{'':<13}".join(parameters))
     if adapters := job.adapters():
         print(f"adapters     {adapters}")
-    print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)
+    print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}")
+    print("memory       " + f"\n{'':<13}".join(job.held(mesh)), flush=True)
 
 
 def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from jaxvla.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
+# One without devices says as well where arrays would live.
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
 @dataclasses.dataclass(frozen=True)

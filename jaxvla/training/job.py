@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxvla.agents import Agent, check_takes_guide, make_agent, start_of
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
@@ -28,12 +29,13 @@ from jaxvla.interchange.starting import settings_from, start_from
 from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.models.module import Params
 from jaxvla.parallel.feed import BatchIterator
+from jaxvla.parallel.table import table
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
 from jaxvla.reasoning.texts import StoreChoice, Texts, open_texts
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import make_optimizer
-from jaxvla.training.state import Pretrained
+from jaxvla.training.state import Pretrained, abstract_state
 
 # Keys of configs/train_config.py beside those of `TrainConfig`: for the loader, for agents that follow instructions,
 # and for agents that read and write text.
@@ -112,6 +114,11 @@ class Job:
         if not frozen:
             return ()
         return f"{_counted(trained)} trained", f"{_counted(frozen)} frozen"
+
+    def held(self, mesh: Mesh) -> tuple[str, ...]:
+        """Lines on what parameters and optimizer take of each device of a mesh, see `jaxvla.parallel.table`."""
+        optimizer = make_optimizer(self.config.optimizer, self.agent.frozen_modules)
+        return table(abstract_state(self.agent, optimizer, mesh, ema=self.config.ema_decay > 0), mesh)
 
     def example(self) -> "Example":
         """A validation trajectory, labelled if any is, of the first dataset that has one."""
