@@ -77,14 +77,14 @@ class Job:
         size = self.config.batch_size
         return self.training.drawn(self.config.seed, start * size, stop * size)
 
-    def training_batches(self, rows: slice = slice(None)) -> BatchIterator:
+    def training_batches(self, rows: slice | np.ndarray = slice(None)) -> BatchIterator:
         """The endless training stream; `rows` of each global batch."""
         text = None if self.texts is None else self.texts.training
         table = None if self.instructions is None else self.instructions[0]
         config, keys = self.config, self.agent.batch_keys
         return training_batches(self.training, config.batch_size, config.seed, keys, rows, text, table)
 
-    def validation_batches(self, step: int, rows: slice = slice(None)) -> Iterator[Batch]:
+    def validation_batches(self, step: int, rows: slice | np.ndarray = slice(None)) -> Iterator[Batch]:
         """One pass over the validation data after `step` updates, with the texts of the stage of the last of them."""
         text, config = None, self.config
         if self.texts is not None:
