@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -10,6 +11,9 @@ import jax
 from jaxvla.parallel.mesh import AnyMesh
 from jaxvla.parallel.rules import Rules
 from jaxvla.parallel.sharding import Placement, path_string, splits, tree_placements
+
+# The share of all bytes from which a module has a line of its own.
+_LEAST = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ def _share(leaves: list[tuple[Any, Placement]], mesh: AnyMesh) -> Share:
 def table(state: Any, mesh: AnyMesh, rules: Rules = ()) -> tuple[str, ...]:
     """Lines on a training state: of each module parameters, bytes per device, and what is replicated and why.
 
+    Modules of less than a hundredth of the whole are one line together.
+
     Args:
         state: `training.state.TrainState` of arrays or of their shapes.
         mesh, rules: as they are trained on.
@@ -67,22 +73,31 @@ def table(state: Any, mesh: AnyMesh, rules: Rules = ()) -> tuple[str, ...]:
     Raises:
         ConfigError: see `tree_placements`.
     """
-    rows = {
-        **shares(state.params, mesh, rules),
-        "optimizer": shares(state.opt_state, mesh, rules, 0)[""],
-        **({} if state.ema is None else {"average": shares(state.ema, mesh, rules, 0)[""]}),
-    }
+    modules = shares(state.params, mesh, rules)
+    rest = {"optimizer": shares(state.opt_state, mesh, rules, 0)[""]}
+    if state.ema is not None:
+        rest["average"] = shares(state.ema, mesh, rules, 0)[""]
+    total = sum(share.per_device for share in (*modules.values(), *rest.values()))
+    large = {name: share for name, share in modules.items() if share.per_device >= _LEAST * total}
+    small = [share for name, share in modules.items() if name not in large]
+    if len(small) > 1:
+        modules = large | {f"{len(small)} smaller ones": functools.reduce(_together, small)}
     replicated = "replicated" if splits(mesh) else "" if mesh.size == 1 else "all is replicated: fsdp=1 tensor=1"
-    lines = [f"{'module':<28}{'numbers':>10}{'per device':>13}  {replicated}".rstrip()]
-    for name, share in rows.items():
-        why = "  " + ", ".join(f"{_mib(n)} {reason}" for reason, n in share.copied.items())
-        lines.append(f"{name:<28}{_millions(share.size):>10}{_mib(share.per_device):>13}{why}".rstrip())
-    total = sum(share.per_device for share in rows.values())
-    return (*lines, f"{'all':<28}{'':>10}{_mib(total):>13}")
+    lines = [_line("module", "numbers", "per device", replicated)]
+    for name, share in (modules | rest).items():
+        why = ", ".join(f"{_mib(n)} {reason}" for reason, n in share.copied.items())
+        lines.append(_line(name, f"{share.size / 1e6:.2f} M", _mib(share.per_device), why))
+    return (*lines, _line("all", "", _mib(total), ""))
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M"
+def _together(a: Share, b: Share) -> Share:
+    copied = collections.Counter(a.copied)
+    copied.update(b.copied)
+    return Share(a.size + b.size, a.per_device + b.per_device, dict(copied))
+
+
+def _line(name: str, numbers: str, per_device: str, replicated: str) -> str:
+    return f"{name:<28}{numbers:>10}{per_device:>13}  {replicated}".rstrip()
 
 
 def _mib(num_bytes: int) -> str:

@@ -23,7 +23,7 @@ def test_two_hundred_steps_compile_nothing(tmp_path):
     jax.clear_caches()  # others may have compiled the same
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        settings = {"num_steps": 240, "log_interval": 10, "eval_interval": 15, "save_interval": 15}
+        settings = {"num_steps": 240, "log_interval": 10, "eval_interval": 25, "save_interval": 25}
         train_linear(tmp_path, Batches, mesh={"data": 2, "fsdp": 4}, **settings)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
