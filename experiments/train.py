@@ -219,10 +219,10 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         print("weights      " + f"\n{'':<13}".join(job.weights))
     if parameters := job.parameters():
         print("parameters   " + f"\n{'':<13}".join(parameters))
+    print("memory       " + f"\n{'':<13}".join(job.held(mesh)))
     if adapters := job.adapters():
         print(f"adapters     {adapters}")
-    print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}")
-    print("memory       " + f"\n{'':<13}".join(job.held(mesh)), flush=True)
+    print(f"devices      {mesh.devices.size} ({mesh.devices.flat[0].device_kind}): {sizes}", flush=True)
 
 
 def conclude(summary: "Summary", run: pathlib.Path, job: "Job") -> None:
