@@ -54,7 +54,7 @@ MODELS: Rules = (
     # From vision to language. The last layer of three has no partner that would take its parts.
     (r"projector/fc1/kernel$", COLUMNS),
     (r"projector/fc2/kernel$", ROWS),
-    (r"projector/fc3/kernel$|^connector/kernel$", SIDE_BY_SIDE),
+    (r"projector/fc3/kernel$|(^|/)connector/kernel$", SIDE_BY_SIDE),
     # Adapters [in, rank] and [rank, out], as their kernels.
     (r"([qkv]_proj|gate_proj|up_proj|linear_fc1|lm_head)/lora_a$", Split(("fsdp", None))),
     (r"([qkv]_proj|gate_proj|up_proj|linear_fc1|lm_head)/lora_b$", Split((None, "tensor"))),

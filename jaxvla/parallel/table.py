@@ -14,6 +14,8 @@ from jaxvla.parallel.sharding import Placement, path_string, splits, tree_placem
 
 # The share of all bytes from which a module has a line of its own.
 _LEAST = 0.01
+# What a state has beside the parameters, by its name.
+_KEPT = {"opt_state": "optimizer", "ema": "average"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +75,13 @@ def table(state: Any, mesh: AnyMesh, rules: Rules = ()) -> tuple[str, ...]:
     Raises:
         ConfigError: see `tree_placements`.
     """
-    modules = shares(state.params, mesh, rules)
-    rest = {"optimizer": shares(state.opt_state, mesh, rules, 0)[""]}
-    if state.ema is not None:
-        rest["average"] = shares(state.ema, mesh, rules, 0)[""]
+    modules, rest = {}, {}
+    for name, share in shares(state, mesh, rules, 3).items():  # with the paths by which rules find them in training
+        kind, _, module = name.partition("/")
+        if kind == "params":
+            modules[module] = share
+        elif kind in _KEPT:
+            rest[_KEPT[kind]] = _together(rest.get(_KEPT[kind], Share(0, 0, {})), share)
     total = sum(share.per_device for share in (*modules.values(), *rest.values()))
     large = {name: share for name, share in modules.items() if share.per_device >= _LEAST * total}
     small = [share for name, share in modules.items() if name not in large]

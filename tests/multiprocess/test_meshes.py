@@ -7,6 +7,9 @@ import pytest
 from training.mesh_cases import steps
 from training.process_jobs import start_job
 
+from jaxvla.checkpoint import find_checkpoint
+from jaxvla.manifest import has_manifest
+
 # Parameters over all devices, by both axes; and by rows that do not stand together.
 JOBS = {2: ((1, 2, 2), (4, 1, 1)), 4: ((2, 2, 2), (2, 1, 4))}
 
@@ -29,7 +32,8 @@ def test_processes_give_what_one_gives(processes, tmp_path):
     for method, found in (("ecot", reasoned), ("gc_bc", cloned)):
         assert found["first"] == alone[method]["first"]
         np.testing.assert_allclose(found["losses"], alone[method]["losses"], rtol=1e-4)
-    # From one process to several, and from several to one.
+    # From one process to several, and from several to one; every byte is compared with the manifest.
+    assert has_manifest(find_checkpoint(str(run)))
     assert resumed["first"] == expected["first"]
     np.testing.assert_allclose(resumed["losses"], expected["losses"], rtol=1e-5)
     back = steps("gc_bc", (1, 1, 1), devices=1, restore=str(run))

@@ -47,6 +47,24 @@ def test_no_device_holds_much_more_than_its_part(preset, sizes):
     assert held < (1.15 if len(preset) == 3 else 1) * sum(sizes_of) / parts + 64 * 2**20
 
 
+@pytest.mark.parametrize("name", ["ecot_qwen3_vl_2b", "smolvla"])
+def test_moments_live_where_their_parameters_do(name):
+    agent, on = agent_of(*PRESETS[name]), golden_mesh()
+    optimizer = make_optimizer(OptimizerConfig(1e-4), agent.frozen_modules)
+    state = abstract_state(agent, optimizer, on, ema=True)
+    own = jax.tree.map(lambda place: place.spec, tree_placements(params_of(*PRESETS[name]), on))
+    assert jax.tree.map(lambda leaf: leaf.sharding.spec, state.params) == own
+    places = {path_string(path): spec for path, spec in jax.tree_util.tree_leaves_with_path(own, is_leaf=is_spec)}
+    kept = jax.tree_util.tree_leaves_with_path((state.opt_state, state.ema))
+    of = [(leaf, next((p for p in places if path_string(path).endswith(f"/{p}")), "")) for path, leaf in kept]
+    assert sum(bool(name) for _, name in of) == 3 * len(jax.tree.leaves(optimizer.split(state.params)[0]))
+    assert all(leaf.sharding.spec == places[name] for leaf, name in of if name)
+
+
+def is_spec(x):
+    return isinstance(x, P)
+
+
 def test_every_rule_has_a_parameter():
     paths = {
         path_string(path)

@@ -16,7 +16,6 @@ from agents import ecot_cases, openvla_cases
 from training.positional_batches import make_assets, rows_of
 
 from jaxvla.agents import make_agent
-from jaxvla.checkpoint import find_checkpoint
 from jaxvla.data.schema import BatchSpec, InstructionSpec
 from jaxvla.models.resnet import ARCHITECTURES, Architecture
 from jaxvla.parallel.distributed import initialize
@@ -26,6 +25,7 @@ from jaxvla.parallel.sharding import batch_sharding, gather
 from jaxvla.training.checkpointer import Checkpointer, resume
 from jaxvla.training.config import CheckpointConfig, OptimizerConfig
 from jaxvla.training.optimizer import make_optimizer
+from jaxvla.training.resuming import whole_checkpoint
 from jaxvla.training.state import abstract_state, create_state, state_shardings
 from jaxvla.training.step import make_train_step
 
@@ -89,7 +89,7 @@ def steps(method, mesh, count=3, devices=None, order=None, restore="", save="", 
     optimizer, sharding = make_optimizer(OptimizerConfig(1e-2, clip_norm=1.0)), batch_sharding(placed)
     abstract = abstract_state(agent, optimizer, placed)
     if restore:
-        state, position = resume(find_checkpoint(restore), make_assets(), abstract)
+        state, position = resume(whole_checkpoint(restore), make_assets(), abstract)
     else:
         state, position = create_state(agent, optimizer, 5, placed), {"position": 0}
     train_step = make_train_step(agent, optimizer, None, state_shardings(abstract), sharding)
