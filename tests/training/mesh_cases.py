@@ -2,7 +2,9 @@
 
     mesh_cases.py '{"job": [HOST:PORT, 2, 0], "out": FILE, "runs": [{"method": "ecot", "mesh": [1, 2, 2]}, ...]}'
 
-writes what `steps` gives for each of the runs.
+writes what `steps` gives for each of the runs. Without arguments it compares 20 steps on every mesh of 8 devices:
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 PYTHONPATH=.:tests python tests/training/mesh_cases.py
 """
 
 import hashlib
@@ -30,6 +32,7 @@ from jaxvla.training.state import abstract_state, create_state, state_shardings
 from jaxvla.training.step import make_train_step
 
 ARCHITECTURES["mesh-small"] = Architecture((1,), num_filters=8)
+MESHES = ((8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4))
 BATCH = 16
 SPEC = BatchSpec(("images0",), (8, 8), 4, 2, action_horizon=2, instruction=InstructionSpec(5, vocab_size=9))
 # Widths that divide by four, but for the two key heads of ecot.
@@ -67,7 +70,7 @@ def digest(params):
     return found.hexdigest()
 
 
-def steps(method, mesh, count=3, devices=None, order=None, restore="", save="", agent=None, batches=batch_at):
+def steps(method, mesh, count=3, devices=None, order=None, restore="", save=""):
     """Trains `count` steps.
 
     Args:
@@ -78,12 +81,11 @@ def steps(method, mesh, count=3, devices=None, order=None, restore="", save="", 
         order: of the devices; None for that in which jax gives them.
         restore: a run to go on from.
         save: a run to save the last state to.
-        agent, batches: in place of those of `method`.
 
     Returns:
         losses, and digests of the parameters before the first step and after the last one.
     """
-    agent = agent or make(method)
+    agent = make(method)
     chosen = jax.devices()[:devices] if order is None else [jax.devices()[i] for i in order]
     placed = make_mesh(MeshConfig(*mesh), chosen)
     optimizer, sharding = make_optimizer(OptimizerConfig(1e-2, clip_norm=1.0)), batch_sharding(placed)
@@ -95,7 +97,7 @@ def steps(method, mesh, count=3, devices=None, order=None, restore="", save="", 
     train_step = make_train_step(agent, optimizer, None, state_shardings(abstract), sharding)
     first, losses, rows = digest(state.params), [], process_rows(sharding, BATCH)
     for i in range(position["position"], position["position"] + count):
-        state, metrics = train_step(state, to_global(rows_of(batches(agent, i), rows), sharding))
+        state, metrics = train_step(state, to_global(rows_of(batch_at(agent, i), rows), sharding))
         losses.append(float(metrics["loss"]))
     last = digest(state.params)
     if save:
@@ -104,9 +106,22 @@ def steps(method, mesh, count=3, devices=None, order=None, restore="", save="", 
     return {"losses": losses, "first": first, "last": last}
 
 
-if __name__ == "__main__":
-    options = json.loads(sys.argv[1])
+def compare(count=20):
+    """Prints how far the losses of every mesh are from those of one device, relative to them."""
+    for method in METHODS:
+        alone = steps(method, (1, 1, 1), count, devices=1)
+        for mesh in MESHES:
+            found = steps(method, mesh, count)
+            away = np.abs(np.array(found["losses"]) / alone["losses"] - 1).max()
+            print(f"{method:<8} {mesh}  {away:.1e}  same start: {found['first'] == alone['first']}", flush=True)
+
+
+def main(options):
     initialize(*options["job"])
     found = [steps(**run) for run in options["runs"]]
     if jax.process_index() == 0:
         pathlib.Path(options["out"]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1])) if len(sys.argv) > 1 else compare()
