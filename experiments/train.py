@@ -253,6 +253,7 @@ def introduce(run: pathlib.Path, job: "Job", mesh: Any) -> None:
         print("weights      " + f"\n{'':<13}".join(job.weights))
     if parameters := job.parameters():
         print("parameters   " + f"\n{'':<13}".join(parameters))
+    print("memory       " + f"\n{'':<13}".join(job.held(mesh)))
     if adapters := job.adapters():
         print(f"adapters     {adapters}")
     if programs := jax.config.jax_compilation_cache_dir:

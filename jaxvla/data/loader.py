@@ -72,7 +72,7 @@ class BatchSource:
     order: Order
     batch_size: int
     keys: tuple[str, ...]
-    rows: slice
+    rows: slice | np.ndarray
     length: int
     text: TextSource | None = None
     instructions: InstructionTable | None = None
@@ -96,7 +96,8 @@ class BatchSource:
     def __getitem__(self, i: int) -> Batch:
         """This process's rows of batch `i`; keys, shapes and dtypes as in schema.py."""
         start = i * self.batch_size
-        positions = np.arange(start, min(start + self.batch_size, self.length))[self.rows]
+        positions = start + np.arange(self.batch_size)[self.rows]
+        positions = positions[positions < self.length]
         random = self._uniforms(i, 3, len(positions), stream=0)
         group, index = self.order.at(positions)
         number, transition = self.mixture.locate(self._group_starts[group] + index)
@@ -160,7 +161,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     keys: Sequence[str],
-    rows: slice = slice(None),
+    rows: slice | np.ndarray = slice(None),
     text: TextSource | None = None,
     instructions: InstructionTable | None = None,
 ) -> grain.DatasetIterator:
@@ -179,7 +180,7 @@ def validation_batches(
     mixture: Mixture,
     batch_size: int,
     keys: Sequence[str],
-    rows: slice = slice(None),
+    rows: slice | np.ndarray = slice(None),
     max_batches: int = 0,
     text: TextSource | None = None,
     instructions: InstructionTable | None = None,

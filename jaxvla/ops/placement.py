@@ -15,13 +15,14 @@ import contextvars
 from collections.abc import Iterator
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-_PLACE: contextvars.ContextVar[jax.sharding.Sharding | None] = contextvars.ContextVar("activations", default=None)
+_PLACE: contextvars.ContextVar[NamedSharding | None] = contextvars.ContextVar("activations", default=None)
 
 
 @contextlib.contextmanager
-def activations_at(sharding: jax.sharding.Sharding) -> Iterator[None]:
+def activations_at(sharding: NamedSharding) -> Iterator[None]:
     """Within, `pin` puts arrays there; usually split along their first axis, as the batch is."""
     token = _PLACE.set(sharding)
     try:
@@ -30,7 +31,16 @@ def activations_at(sharding: jax.sharding.Sharding) -> Iterator[None]:
         _PLACE.reset(token)
 
 
-def pin(x: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
-    """`x`, whose first axis is that of the batch, where `activations_at` says; outside of it, left to the compiler."""
+def pin(x: Shaped[Array, "b ..."], free: int | None = None) -> Shaped[Array, "b ..."]:
+    """`x`, whose first axis is that of the batch, where `activations_at` says; outside of it, left to the compiler.
+
+    Axis `free` is left to it in any case: heads stay with the columns of the matrices that made them.
+    """
     sharding = _PLACE.get()
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+    if sharding is None:
+        return x
+    if free is not None:
+        axes = [*sharding.spec, *(None,) * (x.ndim - len(sharding.spec))]
+        axes[free] = PartitionSpec.UNCONSTRAINED
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, sharding)

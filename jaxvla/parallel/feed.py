@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxvla.data.schema import Batch
@@ -30,13 +31,14 @@ class BatchIterator(Protocol):
         """Goes to a position that `get_state` gave: the batch that follows is the one that followed then."""
 
 
-def process_rows(sharding: NamedSharding, batch_size: int) -> slice:
-    """The rows of a global batch that this process must load.
+def process_rows(sharding: NamedSharding, batch_size: int) -> slice | np.ndarray:
+    """The rows of a global batch that this process must load, in rising order.
 
-    Two processes that hold the same rows (a tensor axis that spans them) get the same slice.
+    Two processes that hold the same rows (a tensor axis that spans them) get the same ones. They are a slice where they
+    stand together, else int64 numbers: on a TPU's torus the neighbours of a chip may belong to other machines.
 
     Raises:
-        ConfigError: the batch does not divide, or the rows of this process's devices are not one contiguous range.
+        ConfigError: the batch does not divide.
     """
     check_batch_size(batch_size, sharding.mesh)
     shards = {
@@ -44,11 +46,7 @@ def process_rows(sharding: NamedSharding, batch_size: int) -> slice:
     }
     ranges = sorted(shards)
     if any(stop != start for (_, stop), (start, _) in itertools.pairwise(ranges)):
-        rows = ", ".join(f"{start}:{stop}" for start, stop in ranges)
-        raise ConfigError(
-            f"process {jax.process_index()} would have to load the scattered rows {rows} of {batch_size}; "
-            "choose mesh sizes that keep the devices of a process together"
-        )
+        return np.concatenate([np.arange(start, stop) for start, stop in ranges])
     return slice(ranges[0][0], ranges[-1][1])
 
 

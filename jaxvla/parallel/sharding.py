@@ -1,5 +1,6 @@
 """Where arrays live on the mesh: batches by their leading axis, parameters by rules on their path."""
 
+import dataclasses
 import math
 import re
 from typing import Any
@@ -9,12 +10,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvla.errors import ConfigError
-
-# (regex searched in a parameter's path "a/b/c", its PartitionSpec); the first match wins.
-Rules = tuple[tuple[str, PartitionSpec], ...]
+from jaxvla.parallel.mesh import AnyMesh
+from jaxvla.parallel.rules import MODELS, STACKED, MeshAxes, Rules, Split
 
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARD_BYTES = 4 * 2**20
+# What every device may hold a copy of. Beyond it a copy is an accident.
+MAX_COPIED_BYTES = 64 * 2**20
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -62,56 +64,124 @@ def path_string(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def tree_shardings(
-    tree: Any, mesh: Mesh, rules: Rules = (), stacked: str = "layers/", min_bytes: int = MIN_SHARD_BYTES
-) -> Any:
-    """A NamedSharding for every leaf of `tree`, found by its path; the same rules serve parameters and optimizer state.
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where an array lives.
 
-    A leaf that no rule names is sharded over "fsdp" along its largest axis that divides, if it holds at least
+    Attributes:
+        spec: along which axes it is split.
+        reason: why it is not split further; "" where a rule says so, or nothing is left to say.
+    """
+
+    spec: PartitionSpec
+    reason: str = ""
+
+    def shards(self, mesh: AnyMesh) -> int:
+        """Into how many different parts the array is split."""
+        return math.prod(mesh.shape[axis] for entry in self.spec for axis in _names(entry))
+
+
+def tree_placements(tree: Any, mesh: AnyMesh, rules: Rules = (), min_bytes: int = MIN_SHARD_BYTES) -> Any:
+    """A `Placement` for every leaf of `tree`, found by its path; the same rules serve parameters and optimizer state.
+
+    A leaf that no rule names is split over "fsdp" along its largest axis that divides, if it holds at least
     `min_bytes`, and is else replicated. Axis 0 of layer stacks is never chosen: a scan over it would gather the stack.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`s (from `jax.eval_shape`), nested in any pytree.
-        mesh: axes ("data", "fsdp", "tensor").
-        rules: first match wins; an empty PartitionSpec replicates.
-        stacked: regex of the paths whose axis 0 is the layer axis of a scan.
-        min_bytes: the size from which the default rule shards.
+        mesh: axes ("data", "fsdp", "tensor"), abstract or not.
+        rules: first match wins, and those of `rules.MODELS` come after them; an empty PartitionSpec replicates.
+        min_bytes: the size from which a leaf that no rule names is split.
 
     Raises:
-        ConfigError: a rule names an axis that the array or the mesh does not have, or that does not divide.
+        ConfigError: a rule names an axis that the array or the mesh does not have, or that does not divide; or an array
+            of more than `MAX_COPIED_BYTES` would be replicated on a mesh that splits parameters, without a rule.
     """
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def placement(path: tuple[Any, ...], leaf: Any) -> Placement:
         name = path_string(path)
-        for pattern, spec in rules:
-            if re.search(pattern, name):
-                _check_spec(name, leaf.shape, pattern, spec, mesh)
-                return NamedSharding(mesh, spec)
-        size = math.prod(leaf.shape) * leaf.dtype.itemsize
-        first = 1 if re.search(stacked, name) else 0
-        return NamedSharding(mesh, _largest_axis(leaf.shape, first, mesh) if size >= min_bytes else PartitionSpec())
+        first = 1 if re.search(STACKED, name) else 0
+        for pattern, rule in (*rules, *MODELS):
+            if not re.search(pattern, name):
+                continue
+            if isinstance(rule, PartitionSpec):
+                _check_spec(name, leaf.shape, pattern, rule, mesh)
+                return Placement(rule)
+            if len(leaf.shape) == first + len(rule.axes):
+                placed = _split(leaf, first, rule, mesh, min_bytes)
+                break
+        else:
+            placed = _split(leaf, first, Split((None,) * (len(leaf.shape) - first)), mesh, min_bytes)
+        _check_copies(name, leaf, placed, mesh)
+        return placed
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def _largest_axis(shape: tuple[int, ...], first: int, mesh: Mesh) -> PartitionSpec:
-    shards = mesh.shape["fsdp"]
-    axes = [axis for axis in range(first, len(shape)) if shape[axis] % shards == 0]
-    if shards == 1 or not axes:
-        return PartitionSpec()
-    largest = max(axes, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * largest, "fsdp")
+    return jax.tree_util.tree_map_with_path(placement, tree)
 
 
-def _check_spec(name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec, mesh: Mesh) -> None:
+def tree_shardings(tree: Any, mesh: AnyMesh, rules: Rules = (), min_bytes: int = MIN_SHARD_BYTES) -> Any:
+    """A NamedSharding for every leaf of `tree`; see `tree_placements`."""
+    placements = tree_placements(tree, mesh, rules, min_bytes)
+    return jax.tree.map(lambda placed: NamedSharding(mesh, placed.spec), placements)
+
+
+def splits(mesh: AnyMesh) -> bool:
+    """Whether devices hold different parts of the parameters."""
+    return mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
+
+
+def _split(leaf: Any, first: int, rule: Split, mesh: AnyMesh, min_bytes: int) -> Placement:
+    """By the rule where its axes divide; what that leaves of "fsdp" goes to the largest axis that divides."""
+    shape, wanted = leaf.shape, (*(None,) * first, *rule.axes)
+    axes = [entry if size % _size(entry, mesh) == 0 else None for size, entry in zip(shape, wanted)]
+    large = math.prod(shape) * leaf.dtype.itemsize >= min_bytes
+    used = {axis for entry in axes for axis in _names(entry)}
+    if "fsdp" not in used and large and mesh.shape["fsdp"] > 1:
+        free = [i for i in range(first, len(shape)) if axes[i] is None and shape[i] % mesh.shape["fsdp"] == 0]
+        if free:
+            axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    placed = Placement(PartitionSpec(*axes))
+    if placed.shards(mesh) > 1 or not splits(mesh):
+        return placed
+    refused = [f"{size} by {_size(entry, mesh)}" for size, entry in zip(shape, wanted) if size % _size(entry, mesh)]
+    if refused:
+        return Placement(placed.spec, f"does not divide: {', '.join(refused)}")
+    if not large:
+        return Placement(placed.spec, f"under {min_bytes / 2**20:g} MiB")
+    if mesh.shape["fsdp"] == 1:
+        return Placement(placed.spec, 'no rule splits it over "tensor"')
+    return Placement(placed.spec, f"no axis divides by fsdp={mesh.shape['fsdp']}")
+
+
+def _check_copies(name: str, leaf: Any, placed: Placement, mesh: AnyMesh) -> None:
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    if placed.reason and size > MAX_COPIED_BYTES:
+        raise ConfigError(
+            f"every device would hold a copy of {name} {tuple(leaf.shape)} {leaf.dtype}, {size / 2**20:.0f} MiB, on a "
+            f"mesh of fsdp={mesh.shape['fsdp']} tensor={mesh.shape['tensor']}: {placed.reason}. Choose mesh sizes "
+            "that divide one of its axes (config.mesh), or name it in jaxvla/parallel/rules.py; an empty PartitionSpec "
+            "there says that copies are meant"
+        )
+
+
+def _names(entry: MeshAxes) -> tuple[str, ...]:
+    return entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+
+
+def _size(entry: MeshAxes, mesh: AnyMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in _names(entry))
+
+
+def _check_spec(name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec, mesh: AnyMesh) -> None:
     rule = f"sharding rule {pattern!r} -> {spec}"
     if len(spec) > len(shape):
         raise ConfigError(f"{rule} has {len(spec)} axes, but {name} has shape {shape}")
     for size, entry in zip(shape, spec):
-        axes = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
-        unknown = [axis for axis in axes if axis not in mesh.shape]
+        unknown = [axis for axis in _names(entry) if axis not in mesh.shape]
         if unknown:
             raise ConfigError(f"{rule} names {unknown[0]!r}, but the mesh has {', '.join(mesh.shape)}")
-        shards = math.prod(mesh.shape[axis] for axis in axes)
-        if size % shards:
-            raise ConfigError(f"{rule} splits {size} of {name} {shape} into {shards} parts, which is not whole")
+        if size % _size(entry, mesh):
+            raise ConfigError(
+                f"{rule} splits {size} of {name} {shape} into {_size(entry, mesh)} parts, which is not whole"
+            )

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxvla.agents import Agent, check_takes_guide, make_agent, start_of
 from jaxvla.agents.backbone import Backbone, BackboneConfig, open_backbone
@@ -28,13 +29,14 @@ from jaxvla.interchange.starting import settings_from, start_from
 from jaxvla.models.lora import LORA, LoraConfig
 from jaxvla.models.module import Params
 from jaxvla.parallel.feed import BatchIterator
+from jaxvla.parallel.table import table
 from jaxvla.reasoning.curriculum import CurriculumConfig
 from jaxvla.reasoning.prompt import THINKING_TOKENS, PromptConfig
 from jaxvla.reasoning.texts import StoreChoice, Texts, open_texts
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.settings import LANGUAGE_KEY, TEXT_KEYS, read_train_config
-from jaxvla.training.state import Pretrained
+from jaxvla.training.state import Pretrained, abstract_state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,14 +71,14 @@ class Job:
         size = self.config.batch_size
         return self.training.drawn(self.config.seed, start * size, stop * size)
 
-    def training_batches(self, rows: slice = slice(None)) -> BatchIterator:
+    def training_batches(self, rows: slice | np.ndarray = slice(None)) -> BatchIterator:
         """The endless training stream; `rows` of each global batch."""
         text = None if self.texts is None else self.texts.training
         table = None if self.instructions is None else self.instructions[0]
         config, keys = self.config, self.agent.batch_keys
         return training_batches(self.training, config.batch_size, config.seed, keys, rows, text, table)
 
-    def validation_batches(self, step: int, rows: slice = slice(None)) -> Iterator[Batch]:
+    def validation_batches(self, step: int, rows: slice | np.ndarray = slice(None)) -> Iterator[Batch]:
         """One pass over the validation data after `step` updates, with the texts of the stage of the last of them."""
         text, config = None, self.config
         if self.texts is not None:
@@ -116,6 +118,11 @@ class Job:
         if not frozen:
             return ()
         return f"{_counted(trained)} trained", f"{_counted(frozen)} frozen"
+
+    def held(self, mesh: Mesh) -> tuple[str, ...]:
+        """Lines on what parameters and optimizer take of each device of a mesh, see `jaxvla.parallel.table`."""
+        optimizer = make_optimizer(self.config.optimizer, self.agent.frozen_modules)
+        return table(abstract_state(self.agent, optimizer, mesh, ema=self.config.ema_decay > 0), mesh)
 
     def example(self) -> "Example":
         """A validation trajectory, labelled if any is, of the first dataset that has one."""

@@ -12,7 +12,9 @@ from jax.sharding import Mesh
 from jaxvla.agents.agent import Agent
 from jaxvla.models.module import Params
 from jaxvla.models.partition import combine, replace
-from jaxvla.parallel.sharding import Rules, tree_shardings
+from jaxvla.parallel.mesh import AnyMesh
+from jaxvla.parallel.rules import Rules
+from jaxvla.parallel.sharding import tree_shardings
 from jaxvla.training.optimizer import Optimizer
 
 # Some of an agent's parameters, read from files into the shardings given for all of them.
@@ -87,9 +89,13 @@ def create_state(
 
 
 def abstract_state(
-    agent: Agent, optimizer: Optimizer, mesh: Mesh, rules: Rules = (), *, ema: bool = False
+    agent: Agent, optimizer: Optimizer, mesh: AnyMesh, rules: Rules = (), *, ema: bool = False
 ) -> TrainState:
-    """The shapes, dtypes and shardings of a state, as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    """The shapes, dtypes and shardings of a state, as `jax.ShapeDtypeStruct`s; nothing is computed.
+
+    Raises:
+        ConfigError: the rules do not fit, or a large parameter would be replicated, see `tree_placements`.
+    """
     shapes = jax.eval_shape(lambda: _initial(agent, optimizer, 0, ema))
     shardings = tree_shardings(shapes, mesh, rules)
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)

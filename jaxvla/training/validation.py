@@ -36,12 +36,12 @@ def evaluate(
     Raises:
         TrainingError: there is no example.
     """
-    rows = process_rows(sharding, batch_size)
+    count = len(np.arange(batch_size)[process_rows(sharding, batch_size)])
     key = jax.random.key(seed)
     sums: list[dict[str, tuple[jax.Array, jax.Array]]] = []
     pending: collections.deque[Any] = collections.deque()
     for index, batch in enumerate(batches):
-        padded, valid = _pad(batch, rows.stop - rows.start)
+        padded, valid = _pad(batch, count)
         device_batch, device_valid = to_global(padded, sharding), to_global({"valid": valid}, sharding)["valid"]
         metrics = eval_step(params, device_batch, device_valid, jax.random.fold_in(key, index))
         sums.append(_totals(metrics))
@@ -49,10 +49,10 @@ def evaluate(
         if len(pending) > _IN_FLIGHT:
             jax.block_until_ready(pending.popleft())
     fetched = jax.device_get(sums)
-    counts = {name: sum(int(batch[name][1]) for batch in fetched) for batch in fetched[:1] for name in batch}
-    if not any(counts.values()):
+    known = {name: sum(int(batch[name][1]) for batch in fetched) for batch in fetched[:1] for name in batch}
+    if not any(known.values()):
         raise TrainingError("the validation data gave no example; look at the val split, or at config.eval_batches")
-    return {n: math.fsum(float(batch[n][0]) for batch in fetched) / count for n, count in counts.items() if count}
+    return {n: math.fsum(float(batch[n][0]) for batch in fetched) / count for n, count in known.items() if count}
 
 
 @jax.jit

@@ -153,7 +153,7 @@ def test_only_the_keys_asked_for_are_made(root):
 
 def test_an_epoch_sees_every_transition_once(root):
     batches = training_batches(open_split(root), 5, 0, ("observations",))
-    pictures = np.concatenate([next(batches)["observations"]["images0"][:, 0, 0, 0, :2] for _ in range(5)])
+    pictures = np.concatenate([pixels(next(batches)) for _ in range(5)])
     assert len(np.unique(pictures, axis=0)) == 25 == sum(map(sum, LENGTHS.values()))
 
 
@@ -218,6 +218,43 @@ def test_validation_can_be_shortened_and_split_among_processes(root):
         for rows in (slice(0, 4), slice(4, 8))
     ]
     assert sizes == [[4, 4], [4, 0]]
+
+
+def test_rows_need_not_stand_together(root):
+    """As where the chips of a process are no neighbours on their torus."""
+    dataset, scattered = open_split(root), np.array([0, 1, 6, 7])
+    whole, part = (training_batches(dataset, 8, 0, BATCH_KEYS, rows) for rows in (slice(None), scattered))
+    for _ in range(3):
+        batch, rows = next(whole), next(part)
+        np.testing.assert_array_equal(rows["actions"], batch["actions"][scattered])
+        np.testing.assert_array_equal(rows["observations"]["images0"], batch["observations"]["images0"][scattered])
+    short = list(validation_batches(open_split(root, "val"), 8, ("actions",), scattered))
+    last = list(validation_batches(open_split(root, "val"), 8, ("actions",)))[-1]["actions"]
+    assert [len(batch["actions"]) for batch in short] == [4, 2]
+    np.testing.assert_array_equal(short[-1]["actions"], last[:2])
+
+
+def test_an_epoch_goes_on_with_another_number_of_processes(root):
+    """Every sample of it exactly once, whoever reads it; sample ids are written in the pixels."""
+    counts, dataset = ((1, 2), (4, 1), (2, 2)), open_split(root)
+    position, seen = None, []
+    for processes, batches in counts:
+        rows = [np.arange(process, 5, processes) for process in range(processes)]
+        streams = [training_batches(dataset, 5, 0, ("observations",), own) for own in rows]
+        for stream in streams if position is not None else ():
+            stream.set_state(position)
+        for _ in range(batches):
+            seen += [pixels(next(stream)) for stream in streams]
+        states = [stream.get_state() for stream in streams]
+        assert all(state == states[0] for state in states)
+        position = states[0]
+    assert len(np.concatenate(seen)) == 25 == sum(map(sum, LENGTHS.values()))
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 25
+
+
+def pixels(batch):
+    """Trajectory and step of each row, by which frames are told apart."""
+    return batch["observations"]["images0"][:, 0, 0, 0, :2]
 
 
 def test_errors_of_reading_threads_reach_the_caller(tmp_path):

@@ -1,9 +1,13 @@
+import dataclasses
+import itertools
+
 import jax
+import numpy as np
 import pytest
 
 from jaxvla.errors import ConfigError
 from jaxvla.parallel.distributed import initialize
-from jaxvla.parallel.mesh import MeshConfig, make_mesh
+from jaxvla.parallel.mesh import MeshConfig, arranged, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -61,3 +65,47 @@ def test_one_process_needs_no_initialization():
 def test_contradictory_processes(arguments, message):
     with pytest.raises(ConfigError, match=message):
         initialize(*arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    process_index: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def slices(x, y, count=1):
+    """Chips of slices, x by y each, whose machines have two by two."""
+    corners = itertools.product(range(count), range(0, y, 2), range(0, x, 2))
+    places = itertools.product(enumerate(corners), range(2), range(2))
+    return [
+        Chip(i, machine, (right + dx, up + dy, 0), slice_index)
+        for i, ((machine, (slice_index, up, right)), dy, dx) in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(64, 1, 1), (1, 64, 1), (16, 4, 1), (8, 8, 1), (16, 1, 4), (8, 2, 4), (1, 16, 4)])
+def test_a_mesh_follows_the_torus_and_machines_share_rows_evenly(sizes):
+    mesh = arranged(sizes, slices(8, 8))
+    assert mesh.shape == sizes
+    assert {chip.id for chip in mesh.flat} == set(range(64))
+    rows = {}
+    for row, chips in enumerate(mesh.reshape(64 // sizes[2], sizes[2])):
+        for chip in chips:
+            rows.setdefault(chip.process_index, set()).add(row)
+    assert len({len(own) for own in rows.values()}) == 1
+    # What jax.make_array_from_process_local_data asks for: machines have the same rows, or none in common.
+    assert all(a == b or not a & b for a, b in itertools.combinations(rows.values(), 2))
+    neighbours = [np.subtract(a.coords, b.coords) for a, b in itertools.pairwise(mesh.flat)]
+    assert np.mean([np.abs(away).sum() == 1 for away in neighbours]) > 0.7
+
+
+def test_only_data_lies_across_slices():
+    mesh = arranged((4, 2, 4), slices(4, 4, count=2))
+    assert [{chip.slice_index for chip in part.flat} for part in mesh] == [{0}, {0}, {1}, {1}]
+    with pytest.raises(ConfigError, match=r"32 devices are 2 slices, .* mesh data=1 must be a multiple of 2"):
+        arranged((1, 8, 4), slices(4, 4, count=2))

@@ -57,7 +57,9 @@ def test_default_rule_leaves_small_arrays_whole():
 def test_default_rule_never_takes_the_layer_axis():
     tree = {"layers": shapes(kernel=(64, 8, 6), scale=(64, 7))}
     assert specs(tree, min_bytes=0)["layers"] == {"kernel": P(None, "fsdp"), "scale": P()}
-    assert specs(tree, min_bytes=0, stacked="blocks/")["layers"]["kernel"] == P("fsdp")
+    assert specs(tree["layers"], min_bytes=0)["kernel"] == P("fsdp")
+    for name in ("last_layer", "blocks", "deepstack_mergers", "rest"):
+        assert specs({"visual": {name: tree["layers"]}}, min_bytes=0)["visual"][name]["kernel"] == P(None, "fsdp")
 
 
 def test_first_rule_that_matches_wins():

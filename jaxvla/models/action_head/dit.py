@@ -173,7 +173,7 @@ class DiT(nnx.Module):
 
         def step(pair: BlockPair, carry: None, _: None) -> tuple[None, Keys]:
             keys = pair.cross_block.attention.keys(context_btc)
-            return carry, Keys(*(pin(x_btnh) for x_btnh in keys))
+            return carry, Keys(*(pin(x_btnh, free=2) for x_btnh in keys))
 
         return Context(scan_blocks(self.layers, step, None, unroll=not self.config.scan_layers)[1], valid_bt)
 

@@ -32,6 +32,7 @@ from jaxvla.models.module import bind, graph_of, init_params
 from jaxvla.ops.masked_attention import Keys
 from jaxvla.ops.placement import activations_at
 from jaxvla.parallel.mesh import MeshConfig, make_mesh
+from jaxvla.parallel.rules import Split
 from jaxvla.parallel.sharding import batch_sharding, tree_shardings
 
 WIDTH, HEADS = CONFIG.dit.inner_dim, CONFIG.dit.num_heads
@@ -165,7 +166,8 @@ def test_activations_stay_where_they_are_put():
     config, params = configured(num_layers=2), params_for(num_layers=2)
     rng = np.random.default_rng(3)
     context, x = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, T, C), (16, A, 3)))
-    shardings = tree_shardings(params, mesh, min_bytes=1024), split, split
+    columns = (("kernel$", Split((None, "fsdp"))),)
+    shardings = tree_shardings(params, mesh, columns), split, split
 
     def run(place):
         graph = graph_of(lambda rngs: ActionHead(config, C, A, 3, 0, rngs))

@@ -19,6 +19,7 @@ from jaxvla.models.qwen3_vl.weight_table import param_shapes
 from jaxvla.models.text_decoder import TextDecoder
 from jaxvla.ops.attention import KeyValues
 from jaxvla.ops.placement import activations_at
+from jaxvla.parallel.rules import Split
 from jaxvla.parallel.sharding import batch_sharding, tree_shardings
 
 CONFIG = cases.CONFIG
@@ -117,7 +118,8 @@ def test_activations_stay_where_the_batch_is():
         return jax.jit(decode).lower(params, tokens).compile(cases.QUICK)
 
     arrays = (
-        jax.device_put(params, tree_shardings(params, mesh, min_bytes=1000)),
+        # Columns of all kernels, which draw activations to them.
+        jax.device_put(params, tree_shardings(params, mesh, (("kernel$", Split((None, "fsdp"))),))),
         jax.device_put(tokens, batch_sharding(mesh)),
     )
     # Each device has one sample, so an activation of more than one has come from others.

@@ -126,28 +126,13 @@ def test_names_of_the_bare_model(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def tensor_parallel(mesh):
-    def place(path, shape):
-        axes = [None] * len(shape)
-        axes[-1] = "tensor" if shape[-1] % 2 == 0 else None
-        if len(shape) > 1 and shape[-2] % 4 == 0:
-            axes[-2] = "fsdp"
-        return NamedSharding(mesh, PartitionSpec(*axes))
-
-    return place
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["fsdp", "fsdp and tensor", "replicated"])
 def test_eight_devices_hold_what_one_holds(kind, dtype):
     config = from_hf(read_hf_config(hf_files.GOLDEN))
     shapes = param_shapes(config, dtype)
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2) if kind == "fsdp and tensor" else MeshConfig(fsdp=8, data=1))
-    if kind == "fsdp and tensor":
-        place = tensor_parallel(mesh)
-        shardings = jax.tree_util.tree_map_with_path(lambda path, leaf: place(path, leaf.shape), shapes)
-    else:
-        shardings = tree_shardings(shapes, mesh, min_bytes=64 if kind == "fsdp" else 10**9)
+    shardings = tree_shardings(shapes, mesh, ((".*", PartitionSpec()),) if kind == "replicated" else (), min_bytes=64)
     params = load_hf(hf_files.GOLDEN, config, shardings, dtype)
     assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
     split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
