@@ -4,7 +4,8 @@
 # make sample  the sample data alone, of a LEVEL
 # make metaworld  demonstrations of ten tasks of Meta-World, a policy from them, and its evaluation
 # make backbone  the small backbone that ships with the package, trained again from its seed (75 minutes on one core)
-# make test    the checks that CI runs
+# make test    the checks of everything that one process does
+# make processes  trainings of several processes against one, killed ones among them
 # make serving-clients  the client for robots, and the unmodified ones of others, against the server, each in an
 #              environment of its own
 # make parity  comparisons with torch, transformers, timm, PEFT and tensorflow_datasets (installs CPU builds)
@@ -54,7 +55,7 @@ MT10 := data/metaworld/mt10
 DEMONSTRATIONS ?= 50
 METAWORLD_MARK := $(call mark_of,metaworld $(EXTRAS))
 
-.PHONY: train test parity serving-clients lint sample metaworld backbone clean
+.PHONY: train test processes parity serving-clients lint sample metaworld backbone clean
 
 train: $(TRAIN_MARK) $(SET)
 	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(FROM) \
@@ -108,7 +109,10 @@ endef
 test: $(TEST_MARK)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity and not clients"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity and not clients and not multiprocess"
+
+processes: $(TEST_MARK)
+	$(BIN)/python -m pytest -m multiprocess
 
 parity: $(PARITY_MARK)
 	$(BIN)/python -m pytest -m parity

@@ -86,7 +86,6 @@ def test_the_first_of_several_errors_is_told(paths):
         open_indices(paths, bridge_tfrecord.build_index)
 
 
-@pytest.mark.multiprocess
 def test_many_bytes_are_shared_between_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(indexing, "_MANY_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
