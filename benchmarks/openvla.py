@@ -21,9 +21,7 @@ import dataclasses
 import functools
 import importlib.util
 import itertools
-import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +32,7 @@ import numpy as np
 import optax
 from absl import flags
 from flax import traverse_util
+from turns import Pass, measure, say
 
 from jaxvla import cli
 from jaxvla.agents import make_agent, quantized
@@ -67,34 +66,6 @@ PRECISIONS = ("float32", "bfloat16", *MODES)
 MATMUL_SIDE = {"cpu": 1024, "gpu": 16384, "tpu": 16384}
 # The least seconds between two looks at the clock.
 LEAST_SECONDS = 0.1
-
-
-@dataclasses.dataclass
-class Pass:
-    """What is measured.
-
-    Attributes:
-        run: does it once, and returns when it is done.
-        flops: of one run.
-        held, temporary: bytes; None where nothing tells.
-        seconds: of one run, by round.
-    """
-
-    label: str
-    run: Callable[[], Any]
-    flops: float = 0.0
-    held: int | None = None
-    temporary: int | None = None
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """Seconds of one run."""
-        return statistics.median(self.seconds)
-
-
-def say(*words: object) -> None:
-    print(*words, flush=True)
 
 
 def model_config() -> PrismaticConfig:
@@ -330,23 +301,6 @@ def torch_passes(config: PrismaticConfig) -> list[Pass]:
     return passes
 
 
-def measure(passes: list[Pass]) -> None:
-    """Fills in the seconds of all passes, which take turns."""
-    repeats = []
-    for one in passes:
-        one.run()
-        start = time.perf_counter()
-        one.run()
-        repeats.append(math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
-    for turn in range(FLAGS.rounds):
-        for one, times in zip(passes, repeats):
-            start = time.perf_counter()
-            for _ in range(times):
-                one.run()
-            one.seconds.append((time.perf_counter() - start) / times)
-        say(f"round {turn + 1} of {FLAGS.rounds}, load {os.getloadavg()[0]:.1f}")
-
-
 def report_training(passes: list[Pass], peak: float) -> None:
     say(f"\n{'':<28}  samples/s  min..max            MFU  state MB  temporary MB")
     for one in passes:
@@ -387,7 +341,7 @@ def main(_: list[str]) -> None:
     ours = [one for precision in PRECISIONS for one in act_passes(config, params, precision)]
     theirs = [] if reason else torch_passes(config)
     trainings, acts = [*training, *theirs[: len(training)]], [*ours, *theirs[len(training) :]]
-    measure([matmul, *trainings, *acts])
+    measure([matmul, *trainings, *acts], FLAGS.rounds, LEAST_SECONDS)
     peak = FLAGS.peak_tflops * 1e12 if FLAGS.peak_tflops else matmul.flops / matmul.median
     say(f"\nmatmul {matmul.flops / matmul.median / 1e9:.1f} GFLOP/s in {FLAGS.dtype}")
     report_training(trainings, peak)

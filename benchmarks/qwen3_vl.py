@@ -15,9 +15,7 @@ with sdpa attention, a growing cache and parameters in --dtype; those of jaxvla 
 import dataclasses
 import functools
 import importlib.util
-import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import traverse_util
+from turns import Pass, measure, say
 
 from jaxvla import cli
 from jaxvla.errors import ConfigError
@@ -66,39 +65,6 @@ MATMUL_SIDE = {"cpu": 2048, "gpu": 16384, "tpu": 16384}
 READ_SIDE = {"cpu": 8192, "gpu": 16384, "tpu": 16384}
 # The least seconds between two looks at the clock.
 LEAST_SECONDS = 0.2
-
-
-@dataclasses.dataclass
-class Pass:
-    """What is measured.
-
-    Attributes:
-        run: does it once, and returns when it is done.
-        tokens: that one run reads, or in decode writes.
-        flops: of one run.
-        reading: bytes of weights and keys that one run has to read; 0 where that does not bound it.
-        temporary: bytes beside arguments and results; None where nothing tells.
-        compile_seconds: to trace and compile; None for eager code.
-        seconds: of one run, by round.
-    """
-
-    label: str
-    run: Callable[[], Any]
-    tokens: int = 0
-    flops: float = 0.0
-    reading: int = 0
-    temporary: int | None = None
-    compile_seconds: float | None = None
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """Seconds of one run."""
-        return statistics.median(self.seconds)
-
-
-def say(*words: object) -> None:
-    print(*words, flush=True)
 
 
 def model_config() -> Qwen3VLConfig:
@@ -331,24 +297,6 @@ def transformers_passes(config: Qwen3VLConfig, grids: Grids) -> list[Pass]:
     ]
 
 
-def measure(passes: list[Pass]) -> None:
-    """Fills in the seconds of all passes, which take turns."""
-    repeats = []
-    for one in passes:
-        one.run()
-        start = time.perf_counter()
-        one.run()
-        repeats.append(math.ceil(LEAST_SECONDS / (time.perf_counter() - start)))
-        say(f"ran {one.label}")
-    for turn in range(FLAGS.rounds):
-        for one, times in zip(passes, repeats):
-            start = time.perf_counter()
-            for _ in range(times):
-                one.run()
-            one.seconds.append((time.perf_counter() - start) / times)
-        say(f"round {turn + 1} of {FLAGS.rounds}, load {os.getloadavg()[0]:.1f}")
-
-
 def report(passes: list[Pass], matmul: Pass, reading: Pass) -> None:
     peak, bandwidth = matmul.flops / matmul.median, reading.reading / reading.median
     say(f"\nmatmul {peak / 1e9:.1f} GFLOP/s, reading {bandwidth / 1e9:.1f} GB/s")
@@ -380,7 +328,7 @@ def main(_: list[str]) -> None:
     matmul, reading = machine_passes(compute_dtype(config.dtype))
     ours, reason = jaxvla_passes(config, grids), why_not_transformers()
     theirs = [] if reason else transformers_passes(config, grids)
-    measure([matmul, reading, *ours, *theirs])
+    measure([matmul, reading, *ours, *theirs], FLAGS.rounds, LEAST_SECONDS)
     report([*ours, *theirs], matmul, reading)
     if reason:
         say(f"transformers: not measured ({reason})")
