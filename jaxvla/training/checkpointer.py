@@ -142,7 +142,8 @@ class Checkpointer:
         for item in JSON_ITEMS:
             registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler(f"{item}.json"))
         self._folder, self._saving = (run / FOLDER).absolute(), 0
-        self._started, self._written = 0.0, None
+        self._started = 0.0
+        self._written: list[tuple[int, float]] = []
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options, handler_registry=registry)
         except Exception as error:  # Orbax raises this very class
@@ -174,12 +175,12 @@ class Checkpointer:
         except Exception as error:  # Orbax raises this very class
             raise self._failure(error) from error
 
-    def written(self) -> tuple[int, float] | None:
-        """The step of a checkpoint that was completed since this was asked last, and seconds from its beginning.
+    def written(self) -> list[tuple[int, float]]:
+        """The steps of checkpoints that were completed since this was asked last, and seconds from their beginnings.
 
-        Known to the process that completes checkpoints, the first one; None on others.
+        Known to the process that completes checkpoints, the first one; none on others.
         """
-        written, self._written = self._written, None
+        written, self._written = self._written, []
         return written
 
     def wait(self) -> None:
@@ -209,7 +210,7 @@ class Checkpointer:
 
     def _write_manifest(self) -> None:
         write_manifest(self._folder / f"{self._saving}{TMP_DIR_SUFFIX}")
-        self._written = self._saving, time.perf_counter() - self._started
+        self._written.append((self._saving, time.perf_counter() - self._started))
 
     def _wait(self) -> None:
         try:

@@ -193,7 +193,7 @@ class _Loop:
                 break
         with self._aside():
             self.checkpointer.wait()
-        self._say_written(step)
+        self._say_written()
         return step < config.num_steps
 
     def _step(self, step: int) -> None:
@@ -252,17 +252,16 @@ class _Loop:
         self.loggers.write(step, values)
         self.progress.training(step, values)
         self.checkpointer.check()
-        self._say_written(step)
+        self._say_written()
         if jax.process_count() > 1 and "timer/step_ms" in values:
             # The processes of a job exchange their flags, which costs a round trip, so not at every step; but often
             # enough for who is about to take a machine away.
             slowest = multihost_utils.process_allgather(np.array(values["timer/step_ms"])).max()
             self.patience = max(1, int(_STOPS_WITHIN_MS / max(float(slowest), 1e-3)))
 
-    def _say_written(self, step: int) -> None:
-        if written := self.checkpointer.written():
-            saved, seconds = written
-            self.loggers.write(step, {"timer/save_written_s": seconds})
+    def _say_written(self) -> None:
+        for saved, seconds in self.checkpointer.written():
+            self.loggers.write(saved, {"timer/save_written_s": seconds})
             self.progress.say(
                 f"checkpoint of step {saved} written in {seconds:.2f} s; training stood {self.stood_ms:.0f} ms"
             )

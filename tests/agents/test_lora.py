@@ -91,8 +91,8 @@ def test_state_of_the_2b_preset_holds_moments_of_adapters_and_head_alone():
     # Of 28 layers: q, k, v, o with 16 heads and 8 of keys of 128 dimensions, gate, up and down.
     assert size(trained["backbone"]) == 4 * 28 * 16 * (4 * 2048 + 2048 + 2 * 1024 + 2048 + 3 * (2048 + 6144))
     flat = traverse_util.flatten_dict(state.params["backbone"], sep="/")
-    assert flat["text/layers/mlp/up_proj/kernel"].sharding.spec == PartitionSpec(None, None, "fsdp")
-    assert flat["lora/text/layers/mlp/up_proj/lora_b"].sharding.spec == PartitionSpec(None, None, "fsdp")
+    assert flat["text/layers/mlp/up_proj/kernel"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert flat["lora/text/layers/mlp/up_proj/lora_b"].sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     for path, leaf in flat.items():
         assert "layers/" not in path or not leaf.sharding.spec or leaf.sharding.spec[0] is None
 
