@@ -109,6 +109,7 @@ class Player:
     def __init__(self, plan: Plan, delay: int = 0) -> None:
         self._plan = plan
         self._delays = collections.deque([delay], maxlen=WINDOW)
+        self._longest = delay  # of these, for it is asked at every action
         self.reset()
 
     def reset(self) -> None:
@@ -122,7 +123,7 @@ class Player:
     @property
     def delay(self) -> int:
         """Control steps after which a chunk is expected: the longest delay of the last `WINDOW` decisions."""
-        return max(self._delays)
+        return self._longest
 
     @property
     def waited(self) -> int | None:
@@ -177,6 +178,7 @@ class Player:
         if np.ndim(chunk) != 2 or not len(chunk):
             raise ValueError(f"a chunk is an array [c, d] of at least one action, not one of shape {np.shape(chunk)}")
         self._delays.append(self._waited)
+        self._longest = max(self._delays)
         if self._plan.ensemble is None:
             self._chunks.clear()
         self._chunks.append((self._begun, chunk))
