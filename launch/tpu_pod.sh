@@ -18,8 +18,10 @@ on_all() {
     gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$1"
 }
 
-tar --exclude=./.venv --exclude=./data --exclude=./runs --exclude=./.cache -czf - . > /tmp/jaxvla.tar.gz
-gcloud compute tpus tpu-vm scp /tmp/jaxvla.tar.gz "$TPU:jaxvla.tar.gz" --zone="$ZONE" --worker=all
+packed=$(mktemp)
+trap 'rm -f "$packed"' EXIT
+tar --exclude=./.venv --exclude=./data --exclude=./runs --exclude=./.cache -czf - . > "$packed"
+gcloud compute tpus tpu-vm scp "$packed" "$TPU:jaxvla.tar.gz" --zone="$ZONE" --worker=all
 on_all "mkdir -p jaxvla && tar -xzf jaxvla.tar.gz -C jaxvla && cd jaxvla && python3 -m venv .venv \
     && .venv/bin/pip install --quiet -e '.[tpu]'"
 
