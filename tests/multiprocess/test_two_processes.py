@@ -1,52 +1,17 @@
 """Two processes of four devices each train as one process of eight does."""
 
-import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
+import functools
 
 import pytest
+from training import process_jobs
 from training.linear_run import ROLLOUT, metrics_of, train_linear
 
 from jaxvla.checkpoint import find_checkpoint, read_json, saved_steps
 
-ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = ROOT / "tests" / "training" / "linear_run.py"
 MESH = {"data": 2, "fsdp": 4}
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start_job(codes=(0, 0), **options):
-    """Runs linear_run.py in two processes, which end with `codes`; returns what they printed to stderr."""
-    port = free_port()
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-    }
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, json.dumps(options | {"job": [f"127.0.0.1:{port}", 2, process]})],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
-    try:
-        errors = [job.communicate(timeout=120)[1] for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    assert [job.returncode for job in jobs] == list(codes), "\n".join(errors)
-    return errors
+start_job = functools.partial(process_jobs.start_job, "linear_run.py", 2, 4)
 
 
 @pytest.mark.multiprocess
@@ -74,7 +39,7 @@ def test_a_job_of_two_is_stopped_and_one_process_goes_on(tmp_path):
 @pytest.mark.multiprocess
 def test_an_error_of_one_process_ends_both_with_one_message(tmp_path):
     settings = {"mesh": MESH, "log_interval": 1, "num_steps": 8, "run": str(tmp_path)}
-    errors = start_job((1, 1), fail=[1, 4, "damaged"], **settings)
+    errors = start_job(codes=(1, 1), fail=[1, 4, "damaged"], **settings)
     reason = "process 1: error: out.tfrecord: record 3 is damaged"
     assert errors[1].splitlines().count(reason) == 1
     (line,) = [line for line in errors[0].splitlines() if "error" in line]
@@ -86,7 +51,7 @@ def test_an_error_of_one_process_ends_both_with_one_message(tmp_path):
 def test_a_step_that_hangs_ends_both_with_the_stack_of_who_waits(tmp_path):
     settings = {"mesh": MESH, "log_interval": 1, "num_steps": 12, "run": str(tmp_path)}
     settings["watchdog"] = {"factor": 5.0, "at_least_s": 3.0, "end": True}
-    errors = start_job((1, 1), fail=[0, 9, "hang"], **settings)
+    errors = start_job(codes=(1, 1), fail=[0, 9, "hang"], **settings)
     assert "linear_run.py" in errors[0]
     assert all("WARNING: process" in text or "ending, since process" in text for text in errors)
     assert any("has taken" in text and "resume from the last checkpoint" in text for text in errors)
