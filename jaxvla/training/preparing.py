@@ -1,6 +1,5 @@
 """What a run needs before its first step: the state to go on from, the jitted steps, and that the settings fit."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,15 +12,14 @@ from jaxvla.assets import Assets
 from jaxvla.checkpoint import damaged, first_line
 from jaxvla.data.schema import Batch
 from jaxvla.errors import ConfigError
-from jaxvla.ops.augmentation import augment_batch
 from jaxvla.parallel.feed import BatchIterator
-from jaxvla.parallel.sharding import Rules, batch_sharding, check_batch_size
+from jaxvla.parallel.sharding import Rules
 from jaxvla.training.checkpointer import resume
 from jaxvla.training.config import SUCCESS, TrainConfig
 from jaxvla.training.optimizer import check_learning_rates, make_optimizer
 from jaxvla.training.resuming import whole_checkpoint
-from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state, state_shardings
-from jaxvla.training.step import TrainStep, make_eval_step, make_train_step
+from jaxvla.training.state import Pretrained, TrainState, abstract_state, create_state
+from jaxvla.training.step import TrainStep, make_eval_step, step_of
 from jaxvla.training.validation import evaluate
 
 
@@ -35,25 +33,15 @@ def prepare(
     pretrained: Pretrained | None,
 ) -> tuple[TrainState, TrainStep, TrainState]:
     """The state to go on from, the step, and the shapes and shardings of states; `batches` are at their place."""
-    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
     optimizer, ema = make_optimizer(config.optimizer, agent.frozen_modules), config.ema_decay > 0
     abstract = abstract_state(agent, optimizer, mesh, rules, ema=ema)
+    train_step = step_of(config, agent, optimizer, abstract, mesh)
     check_learning_rates(config.optimizer, abstract.params, agent.frozen_modules)
     check_best_metric(config, agent, abstract.params)
     if config.resume_path:
         state = _resume(config, batches, assets, abstract)
     else:
         state = create_state(agent, optimizer, config.seed, mesh, rules, ema=ema, pretrained=pretrained)
-    train_step = make_train_step(
-        agent,
-        optimizer,
-        functools.partial(augment_batch, config=config.augment),
-        state_shardings(abstract),
-        batch_sharding(mesh),
-        accumulate_steps=config.accumulate_steps,
-        ema_decay=config.ema_decay,
-        skip_bad=config.on_nan == "skip",
-    )
     return state, train_step, abstract
 
 

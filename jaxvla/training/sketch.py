@@ -4,7 +4,6 @@ What data would tell, `Robot` says: cameras, dimensions, and how long the texts 
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,14 +18,13 @@ from jaxvla.config import from_mapping
 from jaxvla.data.schema import BatchSpec, InstructionSpec, TextSpec
 from jaxvla.data.text.tokenizer import IM_END
 from jaxvla.errors import ConfigError
-from jaxvla.ops.augmentation import augment_batch
-from jaxvla.parallel.sharding import Rules, batch_sharding, check_batch_size
+from jaxvla.parallel.sharding import Rules
 from jaxvla.reasoning.prompt import THINKING_TOKENS
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import Optimizer, make_optimizer
 from jaxvla.training.settings import LANGUAGE_KEY, read_train_config
-from jaxvla.training.state import TrainState, abstract_state, state_shardings
-from jaxvla.training.step import TrainStep, make_train_step
+from jaxvla.training.state import TrainState, abstract_state
+from jaxvla.training.step import TrainStep, step_of
 
 # What needs the data to be opened.
 _OF_DATA = ("qwen3_vl", "precomputed")
@@ -78,17 +76,7 @@ class Sketch:
         Raises:
             ConfigError: the batch does not divide over the mesh.
         """
-        config = self.config
-        check_batch_size(config.batch_size // config.accumulate_steps, mesh)
-        return make_train_step(
-            self.agent,
-            self.optimizer,
-            functools.partial(augment_batch, config=config.augment),
-            state_shardings(state),
-            batch_sharding(mesh),
-            accumulate_steps=config.accumulate_steps,
-            ema_decay=config.ema_decay,
-        )
+        return step_of(self.config, self.agent, self.optimizer, state, mesh)
 
 
 def sketch(settings: Mapping[str, Any], robot: Robot) -> Sketch:

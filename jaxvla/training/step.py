@@ -1,5 +1,6 @@
 """The jitted steps, as pure factories: they know agents, optimizers and shardings, but no loop."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.agents.agent import Agent, PartialMetric
@@ -15,9 +16,14 @@ from jaxvla.agents.executed import action_mse
 from jaxvla.data.schema import Batch
 from jaxvla.models.module import Params
 from jaxvla.models.partition import combine
+from jaxvla.ops.augmentation import augment_batch
 from jaxvla.ops.placement import activations_at
+from jaxvla.parallel.sharding import batch_sharding as sharding_of_batches
+from jaxvla.parallel.sharding import check_batch_size
+from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import Optimizer
 from jaxvla.training.state import TrainState, changing
+from jaxvla.training.state import state_shardings as shardings_of
 
 Metrics = dict[str, Float[Array, ""]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -84,6 +90,31 @@ def make_train_step(
     scalar = NamedSharding(batch_sharding.mesh, PartitionSpec())
     inputs, outputs = (state_shardings, batch_sharding), (state_shardings, scalar)
     return jax.jit(train_step, in_shardings=inputs, out_shardings=outputs, donate_argnums=0)
+
+
+def step_of(config: TrainConfig, agent: Agent, optimizer: Optimizer, abstract: TrainState, mesh: Mesh) -> TrainStep:
+    """The training step of a run.
+
+    Args:
+        config: says how batches are cut and augmented, what is averaged, and what becomes of bad steps.
+        agent, optimizer: see `make_train_step`.
+        abstract: shapes and shardings of the state.
+        mesh: on which the batches lie.
+
+    Raises:
+        ConfigError: the batch does not divide over the mesh.
+    """
+    check_batch_size(config.batch_size // config.accumulate_steps, mesh)
+    return make_train_step(
+        agent,
+        optimizer,
+        functools.partial(augment_batch, config=config.augment),
+        shardings_of(abstract),
+        sharding_of_batches(mesh),
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+        skip_bad=config.on_nan == "skip",
+    )
 
 
 def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
