@@ -8,7 +8,7 @@ from training.positional_batches import PositionalBatches, global_batch
 
 from jaxvla.errors import ConfigError
 from jaxvla.training.config import ProfileConfig
-from jaxvla.training.step import make_train_step
+from jaxvla.training.step import step_of
 
 SHORT = {"log_interval": 5, "save_interval": 20, "eval_interval": 20, "num_steps": 20}
 
@@ -30,7 +30,7 @@ def compilations(monkeypatch):
     counted = []
 
     def counting(*args, **kwargs):
-        step = make_train_step(*args, **kwargs)
+        step = step_of(*args, **kwargs)
 
         class Step:
             lower = step.lower
@@ -44,7 +44,7 @@ def compilations(monkeypatch):
 
         return Step()
 
-    monkeypatch.setattr("jaxvla.training.preparing.make_train_step", counting)
+    monkeypatch.setattr("jaxvla.training.preparing.step_of", counting)
     return counted
 
 
