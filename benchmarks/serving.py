@@ -1,12 +1,14 @@
 """What the server costs beside the policy: round trips, batching, clients that misbehave, malformed frames, long runs.
 
     python benchmarks/serving.py
+    python benchmarks/serving.py --parts throughput --checkpoint runs/<run>
     python benchmarks/serving.py --parts fuzz --frames 10000
     python benchmarks/serving.py --parts soak --requests 1000000
 
-The server is a process of its own, started as people start it, with a small gc_bc of random weights; the clients share
-one other process, so that on few cores they take time from it. A request has two images, the observation and the goal:
-301 KB at 224 pixels a side. Overhead is what a client waits beyond the computation of its batch, as the server says it.
+The server is a process of its own, started as people start it, with a small gc_bc of random weights or the checkpoint
+that is named; the clients share one other process, so that on few cores they take time from it. A request has what the
+policy needs: two images for gc_bc, the observation and the goal, 301 KB at 224 pixels a side. Overhead is what a client
+waits beyond the computation of its batch, as the server says it.
 """
 
 import asyncio
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +36,7 @@ from websockets.asyncio.client import connect
 from jaxvla import cli
 from jaxvla.agents import make_agent
 from jaxvla.assets import Assets
+from jaxvla.config import local_path
 from jaxvla.data.schema import BatchSpec
 from jaxvla.data.transforms.normalization import FieldStatistics, Statistics
 from jaxvla.training.checkpointer import Checkpointer
@@ -44,8 +47,9 @@ from jaxvla_client.codec import pack, unpack
 PARTS = ("overhead", "throughput", "misbehaving", "fuzz", "soak")
 FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", ["overhead", "throughput", "misbehaving"], f"What to measure, of {', '.join(PARTS)}.")
+flags.DEFINE_string("checkpoint", None, "The policy that is served; a small one of random weights if not given.")
 flags.DEFINE_integer("image_size", 224, "Pixels a side of the images of overhead and misbehaving.", lower_bound=8)
-flags.DEFINE_integer("policy_size", 32, "Pixels a side of what the policy sees; images of throughput.", lower_bound=8)
+flags.DEFINE_integer("policy_size", 32, "Pixels a side of what the random policy sees.", lower_bound=8)
 flags.DEFINE_integer("rounds", 500, "Requests of one client.", lower_bound=10)
 flags.DEFINE_integer("clients", 16, "Of throughput.", lower_bound=2)
 flags.DEFINE_float("seconds", 5.0, "Of throughput, each.", lower_bound=0.1)
@@ -57,7 +61,14 @@ GC_BC = {"encoder": {"name": "resnetv1-tiny"}, "hidden_dims": (8,), "dropout_rat
 
 
 def main(_: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder, serving(make_checkpoint(pathlib.Path(folder) / "tiny")) as server:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = FLAGS.checkpoint and local_path(FLAGS.checkpoint, "--checkpoint").absolute()
+        measure(checkpoint or make_checkpoint(pathlib.Path(folder) / "tiny"))
+
+
+def measure(checkpoint: pathlib.Path) -> None:
+    """Prints all parts that are asked for."""
+    with serving(checkpoint) as server:
         for part in FLAGS.parts:
             asyncio.run({name: globals()[name] for name in PARTS}[part](server))
 
@@ -105,14 +116,27 @@ def serving(checkpoint: pathlib.Path) -> Iterator[Server]:
         process.kill()
 
 
-class Client:
-    """One robot: the same request again and again."""
+def observation_for(policy: Mapping[str, Any], size: int | None) -> dict[str, Any]:
+    """What a policy asks for by the server's metadata, of noise; images have its own size where none is given."""
+    rng, values = np.random.default_rng(0), {"goals": {}}
+    for name in policy["needed"]:
+        camera = name.removeprefix("goals/")
+        if name == "language":
+            values[name] = "put the red block on the blue plate"
+        elif name == "proprio":
+            values[name] = np.zeros(policy["contract"]["proprio_dim"], np.float32)
+        else:
+            own = (size, size) if size else tuple(policy["contract"]["cameras"][camera]["policy_size"])
+            image = rng.integers(0, 256, (*own, 3), np.uint8)
+            (values if name == camera else values["goals"])[camera] = image
+    return values
 
-    def __init__(self, server: Server, size: int) -> None:
-        rng = np.random.default_rng(0)
-        images = [rng.integers(0, 256, (size, size, 3), np.uint8) for _ in range(2)]
-        self._frame = pack({"images0": images[0], "goals": {"images0": images[1]}})
-        self._address = server.address
+
+class Client:
+    """One robot: the same request again and again, with images of `size`, or that of the policy."""
+
+    def __init__(self, server: Server, size: int | None = None) -> None:
+        self._address, self._size = server.address, size
 
     @property
     def kilobytes(self) -> float:
@@ -121,7 +145,8 @@ class Client:
 
     async def __aenter__(self) -> "Client":
         self._socket = await connect(self._address, compression=None)
-        await self._socket.recv()
+        (policy,) = unpack(await self._socket.recv())["policies"].values()
+        self._frame = pack(observation_for(policy, self._size))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -164,7 +189,7 @@ async def throughput(server: Server) -> None:
     rates = {}
     for count in (1, FLAGS.clients):
         async with contextlib.AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(Client(server, FLAGS.policy_size)) for _ in range(count)]
+            clients = [await stack.enter_async_context(Client(server)) for _ in range(count)]
             stop = time.perf_counter() + FLAGS.seconds
 
             async def act(client: Client, stop: float = stop) -> int:
@@ -275,7 +300,7 @@ async def fuzz(server: Server) -> None:
                     answer = await asyncio.wait_for(socket.recv(), 10)
                 if dialect != "vla-eval":
                     refused += isinstance(answer, str) or msgpack.unpackb(answer).get("status") == "error"
-        async with Client(server, FLAGS.policy_size) as client:
+        async with Client(server) as client:
             await client.ask()
         print(
             f"{dialect:<9} {FLAGS.frames} malformed frames in {time.perf_counter() - start:.0f} s: {refused} refused, "
@@ -290,7 +315,7 @@ async def soak(server: Server) -> None:
     for part in range(20):
         start = time.perf_counter()
         async with contextlib.AsyncExitStack() as stack:
-            own = [await stack.enter_async_context(Client(server, FLAGS.policy_size)) for _ in range(clients)]
+            own = [await stack.enter_async_context(Client(server)) for _ in range(clients)]
             await asyncio.gather(*(client.times(each // clients) for client in own))
         rate = each / (time.perf_counter() - start)
         print(f"{(part + 1) * each:>10}{rate:>12.0f}{server.megabytes:>12.1f}", flush=True)
