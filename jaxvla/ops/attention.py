@@ -71,8 +71,8 @@ def attend(
         query_block: queries per block of "chunked".
 
     Raises:
-        ConfigError: an unknown implementation, or "cudnn" with `past` or `shown_bs`, with float32 inputs or without a
-            GPU.
+        ConfigError: an unknown implementation, or "cudnn" with `past` or `shown_bs`, with float32 inputs, heads whose
+            width is no multiple of 8, or without a GPU.
     """
     check_implementation(implementation)
     if implementation == "cudnn":
@@ -137,6 +137,8 @@ def _cudnn(q_btnh: Array, own: KeyValues, past: tuple[KeyValues, ...], causal: b
         raise ConfigError("attention 'cudnn' needs dtype 'bfloat16'; set it, or attention to 'xla'")
     if jax.default_backend() != "gpu":
         raise ConfigError(f"attention 'cudnn' needs a GPU, not {jax.default_backend()}; set attention to 'xla'")
+    if q_btnh.shape[-1] % 8:
+        raise ConfigError(f"attention 'cudnn' takes heads of 8, 16, 24 ... values, not {q_btnh.shape[-1]}; use 'xla'")
     k, v, start_b, stop_b, _ = own
     if start_b is not None:
         # The kernel knows only padding on the right: turn each sample until it begins with its first valid entry.

@@ -204,3 +204,7 @@ def test_unusable_implementations_are_refused(monkeypatch):
         attend(q, own, implementation="cudnn")
     with pytest.raises(ConfigError, match="needs a GPU, not cpu; set attention to 'xla'"):
         attend(q.astype(jnp.bfloat16), run({}, own_arrays, jnp.bfloat16), implementation="cudnn")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    narrow = jnp.zeros((B, T, N, 12), jnp.bfloat16)
+    with pytest.raises(ConfigError, match=r"takes heads of 8, 16, 24 ... values, not 12; use 'xla'"):
+        attend(narrow, KeyValues(narrow, narrow), implementation="cudnn")

@@ -66,3 +66,11 @@ def test_two_activations_and_their_gradients():
     assert (out.dtype, d_x.dtype, d_y.dtype) == (jnp.float32, jnp.bfloat16, jnp.bfloat16)
     np.testing.assert_allclose(d_y.astype(jnp.float32), found[2], atol=0.05)
     assert "f32[2,6,4,5]" not in str(jax.make_jaxpr(both)(*narrow))
+
+
+def test_the_gradient_of_a_float32_factor_is_not_rounded_to_bfloat16():
+    x, grad = jnp.asarray(X, jnp.bfloat16), jnp.asarray(GRAD, jnp.bfloat16).astype(jnp.float32)
+    out, pull_back = jax.vjp(functools.partial(contract, "btd,df->btf"), x, jnp.asarray(KERNEL))
+    d_x, d_kernel = pull_back(grad)
+    assert (out.dtype, d_x.dtype, d_kernel.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(d_kernel, np.einsum("btd,btf->df", x.astype(jnp.float32), grad), rtol=1e-5, atol=1e-4)
