@@ -21,20 +21,19 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 from absl import flags
+from local_job import ROOT, environment, free_port
 from ml_collections import config_flags
 from recorded_train import work
 
 from jaxvla import cli
 from jaxvla.errors import ConfigError, TrainingError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A short run that saves all the time, and of which every step is in the log.
 DEFAULTS = {
     "num_steps": 24,
@@ -97,13 +96,10 @@ class Drill:
         """The processes of a run, begun or gone on with; what still runs at the end is killed."""
         record = self.folder / "records" / name
         record.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
         words = [*self.words, f"--config.save_dir={self.folder}", f"--name={name}", "--resume"]
         words += [f"--interrupted_code={INTERRUPTED}", f"--heartbeat_seconds={self.heartbeat}"]
         words += [f"--start_seconds={START}"]
-        words += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={self.processes}"]
+        words += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={self.processes}"]
         jobs = []
         for process in range(self.processes):
             own = (str(record), process, [*words, f"--process_id={process}"], environment())
@@ -196,12 +192,6 @@ class Drill:
             found += [f"process {process}, batch at {position}: other rows" for position in unlike]
             found += [f"process {process} did not read all batches"] if len(both) < len(self.losses(whole)) else []
         return found
-
-
-def environment() -> dict[str, str]:
-    """That of processes which share a few cores of one machine."""
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    return own | os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
 
 
 def size(path: pathlib.Path) -> int:
