@@ -75,15 +75,12 @@ def _fault(folder: pathlib.Path) -> str:
     """What is damaged in a checkpoint, the same on every process, of which each reads a share."""
     ranked = has_manifest(folder) and (folder / "metrics").is_dir()  # one without metrics is one that is not ranked
     items = (*_ITEMS, "metrics") if ranked else _ITEMS
-    share = jax.process_index(), jax.process_count()
-    said = gather({"listed": has_manifest(folder), "fault": fault(folder, items, share)})
-    if len(said) == 1:
-        return said[0]["fault"]
-    listed = any(answer["listed"] for answer in said)
+    seen = {MANIFEST: has_manifest(folder), "metrics": ranked}
+    said = gather({"seen": seen, "fault": fault(folder, items, (jax.process_index(), jax.process_count()))})
     for number, answer in enumerate(said):
-        reason = answer["fault"] or (f"{MANIFEST} is missing" if listed and not answer["listed"] else "")
-        if reason:
-            return f"{reason} (says process {number})"
+        lacking = [name for name in seen if any(other["seen"][name] for other in said) and not answer["seen"][name]]
+        if reason := answer["fault"] or (f"{lacking[0]} is missing" if lacking else ""):
+            return f"{reason} (says process {number})" if len(said) > 1 else reason
     return ""
 
 
