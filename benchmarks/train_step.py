@@ -4,7 +4,8 @@
     python benchmarks/train_step.py --plan plan.json
 
 The plan holds the settings, so that this needs neither data nor weights nor the packages that read configs and data:
-jax, flax, optax, numpy, absl-py and the tokenizer's do. --mesh, --batch_size and --remat change what was planned.
+jax, flax, optax, numpy, absl-py and the tokenizer's do. --mesh, --batch_size, --remat and --attention change what was
+planned; a plan is made on a CPU, and a GPU has a kernel for attention besides, --attention=cudnn.
 Batches are random; they go through the feed of training, whose waiting is "data wait". FLOPs are those of the model
 (jaxvla/models/flops.py) without what remat repeats; "of matmul" is their rate over that of square matrices of the
 compute dtype in the same run, "of the peak" over the maker's figure. XLA's own count, where it gives one, takes a loop
@@ -32,6 +33,7 @@ from jaxvla import cli
 from jaxvla.config import from_mapping, local_path
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import compute_dtype
+from jaxvla.ops.attention import IMPLEMENTATIONS
 from jaxvla.parallel import devices
 from jaxvla.parallel.collectives import collectives
 from jaxvla.parallel.feed import DeviceFeed
@@ -46,6 +48,9 @@ flags.DEFINE_string("plan", "", "The JSON file that experiments/plan.py wrote.")
 flags.DEFINE_list("mesh", [], "Sizes of data, fsdp and tensor, such as 1,8,1; the plan's where it is empty.")
 flags.DEFINE_integer("batch_size", 0, "Rows of a global batch; the plan's where it is 0.", lower_bound=0)
 flags.DEFINE_enum("remat", "", ["", "none", "dots", "block"], "Of all models; the plan's where it is empty.")
+flags.DEFINE_enum(
+    "attention", "", ["", *IMPLEMENTATIONS], "Of all models; the plan's where it is empty. GPUs have 'cudnn'."
+)
 flags.DEFINE_integer("steps", 10, "Steps that are timed, after two that are not.", lower_bound=1)
 flags.DEFINE_bool("torch", False, "Time the ecot step in torch as well.")
 flags.DEFINE_bool("torch_compile", True, "By torch.compile.")
@@ -98,8 +103,9 @@ def read_plan(path: str) -> tuple[dict[str, Any], Robot]:
     if FLAGS.mesh:
         settings["mesh"] = dict(zip(AXES, map(int, cli.numbers(FLAGS.mesh, 3, "--mesh"))))
     settings["batch_size"] = FLAGS.batch_size or settings["batch_size"]
-    if FLAGS.remat:
-        _set_all(settings, "remat", FLAGS.remat)
+    for name in ("remat", "attention"):
+        if value := FLAGS[name].value:
+            _set_all(settings, name, value)
     return settings, robot
 
 

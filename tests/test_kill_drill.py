@@ -1,4 +1,4 @@
-"""A run of two processes that is killed three times is the run that nothing happened to."""
+"""A run of two processes that is killed three times is as if nothing had happened; a drill goes on from its report."""
 
 import json
 import os
@@ -30,3 +30,26 @@ def test_three_kills_change_nothing(tmp_path):
     assert report["failures"] == []
     assert sum(life["killed"] for life in report["lives"]) == 3
     assert not any(life["hung"] for life in report["lives"])
+
+
+def test_a_drill_goes_on_from_its_report(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    from kill_drill import Report
+
+    from jaxvla.errors import ConfigError
+
+    folder = tmp_path / "drill"
+    report = Report.begun(folder, ["--config=x"])
+    assert (report.kills, report.runs) == (0, 0)
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"is there and has no report\.json; give another one, or remove it"):
+        Report.begun(folder, ["--config=x"])
+    report.lives += [{"run": "drilled1", "killed": killed} for killed in (True, True, False)]
+    report.failures.append("drilled1: loss of step 3")
+    report.write(folder)
+    again = Report.begun(folder, ["--config=x"])
+    assert again == report
+    assert (again.kills, again.runs) == (2, 1)
+    with pytest.raises(ConfigError, match="is of other flags, --config=x; give another one"):
+        Report.begun(folder, ["--config=y"])
+    assert [path.name for path in folder.iterdir()] == ["report.json"]

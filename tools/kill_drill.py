@@ -8,7 +8,8 @@ complete; and again, until there were enough kills. SIGKILL or SIGTERM goes to o
 start, between any two steps, or while a checkpoint is written. After a kill all processes must end by themselves. What
 a run logged, and the bytes of all batches that it read, must be those of the run that nothing happened to, bit for bit.
 
-The settings of the presets are overridden by DEFAULTS below, and these by flags. Processes run on CPUs.
+The settings of the presets are overridden by DEFAULTS below, and these by flags. Processes run on CPUs. The same
+command goes on with a drill that was interrupted; the run that it was in begins anew.
 """
 
 import collections
@@ -21,20 +22,19 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 
 from absl import flags
+from local_job import ROOT, environment, free_port
 from ml_collections import config_flags
 from recorded_train import work
 
 from jaxvla import cli
 from jaxvla.errors import ConfigError, TrainingError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # A short run that saves all the time, and of which every step is in the log.
 DEFAULTS = {
     "num_steps": 24,
@@ -97,13 +97,10 @@ class Drill:
         """The processes of a run, begun or gone on with; what still runs at the end is killed."""
         record = self.folder / "records" / name
         record.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
         words = [*self.words, f"--config.save_dir={self.folder}", f"--name={name}", "--resume"]
         words += [f"--interrupted_code={INTERRUPTED}", f"--heartbeat_seconds={self.heartbeat}"]
         words += [f"--start_seconds={START}"]
-        words += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={self.processes}"]
+        words += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={self.processes}"]
         jobs = []
         for process in range(self.processes):
             own = (str(record), process, [*words, f"--process_id={process}"], environment())
@@ -198,12 +195,6 @@ class Drill:
         return found
 
 
-def environment() -> dict[str, str]:
-    """That of processes which share a few cores of one machine."""
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    return own | os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-
-
 def size(path: pathlib.Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -212,36 +203,100 @@ def saved(run: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit())
 
 
+@dataclasses.dataclass
+class Report:
+    """What came out so far: report.json, written after each run, by which the same command goes on.
+
+    Attributes:
+        words: the flags of the runs.
+        lives: of all runs, see `Drill.disturbed`.
+        failures: what must not be.
+        seconds: that it took.
+    """
+
+    words: list[str]
+    lives: list[dict] = dataclasses.field(default_factory=list)
+    failures: list[str] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+
+    @classmethod
+    def begun(cls, folder: pathlib.Path, words: list[str]) -> "Report":
+        """That of a folder; a new one where there is none.
+
+        Raises:
+            ConfigError: the folder is there and holds no report, or one of other flags.
+        """
+        if not folder.exists():
+            return cls(words)
+        path = folder / "report.json"
+        if not path.exists():
+            raise ConfigError(
+                f"--output_path: {folder} is there and has no report.json; give another one, or remove it"
+            )
+        report = cls(**json.loads(path.read_text()))
+        if report.words != words:
+            raise ConfigError(f"--output_path: {folder} is of other flags, {' '.join(report.words)}; give another one")
+        return report
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Under another name, and renamed when it is whole."""
+        unfinished = folder / "report.unfinished"
+        unfinished.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        unfinished.replace(folder / "report.json")
+
+    @property
+    def kills(self) -> int:
+        """How many there were."""
+        return sum(life["killed"] for life in self.lives)
+
+    @property
+    def runs(self) -> int:
+        """How many came to their end."""
+        return len({life["run"] for life in self.lives})
+
+
 def main(_: list[str]) -> None:
     folder = pathlib.Path(FLAGS.output_path).absolute()
-    if folder.exists():
-        raise ConfigError(f"--output_path: {folder} is there; give another one, or remove it")
     cli.read_configs("gc_bc_tiny", "sample")
     words = [f"--config.{key}={value}" for key, value in DEFAULTS.items()]
     given = cli.config_words(sys.argv[1:], ("config", "bridgedata_config"))
     drill = Drill(folder, merged(words, given), FLAGS.processes, FLAGS.heartbeat_seconds)
-    rng, begun = random.Random(FLAGS.seed), time.monotonic()
+    report, begun = Report.begun(folder, drill.words), time.monotonic()
     os.environ.update(environment())
     _PROCESSES.set_forkserver_preload(_PRELOADED)
-    drill.undisturbed("whole")
-    lives, kills, number, failures = [], 0, 0, []
-    while kills < FLAGS.kills and (not FLAGS.minutes or time.monotonic() - begun < 60 * FLAGS.minutes):
-        number += 1
-        name, complete = f"drilled{number}", False
-        while not complete and kills < FLAGS.kills:
-            life = drill.disturbed(name, Kill.draw(rng, FLAGS.processes))
-            lives.append(life)
-            if not (life["killed"] or life["complete"]):
-                raise TrainingError(f"{name} ended by itself, with {life['codes']}: see {folder / 'records' / name}")
-            complete, kills = life["complete"], kills + life["killed"]
-            failures += [f"{name}, after kill {kills}: processes still ran"] if life["hung"] else []
-            print(f"kill {kills:<4} {told(life)}", flush=True)
-        if not complete:
-            drill.undisturbed(name)
-        failures += [f"{name}: {difference}" for difference in drill.differences(name, "whole")]
-        (folder / "report.json").write_text(json.dumps({"failures": failures, "lives": lives}, indent=1))
-        shutil.rmtree(folder / name / "checkpoints")
-    conclude(lives, kills, number, failures, time.monotonic() - begun)
+    if not folder.exists():
+        drill.undisturbed("whole")
+        report.write(folder)
+    while report.kills < FLAGS.kills and (not FLAGS.minutes or time.monotonic() - begun < 60 * FLAGS.minutes):
+        before = time.monotonic()
+        drill_one(drill, report, FLAGS.kills)
+        report.seconds += time.monotonic() - before
+        report.write(folder)
+    conclude(report)
+
+
+def drill_one(drill: Drill, report: Report, kills: int) -> None:
+    """One more run with kills, up to so many in all, to its end; the report has its lives after that."""
+    number, lives = report.runs + 1, []
+    name, rng = f"drilled{number}", random.Random(f"{FLAGS.seed} {number}")
+    for left in (drill.folder / name, drill.folder / "records" / name):  # of a drill that was interrupted
+        shutil.rmtree(left, ignore_errors=True)
+    complete, struck = False, report.kills
+    while not complete and struck < kills:
+        life = drill.disturbed(name, Kill.draw(rng, drill.processes))
+        lives.append(life)
+        if not (life["killed"] or life["complete"]):
+            report.failures.append(f"{name} ended by itself, with {life['codes']}")
+            report.write(drill.folder)
+            raise TrainingError(f"{report.failures[-1]}: see {drill.folder / 'records' / name}")
+        complete, struck = life["complete"], struck + life["killed"]
+        report.failures += [f"{name}, after kill {struck}: processes still ran"] if life["hung"] else []
+        print(f"kill {struck:<4} {told(life)}", flush=True)
+    if not complete:
+        drill.undisturbed(name)
+    report.failures += [f"{name}: {difference}" for difference in drill.differences(name, "whole")]
+    report.lives += lives
+    shutil.rmtree(drill.folder / name / "checkpoints")
 
 
 def merged(defaults: list[str], given: list[str]) -> list[str]:
@@ -258,16 +313,17 @@ def told(life: dict) -> str:
     return f"{life['run']}: {what}; codes {life['codes']} after {life['seconds_to_end']} s; saved {life['steps_saved']}"
 
 
-def conclude(lives: list[dict], kills: int, runs: int, failures: list[str], seconds: float) -> None:
+def conclude(report: Report) -> None:
     """Prints what came out, and raises TrainingError where something did."""
-    struck = [life for life in lives if life["killed"]]
+    struck = [life for life in report.lives if life["killed"]]
     for moment in ("start", "step", "save"):
         of_it = collections.Counter(life["signal"] for life in struck if life["moment"] == moment)
         print(f"at {moment:<6} {dict(of_it)}")
     slowest = max((life["seconds_to_end"] for life in struck), default=0.0)
-    print(f"{kills} kills of {runs} runs in {seconds / 60:.1f} min; all processes ended within {slowest:.1f} s")
-    if failures:
-        raise TrainingError(f"{len(failures)} failures, such as {failures[0]}")
+    took = f"{report.kills} kills of {report.runs} runs in {report.seconds / 60:.1f} min"
+    print(f"{took}; all processes ended within {slowest:.1f} s")
+    if report.failures:
+        raise TrainingError(f"{len(report.failures)} failures, such as {report.failures[0]}")
     print("losses and batches are those of the run that nothing happened to, bit for bit")
 
 
@@ -277,7 +333,9 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("bridgedata_config", None, "What to train on, as for train.py.")
     flags.DEFINE_integer("kills", 100, "How many.", lower_bound=1)
     flags.DEFINE_integer("processes", 2, "Of the run.", lower_bound=1)
-    flags.DEFINE_string("output_path", "drill", "The folder for the runs and for report.json; it must not be there.")
+    flags.DEFINE_string(
+        "output_path", "drill", "For the runs and report.json; one of a drill that was interrupted goes on."
+    )
     flags.DEFINE_integer("seed", 0, "Of who is killed, how, and when.")
     flags.DEFINE_integer("heartbeat_seconds", 10, "See train.py.", lower_bound=1)
     flags.DEFINE_float("minutes", 0, "Begins no other run after so many; 0 for no limit.", lower_bound=0)

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from jaxvla.errors import ConfigError
 from jaxvla.models.module import Params
+from jaxvla.ops.matmul import contract
 
 MODES = {"int8": jnp.int8, "int4": jnp.int4}
 GROUP = 64
@@ -63,11 +64,11 @@ class QuantizedKernel:
 
     def product(self, x_btd: Float[Array, "b t d"]) -> Float[Array, "b t f"]:
         """x kernel in the dtype of `x_btd`, which alone has a gradient."""
-        dims = (((x_btd.ndim - 1,), (0,)), ((), ()))
         if self.scale.shape[-2] > 1:
-            return jax.lax.dot_general(x_btd, self.matrix(x_btd.dtype), dims)
+            return jax.lax.dot_general(x_btd, self.matrix(x_btd.dtype), (((x_btd.ndim - 1,), (0,)), ((), ())))
         # A scale of a whole output leaves the sum: the integers need no product of their own.
-        y_btf = jax.lax.dot_general(x_btd, self.values.astype(x_btd.dtype), dims, preferred_element_type=jnp.float32)
+        leading = "abc"[: x_btd.ndim - 1]
+        y_btf = contract(f"{leading}d,df->{leading}f", x_btd, self.values.astype(x_btd.dtype))
         return (y_btf * self.scale[0]).astype(x_btd.dtype)
 
 

@@ -18,6 +18,7 @@ from jaxvla.models.norms import RMSNorm
 from jaxvla.models.stack import scan_blocks, stack_blocks
 from jaxvla.ops.attention import KeyValues, attend, flexible
 from jaxvla.ops.losses import chunked_cross_entropy
+from jaxvla.ops.matmul import contract
 from jaxvla.ops.placement import pin
 from jaxvla.ops.rope import Rotation, multimodal_rotation, rotation_at
 
@@ -191,10 +192,7 @@ class TextDecoder(nnx.Module):
     def logits(self, hidden_btd: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """float32 logits of hidden states that have passed the final norm."""
         kernel, vocab_axis = self._head()
-        dimensions = (((2,), (1 - vocab_axis,)), ((), ()))
-        return jax.lax.dot_general(
-            hidden_btd, kernel.astype(hidden_btd.dtype), dimensions, preferred_element_type=jnp.float32
-        )
+        return contract("btd,dv->btv" if vocab_axis else "btd,vd->btv", hidden_btd, kernel)
 
     def token_losses(
         self, hidden_btd: Float[Array, "b t d"], labels_bt: Int[Array, "b t"], chunk: int = 128

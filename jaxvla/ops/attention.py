@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvla.errors import ConfigError
 from jaxvla.ops.masks import visible
+from jaxvla.ops.matmul import contract
 
 # One softmax over all logits; cuDNN's flash attention; the first for one block of queries after the other, so that
 # memory is linear in the number of queries.
@@ -70,8 +71,8 @@ def attend(
         query_block: queries per block of "chunked".
 
     Raises:
-        ConfigError: an unknown implementation, or "cudnn" with `past` or `shown_bs`, with float32 inputs or without a
-            GPU.
+        ConfigError: an unknown implementation, or "cudnn" with `past` or `shown_bs`, with float32 inputs, heads whose
+            width is no multiple of 8, or without a GPU.
     """
     check_implementation(implementation)
     if implementation == "cudnn":
@@ -98,15 +99,14 @@ def _joint_softmax(
             first_query=first_query,
             shown_bs=run.shown_bs,
         )
-        logits_bkgts = jnp.einsum("btkgh,bskh->bkgts", q_btkgh, run.k_bskh, preferred_element_type=jnp.float32)
+        logits_bkgts = contract("btkgh,bskh->bkgts", q_btkgh, run.k_bskh)
         logits_bkgts *= h**-0.5
         logits.append(logits_bkgts if mask_bts is None else jnp.where(mask_bts[:, None, None], logits_bkgts, _HIDDEN))
     largest = functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in logits])
     weights = [jnp.exp(x - jax.lax.stop_gradient(largest)) for x in logits]
     total_bkgt = sum(x.sum(-1) for x in weights)
     out_btkgh = sum(
-        jnp.einsum("bkgts,bskh->btkgh", x.astype(run.v_bskh.dtype), run.v_bskh, preferred_element_type=jnp.float32)
-        for x, run in zip(weights, runs)
+        contract("bkgts,bskh->btkgh", x.astype(run.v_bskh.dtype), run.v_bskh) for x, run in zip(weights, runs)
     )
     out_btkgh /= jnp.moveaxis(total_bkgt, 3, 1)[..., None]
     return out_btkgh.astype(q_btnh.dtype).reshape(b, t, n, h)
@@ -137,16 +137,38 @@ def _cudnn(q_btnh: Array, own: KeyValues, past: tuple[KeyValues, ...], causal: b
         raise ConfigError("attention 'cudnn' needs dtype 'bfloat16'; set it, or attention to 'xla'")
     if jax.default_backend() != "gpu":
         raise ConfigError(f"attention 'cudnn' needs a GPU, not {jax.default_backend()}; set attention to 'xla'")
+    if q_btnh.shape[-1] % 8:
+        raise ConfigError(f"attention 'cudnn' takes heads of 8, 16, 24 ... values, not {q_btnh.shape[-1]}; use 'xla'")
     k, v, start_b, stop_b, _ = own
     if start_b is not None:
         # The kernel knows only padding on the right: turn each sample until it begins with its first valid entry.
         stop_b = (k.shape[1] if stop_b is None else stop_b) - start_b
         k, v = _turn(k, start_b), _turn(v, start_b)
         q_btnh = _turn(q_btnh, start_b) if causal else q_btnh
-    out_btnh = jax.nn.dot_product_attention(
-        q_btnh, k, v, is_causal=causal, key_value_seq_lengths=stop_b, implementation="cudnn"
-    )
+    out_btnh = _fused(q_btnh, k, v, stop_b, causal)
     return _turn(out_btnh, -start_b) if start_b is not None and causal else out_btnh
+
+
+def _fused(q_btnh: Array, k_bskh: Array, v_bskh: Array, stop_b: Array | None, causal: bool) -> Array:
+    """The kernel, whose gradient jax gives for even lengths alone: odd ones get an entry that nobody looks at."""
+    (b, t), s = q_btnh.shape[:2], k_bskh.shape[1]
+    if s % 2:
+        k_bskh, v_bskh = _longer(k_bskh), _longer(v_bskh)
+        stop_b = jnp.full(b, s, jnp.int32) if stop_b is None else stop_b
+    out_btnh = jax.nn.dot_product_attention(
+        _longer(q_btnh) if t % 2 else q_btnh,
+        k_bskh,
+        v_bskh,
+        is_causal=causal,
+        key_value_seq_lengths=stop_b,
+        implementation="cudnn",
+    )
+    return out_btnh[:, :t]
+
+
+def _longer(x_bsnh: Array) -> Array:
+    """With zeros as a further entry."""
+    return jnp.pad(x_bsnh, ((0, 0), (0, 1), (0, 0), (0, 0)))
 
 
 def _turn(x_bsnh: Array, shift_b: Array) -> Array:

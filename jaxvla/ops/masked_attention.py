@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxvla.ops.dropout import dropout
+from jaxvla.ops.matmul import contract
 
 # Finite, so that a sample that sees no key has a softmax without NaN.
 _HIDDEN = -1e30
@@ -46,7 +47,7 @@ def weights_where(
     q_btnh: Float[Array, "b t n h"], k_bsnh: Float[Array, "b s n h"], visible_bs: Bool[Array, "b s"] | None = None
 ) -> Float[Array, "b n t s"]:
     """How much each query looks at each key, see `attend_where`: float32, 1 over the visible keys, 0 at the others."""
-    logits_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsnh, preferred_element_type=jnp.float32)
+    logits_bnts = contract("btnh,bsnh->bnts", q_btnh, k_bsnh)
     logits_bnts *= q_btnh.shape[-1] ** -0.5
     shown = True if visible_bs is None else visible_bs[:, None, None]
     return jnp.where(shown, jax.nn.softmax(jnp.where(shown, logits_bnts, _HIDDEN)), 0)

@@ -1,4 +1,6 @@
-"""The product of activations and a parameter."""
+"""The product of activations and a parameter, and that of two activations."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +39,33 @@ def _backward(residuals: tuple[Array, Array], grad_btf: Array) -> tuple[Array, A
 
 
 project.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(equation: str, x: Float[Array, "*x"], y: Float[Array, "*y"]) -> Float[Array, "*out"]:
+    """The einsum of two arrays, float32, of factors in the dtype of `x`; so are its gradients.
+
+    JAX alone would multiply the float32 gradient with a float32 copy of the other factor, which takes an accelerator
+    several times as long. Every index of either array must be in the other one, or in what comes out. A `y` of higher
+    precision, such as a parameter, has a gradient that is not rounded.
+    """
+    return _contraction(equation, x, y)
+
+
+def _contraction(equation: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(equation, x, y.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+def _contract_forward(equation: str, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _contraction(equation, x, y), (x, y)
+
+
+def _contract_backward(equation: str, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    x, y = residuals
+    of_x, of_y, out = equation.replace("->", ",").split(",")
+    grad = grad.astype(x.dtype)
+    x_grad = jnp.einsum(f"{out},{of_y}->{of_x}", grad, y.astype(x.dtype))
+    return x_grad, jnp.einsum(f"{of_x},{out}->{of_y}", x, grad, preferred_element_type=y.dtype)
+
+
+contract.defvjp(_contract_forward, _contract_backward)

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 import time
 
 import jax
@@ -68,7 +70,7 @@ def check_paths(config: TrainConfig) -> None:
     """Says at once, before data is opened, that there is nothing to resume or no place for the run folder.
 
     Raises:
-        CheckpointError: the one or the other.
+        CheckpointError: the one or the other, or a place whose folders cannot be renamed.
     """
     if config.resume_path:
         candidates(config.resume_path)
@@ -77,6 +79,27 @@ def check_paths(config: TrainConfig) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         reason = "is no folder that can be written"
         raise CheckpointError(f"cannot make a run folder in {root}: {there} {reason}; set config.save_dir to one")
+    _check_renaming(there)
+
+
+def _check_renaming(root: pathlib.Path) -> None:
+    """Raises CheckpointError where folders keep their names, as in mounted buckets: no checkpoint would be complete."""
+    try:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix=".renaming_", dir=root))
+    except OSError as error:
+        raise CheckpointError(f"cannot make a folder in {root}: {error.strerror}; see config.save_dir") from error
+    renamed = folder.with_name(f"{folder.name}_done")
+    try:
+        (folder / "file").touch()
+        folder.rename(renamed)
+    except OSError as error:
+        raise CheckpointError(
+            f"folders in {root} cannot be renamed ({error.strerror}), and a checkpoint is complete by that: set "
+            "config.save_dir to a disk, or to a bucket that is mounted with folders of its own (docs/pods.md)"
+        ) from error
+    finally:
+        for left in (folder, renamed):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _run_name(root: pathlib.Path, name: str, started: int, copy: int) -> pathlib.Path:

@@ -18,7 +18,7 @@ from jaxvla.checkpoint import (
 )
 from jaxvla.config import local_path
 from jaxvla.errors import CheckpointError
-from jaxvla.manifest import has_manifest
+from jaxvla.manifest import MANIFEST, has_manifest
 from jaxvla.training.checkpointer import gather
 
 # Of the run folder: checkpoints that cannot be used, out of the way of those of the same steps that will be written.
@@ -51,7 +51,9 @@ def whole_checkpoint(path: str) -> pathlib.Path:
     Raises:
         CheckpointError: none is whole; or a damaged one cannot be moved.
     """
-    found = candidates(path)
+    # Of the first process: a shared disk may show others a checkpoint a little later, and all must try the same ones.
+    own = [str(folder) for folder in candidates(path)] if jax.process_index() == 0 else []
+    found = [pathlib.Path(folder) for folder in gather({"": own})[0][""]]
     faults: list[str] = []
     for folder in found:
         if reason := _fault(folder):
@@ -73,8 +75,13 @@ def _fault(folder: pathlib.Path) -> str:
     """What is damaged in a checkpoint, the same on every process, of which each reads a share."""
     ranked = has_manifest(folder) and (folder / "metrics").is_dir()  # one without metrics is one that is not ranked
     items = (*_ITEMS, "metrics") if ranked else _ITEMS
-    reasons = gather({"": fault(folder, items, (jax.process_index(), jax.process_count()))})
-    return next((reason[""] for reason in reasons if reason[""]), "")
+    seen = {MANIFEST: has_manifest(folder), "metrics": ranked}
+    said = gather({"seen": seen, "fault": fault(folder, items, (jax.process_index(), jax.process_count()))})
+    for number, answer in enumerate(said):
+        lacking = [name for name in seen if any(other["seen"][name] for other in said) and not answer["seen"][name]]
+        if reason := answer["fault"] or (f"{lacking[0]} is missing" if lacking else ""):
+            return f"{reason} (says process {number})" if len(said) > 1 else reason
+    return ""
 
 
 def _set_aside(found: list[pathlib.Path], faults: list[str], whole: pathlib.Path) -> None:

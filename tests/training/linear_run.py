@@ -13,6 +13,7 @@ from training.linear_agent import LinearAgent
 from training.positional_batches import SPEC, PositionalBatches, make_assets, validation
 from training.reach import make_play
 
+from jaxvla import manifest
 from jaxvla.checkpoint import saved_steps
 from jaxvla.config import from_mapping
 from jaxvla.errors import DataError
@@ -123,6 +124,16 @@ def failing_at(position, how):
     return Batches
 
 
+def hide(name):
+    """From now on no file of this name in a checkpoint can be read; what is hidden from one process, others may see."""
+    compare = manifest._compare
+
+    def refused(path, listed, size, crc32c):
+        return f"{listed}: Permission denied" if name in listed else compare(path, listed, size, crc32c)
+
+    manifest._compare = refused
+
+
 if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     if "job" in options:
@@ -130,6 +141,10 @@ if __name__ == "__main__":
     if "stop" in options:
         process, at = options.pop("stop")
         options["batches"] = signalled_at(at, signal.SIGTERM) if jax.process_index() == process else PositionalBatches
+    if "hidden" in options:
+        process, name = options.pop("hidden")
+        if jax.process_index() == process:
+            hide(name)
     if "kill_at" in options:
         options["batches"] = killed_at(options["run"], options.pop("kill_at"))
     if "fail" in options:

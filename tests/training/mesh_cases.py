@@ -2,9 +2,7 @@
 
     mesh_cases.py '{"job": [HOST:PORT, 2, 0], "out": FILE, "runs": [{"method": "ecot", "mesh": [1, 2, 2]}, ...]}'
 
-writes what `steps` gives for each of the runs. Without arguments it compares 20 steps on every mesh of 8 devices:
-
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 PYTHONPATH=.:tests python tests/training/mesh_cases.py
+writes what `steps` gives for each of the runs. tools/mesh_equality.py compares whole presets.
 """
 
 import hashlib
@@ -108,16 +106,6 @@ def steps(method, mesh, count=3, devices=None, order=None, restore="", save=""):
     return {"losses": losses, "first": first, "last": last}
 
 
-def compare(count=20):
-    """Prints how far the losses of every mesh are from those of one device, relative to them."""
-    for method in METHODS:
-        alone = steps(method, (1, 1, 1), count, devices=1)
-        for mesh in MESHES:
-            found = steps(method, mesh, count)
-            away = np.abs(np.array(found["losses"]) / alone["losses"] - 1).max()
-            print(f"{method:<8} {mesh}  {away:.1e}  same start: {found['first'] == alone['first']}", flush=True)
-
-
 def main(options):
     initialize(*options["job"])
     found = [steps(**run) for run in options["runs"]]
@@ -126,4 +114,4 @@ def main(options):
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1])) if len(sys.argv) > 1 else compare()
+    main(json.loads(sys.argv[1]))

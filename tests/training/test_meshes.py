@@ -10,7 +10,7 @@ from jaxvla.training.config import OptimizerConfig
 from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.state import create_state
 
-# Those of ecot compile for long; `test_methods.py` has it over "fsdp", and mesh_cases.py, as a script, on all of them.
+# Those of ecot compile for long; `test_methods.py` has it over "fsdp", and tools/mesh_equality.py on all of them.
 CHOSEN = {"gc_bc": MESHES, "openvla": ((2, 4, 1), (2, 2, 2)), "ecot": ((1, 2, 4),)}
 
 

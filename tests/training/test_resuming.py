@@ -14,6 +14,7 @@ from training.two_checkpoints import ARRAYS, at, cut, new_state, remove, save, s
 from jaxvla.checkpoint import find_checkpoint, saved_steps
 from jaxvla.errors import CheckpointError
 from jaxvla.manifest import MANIFEST, write_manifest
+from jaxvla.training import resuming
 from jaxvla.training.checkpointer import Checkpointer, restore_state
 from jaxvla.training.config import CheckpointConfig
 from jaxvla.training.resuming import whole_checkpoint
@@ -120,6 +121,17 @@ def test_none_is_whole(run):
     for step in (10, 20):
         cut(run / "checkpoints" / str(step) / "train" / "_METADATA")
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* latest, train/_METADATA has \d+ bytes"):
+        whole_checkpoint(str(run))
+    assert saved_steps(run) == [10, 20]
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "metrics"])
+def test_what_another_process_does_not_see(run, monkeypatch, name):
+    def with_another(value):
+        return [value, value | {"seen": value["seen"] | {name: False}}] if "seen" in value else [value, {}]
+
+    monkeypatch.setattr(resuming, "gather", with_another)
+    with pytest.raises(CheckpointError, match=rf"none of the 2 .* of the latest, {name} is missing \(says process 1\)"):
         whole_checkpoint(str(run))
     assert saved_steps(run) == [10, 20]
 
