@@ -3,33 +3,34 @@
 Tests write below their temporary folder, and to .cache in the repository.
 """
 
+import gc
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache"
+# By the environment, so that the processes which tests start have all of this, too.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time would be compilation. What it compiles runs for milliseconds, so it is not optimised: the
 # gradient of a whole policy compiles in a quarter of the time.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
-
-# By the environment, so that the processes which tests start share the cache.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "jax")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# What Python compiles is kept likewise, or every process might compile all of jax again: uv leaves packages as they
+# are, and where PYTHONDONTWRITEBYTECODE is set nobody keeps anything.
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(CACHE / "python")
+os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "", False
+# Nor is there anything to collect while modules are imported, see `pytest_collection_finish`.
+gc.disable()
 # Where matplotlib lists the fonts, which takes it seconds: the caches of the user are not those of the tests.
-os.environ.setdefault("MPLCONFIGDIR", str(pathlib.Path(__file__).resolve().parents[1] / ".cache" / "matplotlib"))
-
-import jax
-import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
-# And by hand, for a plugin may have imported jax before.
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
+os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 
 SAMPLES = pathlib.Path(os.environ.get("JAXVLA_SAMPLES", ROOT.parent / "shared" / "samples"))
 # What is derived from data and lies beside it.
@@ -83,5 +84,20 @@ LONG = (
 )
 
 
+def pytest_configure() -> None:
+    import jax  # not before Python knows where it keeps things
+
+    # By hand, for a plugin may have imported jax before.
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: they need not be looked through again and again for what can go."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
