@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TRAINING, _VALIDATION, _BASELINE = "#4477aa", "#cc3311", "#777777"
 _SUCCESS = "#aa6600"
@@ -33,8 +34,8 @@ def plot_losses(metrics: pathlib.Path, path: pathlib.Path, metric: str = "mse") 
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     played = any("rollout/success" in row for row in rows)
     panels = 3 if played else 2
-    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
-    left, right, *others = figure.subplots(1, panels)
+    figure = Figure(figsize=(5.5 * panels, 4.2))
+    left, right, *others = _grid(figure, 1, panels, above=0.4, between=(1.0, 0.0))[0]
     _curve(left, rows, "training/loss", color=_TRAINING, label="training, mean over the log interval")
     for name, color in _PARTS.items():
         _curve(left, rows, f"training/{name}", color=color, label=name)
@@ -64,8 +65,8 @@ def plot_actions(predicted: np.ndarray, true: np.ndarray, names: Sequence[str], 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 1.7 * len(names) + 0.6), layout="constrained")
-    grid = figure.subplots(len(names), 2, squeeze=False, width_ratios=(4, 1))
+    figure = Figure(figsize=(11, 1.7 * len(names) + 0.6))
+    grid = _grid(figure, len(names), 2, above=0.35, between=(0.9, 0.3), width_ratios=(4, 1))
     for d, name in enumerate(names):
         series, scatter = grid[d]
         series.plot(true[:, d], color=_BASELINE, label="demonstrated")
@@ -112,6 +113,26 @@ def plot_comparison(
     _tidy(axes)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
+
+
+def _grid(
+    figure: "Figure", rows: int, columns: int, above: float, between: tuple[float, float], **options: Any
+) -> np.ndarray:
+    """Axes [rows, columns], with so many inches above them, and between columns and rows for the labels.
+
+    Matplotlib would find the room by itself, but draws everything several times to do so.
+    """
+    (width, height), (across, down), left, right, below = figure.get_size_inches(), between, 0.95, 0.15, 0.55
+    margins = {
+        "left": left / width,
+        "right": 1 - right / width,
+        "bottom": below / height,
+        "top": 1 - above / height,
+        # In widths and heights of axes.
+        "wspace": across * columns / (width - left - right - across * (columns - 1)),
+        "hspace": down * rows / (height - below - above - down * (rows - 1)),
+    }
+    return figure.subplots(rows, columns, squeeze=False, gridspec_kw=margins, **options)
 
 
 def _curve(axes: "Axes", rows: Sequence[Mapping[str, Any]], name: str, **style: Any) -> None:
