@@ -9,8 +9,12 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from experiments.warm import Warm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
@@ -74,6 +78,15 @@ def bridge_rlds(samples, tmp_path) -> pathlib.Path:
     for path in (copy, *copy.iterdir()):
         path.chmod(0o755)
     return copy
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator["Warm"]:
+    """A process that has imported everything, in which mains start at once."""
+    from experiments.warm import Warm
+
+    with Warm() as process:
+        yield process
 
 
 # The files that take longest go first: a worker takes whole files, and the last one should be short.

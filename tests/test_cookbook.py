@@ -20,7 +20,6 @@ from data import lerobot_files, rlds_episodes
 from data.bridge_files import trajectory, write
 from data.oxe import demonstrations
 from data.raw_files import make_session
-from experiments.warm import Warm
 from interchange.act_policies import save_run
 
 from jaxvla.data.schema import BatchSpec
@@ -36,7 +35,6 @@ RECIPES = {
 }
 FIRST = "My own data, recorded as BridgeData is"
 RUN = "kitchen_20261121_210152"
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 # By what a command holds: flags that make it small.
 SMALLER = {
     "raw_to_numpy": ["--num_workers=1"],
@@ -175,12 +173,6 @@ def make_arm(root):
                 own[part] = own[part][:, :6]
             own["actions"] = own["next_observations/state"] - own["observations/state"]
         write(root / "reach" / split / "out.tfrecord", features)
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with Warm(XLA_FLAGS) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ import shlex
 import jax
 import pytest
 from experiments.sample_world import ROOT, make
-from experiments.warm import Warm
 
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 SCRIPT = ROOT / "experiments" / "compare_reasoning.py"
 # One stage with words, one without: twenty steps, of which --num_steps makes two.
 TOY = (
@@ -30,12 +28,6 @@ TOY = (
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make(tmp_path_factory.mktemp("world"), 5)
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with Warm(XLA_FLAGS) as warm:
-        yield warm
 
 
 @pytest.fixture

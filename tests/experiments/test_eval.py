@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
 import av
-import jax
 import numpy as np
 import pytest
 from serving.policies import GC_BC, save
@@ -27,6 +25,7 @@ from jaxvla.serving.execution import plan_of
 from jaxvla.serving.policy import load_policy
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "experiments" / "eval.py"
 SIZE = 16
 
 
@@ -83,13 +82,13 @@ def test_without_latency_it_is_no_matter_who_cuts_and_averages_chunks(checkpoint
         np.testing.assert_array_equal(same_states[number], states[number])
 
 
-def run_main(*options):
-    command = [sys.executable, str(ROOT / "experiments" / "eval.py"), *options]
-    cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    return subprocess.run(command, capture_output=True, text=True, env=cache, timeout=300, check=False)
+@pytest.fixture(scope="module")
+def run_main(warm):
+    """Runs the main as from a shell."""
+    return lambda *options: warm.start([SCRIPT, *options], ROOT)
 
 
-def test_the_report_and_the_films(checkpoint, tmp_path):
+def test_the_report_and_the_films(checkpoint, run_main, tmp_path):
     report = tmp_path / "out" / "report.json"
     done = run_main(
         f"--checkpoint={checkpoint}",
@@ -128,7 +127,7 @@ def test_the_report_and_the_films(checkpoint, tmp_path):
         assert container.streams[0].frames == 4 + 7  # the last one stays for 1.6 s
 
 
-def test_ways_of_playing_and_latencies_are_compared(checkpoint, tmp_path):
+def test_ways_of_playing_and_latencies_are_compared(checkpoint, run_main, tmp_path):
     report = tmp_path / "report.json"
     done = run_main(
         f"--checkpoint={checkpoint}",
@@ -153,7 +152,7 @@ def test_ways_of_playing_and_latencies_are_compared(checkpoint, tmp_path):
     assert report.with_suffix(".png").stat().st_size > 1000
 
 
-def test_films_that_cannot_be_written_are_found_out_first(tmp_path):
+def test_films_that_cannot_be_written_are_found_out_first(run_main, tmp_path):
     (tmp_path / "report_videos").touch()
     options = ["--checkpoint=nowhere", f"--output_path={tmp_path / 'report.json'}", "--videos=1", "--video_format=gif"]
     done = run_main(*options)
@@ -161,7 +160,7 @@ def test_films_that_cannot_be_written_are_found_out_first(tmp_path):
     assert done.stderr == f"error: the film {tmp_path}/report_videos/.trial.gif cannot be written: File exists\n"
 
 
-def test_what_flags_and_the_world_make_otherwise_is_printed_and_reported(checkpoint, tmp_path):
+def test_what_flags_and_the_world_make_otherwise_is_printed_and_reported(checkpoint, run_main, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(checkpoint, run)
     path = run / "checkpoints" / "3" / "assets" / "assets.json"
@@ -195,15 +194,16 @@ def test_what_flags_and_the_world_make_otherwise_is_printed_and_reported(checkpo
 
 
 def test_no_report_is_written_where_none_is_asked_for(checkpoint):
-    done = run_main(
-        f"--checkpoint={checkpoint}", "--episodes=1", "--max_steps=1", "--execute_steps=0", "--ensemble=none"
-    )
+    """In a process of its own."""
+    flags = ("--episodes=1", "--max_steps=1", "--execute_steps=0", "--ensemble=none")
+    command = [sys.executable, SCRIPT, f"--checkpoint={checkpoint}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "policy        0/1" in done.stdout
     assert "deviation" not in done.stdout
 
 
-def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
+def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(run_main, tmp_path):
     rng = np.random.default_rng(3)
     statistics = Statistics(
         FieldStatistics.of(rng.normal(size=(50, 14))), FieldStatistics.of(rng.normal(size=(50, 8))), 50, 5
@@ -238,7 +238,7 @@ def test_a_policy_of_another_robot_is_refused_before_it_is_compiled(tmp_path):
         (["--chunking=realtime"], "error: execution.realtime is for actions that are made by flow matching"),
     ],
 )
-def test_mistakes_are_one_line(checkpoint, options, line):
+def test_mistakes_are_one_line(checkpoint, run_main, options, line):
     done = run_main(f"--checkpoint={checkpoint}", *options)
     assert done.returncode == 1
     assert done.stderr.startswith(line)

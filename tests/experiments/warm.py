@@ -1,12 +1,14 @@
 """A process that has imported everything, and runs one script after the other, each in a fork of itself.
 
-    with Warm(xla_flags) as warm:
+    with Warm() as warm:
         warm.run([path, *flags], cwd)
 
-A script starts as from a shell, with flags and devices of its own, but not with the seconds of importing jax. In a
-rehearsal, training is everything before the first step: data, agent, optimizer, devices, what is resumed.
+A script starts as from a shell, with flags and devices of its own, one where they say nothing else, but not with the
+seconds of importing jax. In a rehearsal, training is everything before the first step: data, agent, optimizer, devices,
+what is resumed.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -20,13 +22,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+IMPORTED = (
+    *("jaxvla.serving.sources", "jaxvla.training.job", "jaxvla.training.loop"),
+    *("ml_collections.config_flags", "matplotlib.backends.backend_agg"),
+)
 
 
 class Warm:
     """The parent's end."""
 
-    def __init__(self, xla_flags: str) -> None:
-        environment = os.environ | {"XLA_FLAGS": xla_flags, "PYTHONPATH": str(ROOT)}
+    def __init__(self) -> None:
+        environment = os.environ | {"XLA_FLAGS": XLA_FLAGS, "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
             [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -40,34 +47,45 @@ class Warm:
     def run(
         self, argv: Sequence[str], cwd: pathlib.Path, env: Mapping[str, str] | None = None, rehearse: bool = False
     ) -> tuple[int, str]:
-        """The exit code of a script, and what it printed."""
+        """The exit code of a script, and what it printed, errors last."""
+        done = self.start(argv, cwd, env, rehearse)
+        return done.returncode, done.stdout + done.stderr
+
+    def start(
+        self, argv: Sequence[str], cwd: pathlib.Path, env: Mapping[str, str] | None = None, rehearse: bool = False
+    ) -> subprocess.CompletedProcess:
+        """What `subprocess.run` of a script would give."""
         request = {"argv": list(map(str, argv)), "cwd": str(cwd), "env": dict(env or {}), "rehearse": rehearse}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        return answer["code"], answer["printed"]
+        return subprocess.CompletedProcess(argv, *json.loads(self._process.stdout.readline()))
 
 
 def serve() -> None:
     """The other end: a request a line, an answer a line."""
-    for module in ("serving.policy", "training.job", "training.loop"):
-        importlib.import_module(f"jaxvla.{module}")
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.freeze()  # or every fork would look through all of it, and copy it
 
     for line in sys.stdin:
-        with tempfile.TemporaryFile("w+", errors="replace") as printed:
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as out,
+            tempfile.TemporaryFile("w+", errors="replace") as err,
+        ):
             child = os.fork()
             if not child:
-                _run(json.loads(line), printed.fileno())
+                _run(json.loads(line), out.fileno(), err.fileno())
             _, status = os.waitpid(child, 0)
-            printed.seek(0)
-            print(json.dumps({"code": os.waitstatus_to_exitcode(status), "printed": printed.read()}), flush=True)
+            for stream in (out, err):
+                stream.seek(0)
+            print(json.dumps([os.waitstatus_to_exitcode(status), out.read(), err.read()]), flush=True)
 
 
-def _run(request: Mapping[str, Any], printed: int) -> None:
+def _run(request: Mapping[str, Any], out: int, err: int) -> None:
     code = 1
     try:
-        for stream in (1, 2):
-            os.dup2(printed, stream)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
         os.chdir(request["cwd"])
         os.environ.update(request["env"])
         sys.argv[:], sys.path[0] = request["argv"], request["cwd"]
