@@ -89,11 +89,15 @@ def warm() -> Iterator["Warm"]:
         yield process
 
 
-# The files that take longest go first: a worker takes whole files, and the last one should be short.
+# The files that take longest go first, in this order: a worker takes whole files, and the last one should be short.
 LONG = (
-    *("experiments/test_compare_reasoning.py", "experiments/test_ecot.py", "experiments/test_train.py"),
-    *("experiments/test_lerobot.py", "training/test_methods.py", "test_cookbook.py", "models/test_latent_thinking.py"),
-    *("agents/test_executed.py", "agents/test_ecot.py", "agents/test_smolvla.py"),
+    *("training/test_methods.py", "experiments/test_ecot.py", "experiments/test_compare_reasoning.py"),
+    *("tests/test_cookbook.py", "experiments/test_train.py", "training/test_meshes.py"),
+    *("models/test_latent_thinking.py", "agents/test_openvla.py", "agents/test_executed.py"),
+    *("agents/test_openvla_oft.py", "experiments/test_eval_metaworld.py", "agents/test_ecot.py"),
+    *("agents/test_smolvla.py", "experiments/test_eval.py", "action_head/test_action_head.py"),
+    *("agents/test_quantized.py", "experiments/test_lerobot.py", "training/test_damaged_checkpoints.py"),
+    *("training/test_loop.py", "models/test_resnet.py"),
 )
 
 
@@ -106,7 +110,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.path.as_posix().endswith(LONG))
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(LONG) if item.path.as_posix().endswith(name)), len(LONG))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:
