@@ -2,12 +2,8 @@
 
 import importlib.util
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
-import jax
 import pytest
 from interchange.act_policies import KWARGS
 from serving.policies import make
@@ -26,10 +22,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run_main(*options):
-    command = [sys.executable, str(ROOT / "experiments" / "eval.py"), *options]
-    cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    return subprocess.run(command, capture_output=True, text=True, env=cache, timeout=600, check=False)
+@pytest.fixture(scope="module")
+def run_main(warm):
+    """Runs the main as from a shell."""
+    return lambda *options: warm.start([ROOT / "experiments" / "eval.py", *options], ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +42,7 @@ def policy(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def played(policy, tmp_path_factory):
+def played(policy, run_main, tmp_path_factory):
     report = tmp_path_factory.mktemp("out") / "hard.json"
     done = run_main(f"--checkpoint={policy}", *HARD, f"--output_path={report}", "--videos=1")
     assert done.returncode == 0, done.stderr
@@ -80,7 +76,7 @@ def test_every_task_is_told(played):
     assert sorted(path.suffix for path in report.parent.iterdir()) == ["", ".json", ".md"], "the journal is gone"
 
 
-def test_one_that_was_killed_goes_on(policy, played, tmp_path):
+def test_one_that_was_killed_goes_on(policy, played, run_main, tmp_path):
     """What the journal has is not played again: its steps, which no episode here can have, stay."""
     found = json.loads(played[0].read_text())
     known = found["episodes"]["policy"][:4]
@@ -100,7 +96,7 @@ def test_one_that_was_killed_goes_on(policy, played, tmp_path):
     assert not journal.exists()
 
 
-def test_a_served_policy_plays_the_same(policy, played, tmp_path):
+def test_a_served_policy_plays_the_same(policy, played, run_main, tmp_path):
     report = tmp_path / "served.json"
     with serve(f"--checkpoint={policy}", "--port=0") as address:
         done = run_main(f"--server={address}", *HARD, f"--output_path={report}")
@@ -125,7 +121,7 @@ def test_a_served_policy_plays_the_same(policy, played, tmp_path):
         (["--env=metaworld", "--level=starvla"], "error: the policy does not fit metaworld: it reads corner2, proprio"),
     ],
 )
-def test_mistakes_are_one_line(policy, options, line):
+def test_mistakes_are_one_line(policy, run_main, options, line):
     done = run_main(f"--checkpoint={policy}", *options)
     assert done.returncode == 1
     assert done.stderr.startswith(line)
