@@ -1,9 +1,6 @@
 """The contact sheet shows the very pixels of a training step."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -36,10 +33,10 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sheet(data, tmp_path_factory):
+def sheet(data, warm, tmp_path_factory):
     """Three examples of batch 1 of the stream."""
     path = tmp_path_factory.mktemp("sheets") / "new" / "batch.png"
-    command = [sys.executable, str(ROOT / "experiments" / "draw_batch.py"), "--config=train_config.py:gc_bc"]
+    command = [ROOT / "experiments" / "draw_batch.py", "--config=train_config.py:gc_bc"]
     options = [
         "--config.batch_size=4",
         "--config.data.image_size=()",
@@ -48,8 +45,7 @@ def sheet(data, tmp_path_factory):
         f"--output_path={path}",
     ]
     source = ["--bridgedata_config=data_config.py:bdv2_local", f"--config.data_path={data}"]
-    cache = os.environ | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    done = subprocess.run([*command, *source, *options], capture_output=True, text=True, env=cache, check=False)
+    done = warm.start([*command, *source, *options], ROOT)
     assert done.returncode == 0, done.stderr
     return np.asarray(Image.open(path))
 
