@@ -61,6 +61,7 @@ def _openvla() -> dict:
             "num_cameras": 1,
             "train_what": "full",
             "path": "",
+            "initializer_range": 0.02,
             "lora": {"rank": 0, "alpha": 16.0, "targets": _LORA_TARGETS, "dropout": 0.0, "base": ""},
             "parallel": {"enabled": False, "proprio": True, "film": False},
         },
@@ -106,11 +107,12 @@ def _openvla_tiny() -> dict:
         "num_attention_heads": 3,
         "num_key_value_heads": 3,
     }
-    tower = {"image_size": 64, "patch_size": 8, "num_hidden_layers": 3, "num_attention_heads": 4, "read_layers": 2}
+    tower = {"image_size": 64, "patch_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "read_layers": 2}
     model["dino"] |= tower | {"hidden_size": 64, "intermediate_size": 256, "layer_scale": 1.0}
     model["siglip"] |= tower | {"hidden_size": 48, "intermediate_size": 192}
     model |= {"dtype": "float32", "remat": "none"}
     config["agent_kwargs"]["tokens"] = {"first": 1256, "space": 1257, "end": 1258, "actions_end": 1256}
+    config["agent_kwargs"]["initializer_range"] = 0.1
     config["agent_kwargs"]["num_cameras"] = 0  # all that there are
     # One action at a time, as published.
     config["data"]["action_horizon"] = 1

@@ -18,7 +18,7 @@ from jaxvla.agents.openvla_settings import FROZEN, OpenVLAConfig, check, with_he
 from jaxvla.config import from_mapping
 from jaxvla.data.schema import Batch, BatchSpec
 from jaxvla.errors import ConfigError
-from jaxvla.models.layers import cast_matrices
+from jaxvla.models.layers import cast_matrices, rescaled
 from jaxvla.models.lora import LORA, adapt, adapted_paths, add_lora
 from jaxvla.models.module import Params, bind, compute_dtype, graph_of, init_params
 from jaxvla.models.prismatic.model import Prismatic
@@ -56,7 +56,9 @@ class OpenVLA:
 
     def init(self, rng: Key[Array, ""]) -> Params:
         """Draws the parameters. Those that are frozen are held in the compute dtype."""
-        params = self.narrowed(init_params(lambda rngs: Prismatic(self.config.model, rngs), rng))
+        params = init_params(lambda rngs: Prismatic(self.config.model, rngs), rng)
+        drawn = {name: rescaled(params[name], self.config.initializer_range) for name in ("vision", "llm")}
+        params = self.narrowed(params | drawn)
         return add_lora(jax.random.fold_in(rng, 1), params, self.config.lora)
 
     def narrowed(self, params: Params) -> Params:

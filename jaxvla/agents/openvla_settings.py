@@ -5,6 +5,7 @@ import dataclasses
 from jaxvla.agents.openvla_text import TokenIds
 from jaxvla.data.schema import BatchSpec
 from jaxvla.errors import ConfigError
+from jaxvla.models.layers import INITIALIZER_RANGE
 from jaxvla.models.lora import LoraConfig
 from jaxvla.models.prismatic.config import HeadConfig, PrismaticConfig
 from jaxvla.ops.action_tokens import NUM_BINS
@@ -52,6 +53,8 @@ class OpenVLAConfig:
             the last layer and the head of the language model; "sandwich", these with towers and projector; "projector".
         path: a folder of OpenVLA in Hugging Face's layout, or a .pt checkpoint of the original training, whose weights
             training starts from; empty where all is drawn.
+        initializer_range: the standard deviation of the weights of towers and language model that are drawn. For
+            layers of a hundred units 0.02 is too little to begin with: what an image says is lost on the way.
         lora: the adapters of "lora".
         parallel: see `ParallelConfig`.
 
@@ -65,12 +68,15 @@ class OpenVLAConfig:
     num_cameras: int = 1
     train_what: str = "full"
     path: str = ""
+    initializer_range: float = INITIALIZER_RANGE
     lora: LoraConfig = dataclasses.field(default_factory=lambda: LoraConfig(targets=LORA_TARGETS))
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.train_what not in FROZEN:
             raise ConfigError(f"train_what must be one of {', '.join(FROZEN)}, not {self.train_what!r}")
+        if not self.initializer_range > 0:
+            raise ConfigError(f"initializer_range must be above 0, not {self.initializer_range}")
         if self.lora.rank and self.train_what != "lora":
             raise ConfigError(f"train_what {self.train_what!r} has no adapters: set it to 'lora', or lora.rank to 0")
         apart = self.train_what in ("last_layer", "sandwich")

@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Int
 from jaxvla.models.adapter import project
 from jaxvla.models.module import Params
 
-_NORMAL = nnx.initializers.normal(0.02)
+# The standard deviation of what is drawn for a large model, as transformers has it.
+INITIALIZER_RANGE = 0.02
+_NORMAL = nnx.initializers.normal(INITIALIZER_RANGE)
 
 
 class Linear(nnx.Module):
@@ -20,7 +22,7 @@ class Linear(nnx.Module):
         in_dim, out_dim: widths.
         bias: has one.
         uniform: kernel and bias are drawn from +-1 / sqrt(in), as torch draws a plain linear layer. Else the kernel is
-            normal with deviation 0.02 and the bias 0, as in the models of transformers.
+            normal with deviation `INITIALIZER_RANGE` and the bias 0, as in the models of transformers.
     """
 
     def __init__(
@@ -58,6 +60,16 @@ class Embedding(nnx.Module):
     def __call__(self, rows_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """The rows in the compute dtype."""
         return self.embedding[rows_bt].astype(self.dtype)
+
+
+def rescaled(params: Params, initializer_range: float) -> Params:
+    """Kernels and embeddings that were drawn with `INITIALIZER_RANGE`, as if with another standard deviation."""
+
+    def scale(path: tuple, leaf: Array) -> Array:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        return leaf * (initializer_range / INITIALIZER_RANGE) if name in ("kernel", "embedding") else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 def cast_matrices(params: Params, dtype: jnp.dtype) -> Params:

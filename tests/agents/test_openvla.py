@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from agents.openvla_cases import LORA, MODEL, TOKENS, WHAT, agent_kwargs, check_frozen, flatten, quick_jit
 from agents.rl_cases import random_params
+from flax import traverse_util
 from models.qwen3_vl import hf_files
 from models.torch_files import Saved, prismatic
 
@@ -62,6 +63,17 @@ def differentiate(agent):
 @functools.cache
 def acting(agent):
     return quick_jit(agent.act)
+
+
+def test_the_deviation_of_what_is_drawn():
+    usual, wide = (jax.device_get(quick_jit(make(**kwargs).init)(RNG)) for kwargs in ({}, {"initializer_range": 0.1}))
+    for path, leaf in traverse_util.flatten_dict(wide, sep="/").items():
+        scaled = path.startswith(("vision/", "llm/")) and path.endswith(("kernel", "embedding"))
+        before = traverse_util.flatten_dict(usual, sep="/")[path]
+        np.testing.assert_allclose(leaf, 5 * before if scaled else before, rtol=1e-6)
+    assert np.std(wide["llm"]["embed_tokens"]["embedding"]) == pytest.approx(0.1, rel=0.15)
+    with pytest.raises(ConfigError, match="initializer_range must be above 0, not 0"):
+        make(initializer_range=0)
 
 
 def test_it_is_an_agent():

@@ -60,12 +60,12 @@ class Towers(nnx.Module):
 
 
 class Projector(nnx.Module):
-    """Layers with GELU between them."""
+    """Layers with GELU between them, drawn as torch draws them, for it is new where the towers are not."""
 
     def __init__(self, dims: tuple[int, ...], dtype: jax.typing.DTypeLike, rngs: nnx.Rngs) -> None:
         self.num_layers = len(dims) - 1
         for i, (in_dim, out_dim) in enumerate(itertools.pairwise(dims), 1):
-            setattr(self, f"fc{i}", Linear(in_dim, out_dim, bias=True, dtype=dtype, rngs=rngs))
+            setattr(self, f"fc{i}", Linear(in_dim, out_dim, bias=True, uniform=True, dtype=dtype, rngs=rngs))
 
     def __call__(self, x_bpf: Float[Array, "b p f"]) -> Float[Array, "b p d"]:
         """Each patch by itself."""
