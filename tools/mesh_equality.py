@@ -80,6 +80,7 @@ def take_steps(case: Case, job: tuple, configs: tuple[dict, dict], count: int, p
         count: of steps.
         path: of a JSON file.
     """
+    os.dup2(2, 1)  # Gloo prints who is connected, which is no row of the table
     devices = math.prod(case.sizes) // case.processes
     given = [flag for flag in environment()["XLA_FLAGS"].split() if "device_count" not in flag]
     own = [f"--xla_force_host_platform_device_count={devices}", *PATIENCE]
