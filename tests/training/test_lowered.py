@@ -114,8 +114,8 @@ def test_a_training_step_of_openvla(base):
         settings["agent_kwargs"]["lora"] |= {"rank": 4, "base": base}
     program = step_of(sketch(settings, ROBOT))
     assert kinds(program) == {False, True}
-    # One beginning, 64 patches, 64 tokens of text, 7 of actions; and 64 patches behind five tokens of DINOv2's own.
-    tokens, patches = 1 + 64 + 64 + 7, 64 + 5
+    # One beginning, 16 patches, 64 tokens of text, 7 of actions; and 16 patches behind five tokens of DINOv2's own.
+    tokens, patches = 1 + 16 + 64 + 7, 16 + 5
     assert any(tokens in shape for shape in program.shapes)
     assert not program.squares({tokens, patches, patches + 1})
     assert not program.hold(model["text"]["vocab_size"], tokens)
