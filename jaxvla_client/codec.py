@@ -108,7 +108,10 @@ def unpack(data: bytes, bounds: Bounds | None = None, form: ArrayForm | None = N
     Raises:
         CodecError: it is damaged, beyond the bounds, or holds what is refused.
     """
-    _check_structure(data, bounds or Bounds())
+    bounds = bounds or Bounds()
+    if len(data) > bounds.nbytes:
+        raise CodecError(f"the message is of {len(data)} bytes; {bounds.nbytes} are admitted")
+    _check_structure(data, bounds)
     try:
         return msgpack.unpackb(data, object_hook=(form or OPENPI).unpack)
     except (ValueError, TypeError, OverflowError) as error:
@@ -182,14 +185,22 @@ def _short(value: Any) -> str:
 # https://github.com/Physical-Intelligence/openpi, openpi_client/msgpack_numpy.py: the keys are bytes.
 OPENPI = ArrayForm(str.encode, ((b"__npgeneric__", _scalar),))
 
-# By the first byte of an item: (bytes of the number that follows, what that number or the byte itself counts).
-_SIZED = {
-    **dict.fromkeys((0xC4, 0xD9), (1, "bytes")),
-    **dict.fromkeys((0xC5, 0xDA), (2, "bytes")),
-    **dict.fromkeys((0xC6, 0xDB), (4, "bytes")),
-    **{0xDC: (2, "elements"), 0xDD: (4, "elements"), 0xDE: (2, "pairs"), 0xDF: (4, "pairs")},
-}
-_NAMED = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, **{0xCC + i: 1 << i % 4 for i in range(8)}}
+# By the first byte of an item: (bytes of the number that follows it, the number where none does, how many items are
+# in it for each of that number: 0 where it counts bytes); None for extensions and bytes that are not used.
+_ITEMS: list[tuple[int, int, int] | None] = [
+    *((0, 0, 0) for _ in range(0x80)),  # whole numbers
+    *((0, count, 2) for count in range(16)),
+    *((0, count, 1) for count in range(16)),
+    *((0, count, 0) for count in range(32)),  # text
+    *((0, 0, 0) if first != 0xC1 else None for first in range(0xC0, 0xC4)),
+    *((width, 0, 0) for width in (1, 2, 4)),
+    *(None for _ in range(3)),
+    *((0, count, 0) for count in (4, 8, 1, 2, 4, 8, 1, 2, 4, 8)),
+    *(None for _ in range(5)),
+    *((width, 0, 0) for width in (1, 2, 4)),  # text
+    *((width, 0, per) for per in (1, 2) for width in (2, 4)),
+    *((0, 0, 0) for _ in range(0x20)),  # negative ones
+]
 
 
 def _check_structure(data: bytes, bounds: Bounds) -> None:
@@ -198,42 +209,39 @@ def _check_structure(data: bytes, bounds: Bounds) -> None:
     Raises:
         CodecError: it ends too early or too late, or is beyond the bounds.
     """
-    if len(data) > bounds.nbytes:
-        raise CodecError(f"the message is of {len(data)} bytes; {bounds.nbytes} are admitted")
-    position, walked, pending, left = 0, 0, 1, [1]  # what is left to walk of each map or list that is open
-    while left:
-        if not left[-1]:
-            left.pop()
+    size = len(data)
+    position, declared, left, above = (
+        0,
+        1,
+        1,
+        [],
+    )  # left: to walk of the innermost map or list; above: of those around it
+    while left or above:
+        if not left:
+            left = above.pop()
             continue
-        position, inside = _item(data, position)
-        left[-1] -= 1
-        walked, pending = walked + 1, pending - 1 + inside
-        if walked + pending > bounds.items:
+        if position >= size:
+            raise CodecError(f"the message of {size} bytes is cut off")
+        kind = _ITEMS[data[position]]
+        if kind is None:
+            raise CodecError(f"the message holds an extension or unused type, 0x{data[position]:02x}")
+        width, count, per = kind
+        left, position = left - 1, position + 1
+        if width:
+            count, position = int.from_bytes(data[position : position + width], "big"), position + width
+        inside = count * per
+        if not per:
+            position += count
+        if position > size:
+            raise CodecError(f"the message of {size} bytes is cut off: something in it ends at {position}")
+        if not inside:
+            continue
+        declared += inside
+        if declared > bounds.items:
             raise CodecError(f"the message declares more than {bounds.items} items")
-        if inside:
-            left.append(inside)
-        if len(left) > bounds.depth + 1:
+        above.append(left)
+        left = inside
+        if len(above) > bounds.depth:
             raise CodecError(f"the message nests deeper than {bounds.depth}")
-    if position != len(data):
-        raise CodecError(f"the message ends after {position} of {len(data)} bytes")
-
-
-def _item(data: bytes, position: int) -> tuple[int, int]:
-    """(where the item at `position` ends, without what is in it; how many items are in it)."""
-    if position >= len(data):
-        raise CodecError(f"the message of {len(data)} bytes is cut off")
-    first, position = data[position], position + 1
-    if first in _SIZED:
-        width, unit = _SIZED[first]
-        count, position = int.from_bytes(data[position : position + width], "big"), position + width
-    elif 0x80 <= first <= 0xBF:
-        unit = "bytes" if first >= 0xA0 else "elements" if first >= 0x90 else "pairs"
-        count = first & (0x1F if first >= 0xA0 else 0x0F)
-    elif first in _NAMED or not 0xC0 <= first < 0xE0:
-        unit, count = "bytes", _NAMED.get(first, 0)
-    else:
-        raise CodecError(f"the message holds an extension or unused type, 0x{first:02x}")
-    end = position + count if unit == "bytes" else position
-    if end > len(data):
-        raise CodecError(f"the message of {len(data)} bytes is cut off: something in it ends at {end}")
-    return end, {"bytes": 0, "elements": count, "pairs": 2 * count}[unit]
+    if position != size:
+        raise CodecError(f"the message ends after {position} of {size} bytes")
