@@ -41,6 +41,10 @@ STACKED = (
     r"|(^|/)(encoder|decoder)/(attention|cross_attention|mlp|attention_norm|cross_attention_norm|mlp_norm)/"
 )
 
+# What stands behind the path of a kernel whose integers and scales are arrays of their own (models/quantization.py).
+# Both are split as it would be.
+QUANTIZED = r"(?<=/kernel)/(values|scale)$"
+
 MODELS: Rules = (
     # Vocabularies, [v, d] and [d, v].
     (r"embed_tokens/embedding$", ROWS),

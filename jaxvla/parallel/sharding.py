@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvla.errors import ConfigError
 from jaxvla.parallel.mesh import AnyMesh
-from jaxvla.parallel.rules import MODELS, STACKED, MeshAxes, Rules, Split
+from jaxvla.parallel.rules import MODELS, QUANTIZED, STACKED, MeshAxes, Rules, Split
 
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARD_BYTES = 4 * 2**20
@@ -100,9 +100,9 @@ def tree_placements(tree: Any, mesh: AnyMesh, rules: Rules = (), min_bytes: int 
 
     def placement(path: tuple[Any, ...], leaf: Any) -> Placement:
         name = path_string(path)
-        first = 1 if re.search(STACKED, name) else 0
+        first, ruled = 1 if re.search(STACKED, name) else 0, re.sub(QUANTIZED, "", name)
         for pattern, rule in (*rules, *MODELS):
-            if not re.search(pattern, name):
+            if not re.search(pattern, ruled):
                 continue
             if isinstance(rule, PartitionSpec):
                 _check_spec(name, leaf.shape, pattern, rule, mesh)

@@ -36,12 +36,14 @@ def mesh(data, fsdp, tensor):
 
 
 @functools.cache
-def agent_of(preset, backbone="", lora=0):
-    """The agent of a preset, for batches of one camera and seven dimensions."""
+def agent_of(preset, backbone="", lora=0, base=""):
+    """The agent of a preset, for batches of one camera and seven dimensions; `base`, of its adapters."""
     config = train_config.get_config(preset).to_dict()
     size = config["data"]["image_size"] or (224, 224)
     spec = BatchSpec(("images0",), size, 7, 7, action_horizon=config["data"]["action_horizon"])
     kwargs = config["agent_kwargs"]
+    if base:
+        kwargs["lora"] |= {"base": base}
     if backbone:
         settings = config["backbone"] | {"preset": backbone, "lora": config["backbone"]["lora"] | {"rank": lora}}
         kwargs |= open_backbone(from_mapping(BackboneConfig, settings), THINKING_TOKENS).agent_kwargs()
@@ -53,9 +55,9 @@ def agent_of(preset, backbone="", lora=0):
 
 
 @functools.cache
-def params_of(preset, backbone="", lora=0):
+def params_of(preset, backbone="", lora=0, base=""):
     """Shapes and dtypes of its parameters."""
-    return jax.eval_shape(agent_of(preset, backbone, lora).init, jax.random.key(0))
+    return jax.eval_shape(agent_of(preset, backbone, lora, base).init, jax.random.key(0))
 
 
 def layout(params, on):

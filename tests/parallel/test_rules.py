@@ -90,6 +90,23 @@ def test_matrices_are_split_both_ways():
     assert (COLUMNS.axes, ROWS.axes) == (("fsdp", "tensor"), ("tensor", "fsdp"))
 
 
+@pytest.mark.parametrize("base", ["int8", "int4"])
+def test_integers_are_split_as_the_kernels_that_they_stand_for(base):
+    on = mesh(1, 2, 4)
+    plain, quantized = (
+        {
+            path_string(path): placed.spec
+            for path, placed in jax.tree_util.tree_leaves_with_path(tree_placements(of, on))
+        }
+        for of in (params_of("openvla_lora"), params_of("openvla_lora", base=base))
+    )
+    values = {path for path in quantized if path.endswith("/values")}
+    assert len(values) == 20
+    assert all(quantized[path] == plain[path.removesuffix("/values")] for path in values)
+    assert quantized.keys() - values - plain.keys() == {f"{path.removesuffix('values')}scale" for path in values}
+    assert all(quantized[path] == plain[path] for path in plain.keys() & quantized.keys())
+
+
 def test_axes_that_do_not_divide_stay_whole():
     on = mesh(1, 2, 4)
     assert place("layers/self_attn/q_proj/kernel", (3, 64, 30), on).spec == P(None, "fsdp")
