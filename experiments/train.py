@@ -93,7 +93,7 @@ def train(settings: dict[str, Any], source_settings: dict[str, Any]) -> bool:
     from jaxvla.training.job import open_job, read_train_config
 
     if FLAGS.resume:
-        path, step = folders.begun(settings["save_dir"], FLAGS.name)
+        path, step = folders.begun(settings["save_dir"], FLAGS.name, settings["num_steps"])
         settings |= {"resume_path": path}
         if step >= settings["num_steps"]:
             print(f"{path} is complete, at step {step}")

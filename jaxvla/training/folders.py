@@ -15,24 +15,33 @@ from jaxvla.config import local_path
 from jaxvla.errors import CheckpointError, ConfigError
 from jaxvla.training.checkpointer import gather
 from jaxvla.training.config import TrainConfig
-from jaxvla.training.resuming import candidates
+from jaxvla.training.resuming import candidates, whole_checkpoint
 
 
-def begun(save_dir: str, name: str) -> tuple[str, int]:
+def begun(save_dir: str, name: str, num_steps: int) -> tuple[str, int]:
     """What there is of the run `save_dir/name`, the same on all processes.
+
+    Args:
+        save_dir: where its folder is.
+        name: of the run.
+        num_steps: with a checkpoint of which it is complete. That one is read whole first, since nobody would notice
+            later that it is damaged; see `whole_checkpoint`.
 
     Returns:
         Its folder and the step of its latest checkpoint; "" and 0 where it has none, or is not there.
 
     Raises:
         ConfigError: the run has no name.
+        CheckpointError: it would be complete, and none of its checkpoints is whole.
     """
     if not name:
         raise ConfigError("a run that goes on by its name needs one: give --name")
     run = local_path(save_dir).absolute() / name
     # One process says what there is: a shared disk may show it to others a little later.
     steps = gather({"steps": saved_steps(run)})[0]["steps"]
-    return (str(run), steps[-1]) if steps else ("", 0)
+    if not steps:
+        return "", 0
+    return str(run), steps[-1] if steps[-1] < num_steps else int(whole_checkpoint(str(run)).name)
 
 
 def run_folder(config: TrainConfig, name: str = "", fixed: bool = False) -> pathlib.Path:

@@ -17,6 +17,7 @@ from jaxvla.manifest import MANIFEST, write_manifest
 from jaxvla.training import resuming
 from jaxvla.training.checkpointer import Checkpointer, restore_state
 from jaxvla.training.config import CheckpointConfig
+from jaxvla.training.folders import begun
 from jaxvla.training.resuming import whole_checkpoint
 
 # What Orbax writes after everything else, and of which nothing is restored.
@@ -115,6 +116,22 @@ def test_several_are_damaged(run, state, capfd):
     flip(run / "checkpoints" / "10" / "data" / "data.json")
     with pytest.raises(CheckpointError, match=r"/10/data/data.json does not match its checksum; .* no other step"):
         whole_checkpoint(str(run))
+
+
+def test_a_run_is_complete_with_a_checkpoint_that_is_whole(run, capfd):
+    def find(num_steps):
+        return begun(str(run.parent), run.name, num_steps)
+
+    assert begun(str(run.parent), "other", 20) == ("", 0)
+    assert find(20) == find(19) == (str(run), 20)
+    flip(run / "checkpoints" / "20" / "data" / "data.json")
+    assert find(30) == (str(run), 20), "it is looked at when the run goes on from it"
+    assert not capfd.readouterr().err
+    assert find(20) == (str(run), 10)
+    assert "data/data.json does not match its checksum: moved to" in capfd.readouterr().err
+    cut(run / "checkpoints" / "10" / "train" / "_METADATA")
+    with pytest.raises(CheckpointError, match="/10/train/_METADATA has"):
+        find(10)
 
 
 def test_none_is_whole(run):
