@@ -5,8 +5,8 @@
 
 The path is that of a folder of BridgeData's TFRecords, an RLDS version folder or a LeRobotDataset; which it is shows in
 what lies there. With a data config the dataset is looked at as training sees it: its cameras, its features, and what it
-says of the actions. All tables are read, of frames only a sample. `inspection.html` needs no other file, and no
-network.
+says of the actions. All tables are read, of frames only a sample, unless --verify asks for every byte. The page,
+`inspection.html`, needs no other file, and no network.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from jaxvla.config import local_path
 from jaxvla.data.dataset import DataConfig, open_dataset
 from jaxvla.data.formats.sidecar import writing
 from jaxvla.data.inspection import film as drawing
+from jaxvla.data.inspection.checksums import check_records, find_damaged
 from jaxvla.data.inspection.findings import find, remarks
 from jaxvla.data.inspection.measures import measure
 from jaxvla.data.inspection.page import render
@@ -44,6 +45,7 @@ flags.DEFINE_string("output_path", None, f"Folder to write {PAGE} into.", requir
 flags.DEFINE_string("dataset", "", "Which one of a config that has several.")
 flags.DEFINE_integer("max_episodes", 0, "Episodes to look at, drawn by the seed; 0 for all.", lower_bound=0)
 flags.DEFINE_integer("max_frames", 3000, "Frames to look at, of all cameras.", lower_bound=1)
+flags.DEFINE_bool("verify", False, "Also read every byte of TFRecords or array_records, against their checksums.")
 flags.DEFINE_integer("video", None, "Also write a film of the episode of this number, with its actions.", lower_bound=0)
 flags.DEFINE_string("statistics_path", None, "Also write the statistics of training into this file, as OpenVLA does.")
 flags.DEFINE_integer("seed", 0, "Which episodes and frames are drawn.", lower_bound=0)
@@ -59,9 +61,12 @@ def main(words: Sequence[str]) -> None:
     recordings = open_recordings(config, said, FLAGS.max_episodes, FLAGS.seed)
     if FLAGS.video is not None:
         recordings.tables(FLAGS.video)  # before anything takes long
+    if FLAGS.verify:
+        check_records(recordings)
     measures = measure(recordings)
     pictures = look(recordings, FLAGS.max_frames, FLAGS.seed)
-    findings = find(recordings, measures, pictures)
+    damaged = find_damaged(recordings) if FLAGS.verify else ()
+    findings = (*damaged, *find(recordings, measures, pictures))
     content = render(recordings, measures, pictures, findings, remarks(recordings))
     try:
         with writing(page) as file:

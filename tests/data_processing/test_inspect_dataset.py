@@ -23,19 +23,27 @@ def run(*words: object) -> subprocess.CompletedProcess:
 def data(tmp_path_factory):
     records = [episode(i) for i in range(6)]
     records[2].pop("language")
-    return write(tmp_path_factory.mktemp("data"), records)
+    root = write(tmp_path_factory.mktemp("data"), records)
+    path = root / "task" / "val" / "out.tfrecord"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1  # that nothing else reads
+    path.write_bytes(content)
+    return root
 
 
 def test_a_dataset_is_looked_at_as_its_config_says(data, tmp_path):
     flags = ("--bridgedata_config=data_config.py:sample", "--video", "2", "--output_path", tmp_path / "new" / "folder")
-    done = run(data, *flags, "--max_frames=60", "--statistics_path", tmp_path / "s.json")
+    done = run(data, *flags, "--max_frames=60", "--statistics_path", tmp_path / "s.json", "--verify")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "new" / "folder"
     lines = done.stdout.splitlines()
     assert lines[1] == "episodes     7 (train 6, val 1)"
     assert lines[2] == f"steps        {7 * STEPS}, 40 to 40 of each, median 40; 56 s at 5 Hz"
-    assert lines[-6:] == [
-        "findings     1 warning",
+    assert lines[-8:] == [
+        "findings     1 error, 1 warning",
+        "  error    damaged: 1 record cannot be read, or not as written.",
+        f"           {data}/task/val/out.tfrecord: the record at byte 12 does not match its checksum; "
+        "make the file again",
         "  warning  no language: Without an instruction: 1 of 7 episodes.",
         "           #2 (train) raw/2#0",
         f"page         {folder}/inspection.html",
