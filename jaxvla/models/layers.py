@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxvla.models.adapter import project
 from jaxvla.models.module import Params
+from jaxvla.ops.placement import look_up
 
 # The standard deviation of what is drawn for a large model, as transformers has it.
 INITIALIZER_RANGE = 0.02
@@ -59,7 +60,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, rows_bt: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """The rows in the compute dtype."""
-        return self.embedding[rows_bt].astype(self.dtype)
+        return look_up(self.embedding[...], rows_bt, self.dtype)
 
 
 def rescaled(params: Params, initializer_range: float) -> Params:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 _PLACE: contextvars.ContextVar[NamedSharding | None] = contextvars.ContextVar("activations", default=None)
 
@@ -44,3 +44,23 @@ def pin(x: Shaped[Array, "b ..."], free: int | None = None) -> Shaped[Array, "b 
         axes[free] = PartitionSpec.UNCONSTRAINED
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes))
     return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def look_up(
+    table_vd: Float[Array, "v d"], rows_bt: Int[Array, "b t"], dtype: jax.typing.DTypeLike
+) -> Float[Array, "b t d"]:
+    """Rows of a table in `dtype`, where `activations_at` says, of a table whose columns are split as the batch is last.
+
+    Devices that hold other columns read theirs for the samples of all of them, and exchange what they read. Left to
+    itself, the partitioner of XLA lets each device read its columns for the whole batch, of all devices.
+    """
+    sharding = _PLACE.get()
+    axes = sharding.spec[0] if sharding is not None and len(sharding.spec) else None
+    if not isinstance(axes, tuple) or len(axes) < 2:
+        return pin(table_vd[rows_bt].astype(dtype))
+    *before, last = axes
+    by_sample, by_column = (
+        NamedSharding(sharding.mesh, PartitionSpec(tuple(before), *rest)) for rest in ((), (None, last))
+    )
+    rows_bt = jax.lax.with_sharding_constraint(rows_bt, by_sample)
+    return pin(jax.lax.with_sharding_constraint(table_vd[rows_bt].astype(dtype), by_column))
