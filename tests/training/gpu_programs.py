@@ -73,13 +73,11 @@ class Program:
         products: a `Product` for each.
         kernels: names of the calls of cuDNN.
         shapes: of all arrays that it names, but those inside a kernel.
-        temporary: bytes beside arguments and results, if it is compiled.
     """
 
     products: tuple
     kernels: tuple
     shapes: frozenset
-    temporary: int | None = None
 
     def wide(self):
         """The products with a factor that is not bfloat16."""
@@ -117,8 +115,7 @@ def lowered(traced):
 def compiled(traced):
     """The `Program` that XLA makes of a function that was traced for `target`: what is fused is in no array."""
     with _kept_nowhere():
-        executable = traced.lower(lowering_platforms=("cuda",)).compile(OPTIONS)
-    text = executable.as_text()
+        text = traced.lower(lowering_platforms=("cuda",)).compile(OPTIONS).as_text()
     fused = set(re.findall(r" fusion\(.*\bcalls=%([\w.-]+)", text))
     products, kernels, shapes = [], [], set()
     for computation in text.split("\n}"):
@@ -127,13 +124,12 @@ def compiled(traced):
             types[name] = [(dtype, _shape(dims, ",")) for dtype, dims in _IN_COMPILED.findall(kind)]
             if head[1] not in fused:
                 shapes |= {shape for _, shape in types[name]}
-            target = "".join(re.findall(r'custom_call_target="([^"]*)"', attributes))
-            kernels += [target] if target.startswith("__cudnn") else []
-            if opcode in ("dot", "convolution") or target.startswith(("__cublas", "__cudnn$conv")):
+            called = "".join(re.findall(r'custom_call_target="([^"]*)"', attributes))
+            kernels += [called] if called.startswith("__cudnn") else []
+            if opcode in ("dot", "convolution") or called.startswith(("__cublas", "__cudnn$conv")):
                 factors = re.findall(r"%([\w.-]+)", operands)[:2]
                 products.append(Product(*(types[factor][0] for factor in factors)))
-    temporary = executable.memory_analysis().temp_size_in_bytes
-    return Program(tuple(products), tuple(kernels), frozenset(shapes), temporary)
+    return Program(tuple(products), tuple(kernels), frozenset(shapes))
 
 
 @functools.cache
