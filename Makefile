@@ -110,7 +110,8 @@ endef
 test: $(TEST_MARK)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity and not clients and not multiprocess and not gpu_programs"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		-m "not parity and not clients and not multiprocess and not gpu_programs"
 
 processes: $(TEST_MARK)
 	$(BIN)/python -m pytest -m multiprocess
@@ -133,7 +134,8 @@ $(CLIENTS)/%/.installed: Makefile | $(BIN)/uv
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(CLIENT_$*)
 	touch $@
 
-# The plugin without NVIDIA's libraries, gigabytes that compiling does not take; beside everything else, jax would look for a GPU.
+# The plugin without NVIDIA's libraries, gigabytes that compiling does not take. Beside everything else, it would have
+# jax look for a GPU.
 COMPILER := $(VENV)/gpu-programs
 
 gpu-programs: $(COMPILER)/.installed
