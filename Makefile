@@ -8,6 +8,7 @@
 # make processes  trainings of several processes against one, killed ones among them
 # make serving-clients  the client for robots, and the unmodified ones of others, against the server, each in an
 #              environment of its own
+# make gpu-programs  what XLA makes of large policies for a GPU, which is not needed: it installs jax's plugin for CUDA
 # make parity  comparisons with torch, transformers, timm, PEFT and tensorflow_datasets (installs CPU builds)
 # make lint    ruff
 # EXTRAS=cuda12 | cuda13 | tpu | wandb (comma-separated) adds what setup.py lists under that name
@@ -55,7 +56,7 @@ MT10 := data/metaworld/mt10
 DEMONSTRATIONS ?= 50
 METAWORLD_MARK := $(call mark_of,metaworld $(EXTRAS))
 
-.PHONY: train test processes parity serving-clients lint sample metaworld backbone clean
+.PHONY: train test processes parity serving-clients gpu-programs lint sample metaworld backbone clean
 
 train: $(TRAIN_MARK) $(SET)
 	$(BIN)/python experiments/train.py --config train_config.py:$(METHOD) --bridgedata_config data_config.py:$(FROM) \
@@ -109,7 +110,8 @@ endef
 test: $(TEST_MARK)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not parity and not clients and not multiprocess"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+		-m "not parity and not clients and not multiprocess and not gpu_programs"
 
 processes: $(TEST_MARK)
 	$(BIN)/python -m pytest -m multiprocess
@@ -130,6 +132,18 @@ $(CLIENTS)/jaxvla/.installed: $(wildcard jaxvla_client/*.py) jaxvla_client/pypro
 $(CLIENTS)/%/.installed: Makefile | $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python '>=3.10,<3.13' $(@D)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(CLIENT_$*)
+	touch $@
+
+# The plugin without NVIDIA's libraries, gigabytes that compiling does not take. Beside everything else, it would have
+# jax look for a GPU.
+COMPILER := $(VENV)/gpu-programs
+
+gpu-programs: $(COMPILER)/.installed
+	$(COMPILER)/bin/python -m pytest -m gpu_programs
+
+$(COMPILER)/.installed: setup.py | $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python -e '.[dev]' 'jax[cuda12-local]'
 	touch $@
 
 lint: $(TEST_MARK)

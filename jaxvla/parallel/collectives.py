@@ -97,7 +97,7 @@ def collectives(text: str, mesh: Mapping[str, int], domain: int) -> tuple[Collec
                 if groups.shape[1] == 1:
                     continue
                 where = _axes(groups, mesh, kind), bool((groups // domain == groups[:, :1] // domain).all())
-                for counted_as, size in _parts(one, kind, instructions, program):
+                for counted_as, size in _parts(one, kind, groups.shape[1], instructions, program):
                     row = found[(counted_as, *where)]
                     row[0] += runs[name]
                     row[1] += runs[name] * size
@@ -147,31 +147,24 @@ def _runs(program: Program, entry: str) -> dict[str, int]:
 
 
 def _parts(
-    one: _Instruction, kind: str, instructions: Mapping[str, _Instruction], program: Program
+    one: _Instruction, kind: str, group: int, instructions: Mapping[str, _Instruction], program: Program
 ) -> list[tuple[str, float]]:
     """Kind and payload of each array that a collective takes."""
     arrays = _ARRAY.findall(one.shape)
     sizes = [_BYTES[dtype] * math.prod(map(int, filter(None, dims.split(",")))) for dtype, dims in arrays]
-    if one.opcode.endswith("-start"):
-        sizes = sizes[len(sizes) // 2 :]  # its operands come first
     operands = one.operands
+    if len(sizes) > len(operands):  # of a start, but that of a sum: what it takes comes first, what waits for it last
+        sizes = sizes[len(operands) : 2 * len(operands)]
     reduction = re.search(r"to_apply=%([\w.$-]+)", one.rest)
     promoted = bool(reduction) and "promoted" in reduction[1]
     parts = []
     for index, size in enumerate(sizes):
         widened = promoted or (index < len(operands) and _widened(operands[index], instructions, program))
         sliced = kind == "all-reduce" and _is_sliced(one, index, len(sizes), instructions, program)
-        size = size * _group_of_scatter(one) if kind == "reduce-scatter" else size
+        size = size * group if kind == "reduce-scatter" else size  # what it gives is a part of what it takes
         narrow = widened and arrays[index % len(arrays)][0] == "f32"
         parts.append(("reduce-scatter" if sliced else kind, size / 2 if narrow else float(size)))
     return parts
-
-
-def _group_of_scatter(one: _Instruction) -> int:
-    """A reduce-scatter gives a part of what it takes."""
-    dims = re.search(r"dimensions=\{(\d+)\}", one.rest)
-    given, taken = (_ARRAY.search(text)[2].split(",") for text in (one.shape, one.rest))
-    return int(taken[int(dims[1])]) // int(given[int(dims[1])])
 
 
 def _widened(name: str, instructions: Mapping[str, _Instruction], program: Program) -> bool:

@@ -79,6 +79,32 @@ def test_groups_as_xla_writes_them(groups, axes):
     assert (row.kind, row.axes, row.payload) == ("all-reduce", axes, 32)
 
 
+_ON_A_GPU = """
+ENTRY %main (p: f32[8], q: f32[16]) -> f32[8] {{
+  %p = f32[8]{{0}} parameter(0)
+  %q = f32[16]{{0}} parameter(1)
+  %r = {started}, replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}, dimensions={{0}}, to_apply=%add
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("started", "count", "payload"),
+    [
+        ("f32[2]{0} reduce-scatter(%p)", 1, 32),
+        ("((f32[8]{0}, f32[16]{0}), (f32[2]{0}, f32[4]{0})) reduce-scatter-start(%p, %q)", 2, 32 + 64),
+        ("((f32[8]{0}, f32[16]{0}), (f32[32]{0}, f32[64]{0})) all-gather-start(%p, %q)", 2, 128 + 256),
+        ("(f32[8]{0}, f32[16]{0}) all-reduce-start(%p, %q)", 2, 32 + 64),
+        ("((f32[8]{0}), f32[8]{0}) all-to-all-start(%p)", 1, 32),
+        ("(f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%q)", 1, 64),
+    ],
+)
+def test_collectives_as_xla_starts_them_on_gpus(started, count, payload):
+    (row,) = collectives(_ON_A_GPU.format(started=started), {"data": 2, "fsdp": 4, "tensor": 1}, 8)
+    assert row.kind == started.partition("(%")[0].split()[-1].removesuffix("-start")
+    assert (row.axes, row.count, row.payload) == (("fsdp",), count, payload)
+
+
 def test_groups_of_an_unknown_form_are_refused():
     with pytest.raises(ConfigError, match=r"groups of r are written in a way that is not known: .*rings"):
         collectives(_LINE.format(groups="replica_groups=rings(8)"), {"data": 2, "fsdp": 4, "tensor": 1}, 8)
