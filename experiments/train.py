@@ -73,6 +73,7 @@ def main(_: list[str]) -> None:
 
     if FLAGS.hide_latency:
         compilation.hide_latency()
+    compilation.make_room()
     compilation.keep_programs()
     seconds = FLAGS.heartbeat_seconds, FLAGS.start_seconds
     distributed.initialize(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, *seconds)

@@ -95,6 +95,7 @@ def take_steps(case: Case, job: tuple, configs: tuple[dict, dict], count: int, p
     from jaxvla.training.job import open_job
     from jaxvla.training.preparing import prepare
 
+    compilation.make_room()
     compilation.keep_programs()
     distributed.initialize(*job)
     with distributed.together():

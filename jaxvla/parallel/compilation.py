@@ -1,8 +1,10 @@
-"""How programs are compiled: kept on disk from run to run, and with XLA's flags for overlapping communication."""
+"""How programs are compiled and run: kept on disk from run to run, with XLA's flags for overlapping communication, and
+with threads for simulated devices."""
 
 import os
 import pathlib
 import platform
+import re
 import zlib
 
 import jax
@@ -18,6 +20,22 @@ GPU_FLAGS = (
     "--xla_gpu_enable_pipelined_reduce_scatter=true",
     "--xla_gpu_enable_pipelined_all_reduce=true",
 )
+
+# Collectives of one device that may wait at once, each in a thread.
+_WAITING = 8
+
+
+def make_room() -> None:
+    """Gives XLA the threads that simulated devices need. Call it before anything asks jax for devices.
+
+    XLA runs what does not depend on each other in one pool of threads, of all devices that XLA_FLAGS simulates, and a
+    collective keeps its thread until the other devices have come to theirs. The pool has as many threads as there are
+    devices or cores: with large programs all of them may wait, and none is left for those that are waited for. NPROC,
+    from which XLA takes the size of the pool, stays as it is where the user has set it.
+    """
+    count = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if count and int(count[1]) > 1:
+        os.environ.setdefault("NPROC", str(_WAITING * int(count[1])))
 
 
 def hide_latency() -> None:

@@ -5,7 +5,7 @@ import sys
 import jax
 import pytest
 
-from jaxvla.parallel.compilation import GPU_FLAGS, hide_latency, keep_programs
+from jaxvla.parallel.compilation import GPU_FLAGS, hide_latency, keep_programs, make_room
 
 
 @pytest.fixture
@@ -36,6 +36,35 @@ def test_where_nothing_can_be_kept_nothing_is(cache_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert keep_programs() is None
     assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "threads"),
+    [
+        ("--xla_a=1 --xla_force_host_platform_device_count=8", None, "64"),
+        ("--xla_force_host_platform_device_count=8", "3", "3"),
+        ("--xla_force_host_platform_device_count=1", None, None),
+        (None, None, None),
+    ],
+)
+def test_simulated_devices_get_threads_to_wait_in(monkeypatch, flags, given, threads):
+    for name, value in {"XLA_FLAGS": flags, "NPROC": given}.items():
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    make_room()
+    assert os.environ.get("NPROC") == threads
+
+
+def test_xla_takes_the_threads_that_it_is_given(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    code = (
+        "import pathlib\nfrom jaxvla.parallel.compilation import make_room\nmake_room()\nimport jax\njax.devices()\n"
+        "names = [path.read_text().strip() for path in pathlib.Path('/proc/self/task').glob('*/comm')]\n"
+        "assert names.count('tf_XLAEigen') == 24, names"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_flags_are_added_once_and_those_of_the_user_stay(monkeypatch):
