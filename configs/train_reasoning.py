@@ -62,7 +62,7 @@ def _ecot() -> dict:
             "t_clamp": 0.999,
             "max_delay": 0,
             "dtype": "bfloat16",
-            "remat": "none",
+            "remat": "dots",
         },
     }
     # Crops would move what boxes and gripper positions speak of.
@@ -140,6 +140,7 @@ def _ecot_tiny() -> dict:
         "num_future_tokens": 4,
         "repeated_diffusion_steps": 4,
         "dtype": "float32",
+        "remat": "none",
     }
     config["optimizer"] |= {"learning_rates": {}, "final_learning_rate": 0.0}
     return config
