@@ -95,8 +95,8 @@ def _openvla_oft() -> dict:
     return config
 
 
-def _openvla_tiny() -> dict:
-    config = small(_openvla(), 3000, 32)
+def _openvla_tiny(num_steps: int = 3000) -> dict:
+    config = small(_openvla(), num_steps, 32)
     model = config["agent_kwargs"]["model"]
     # The package's small tokenizer has 1000 tokens; those of actions and what stands around them come behind.
     model["text"] |= {
@@ -121,8 +121,8 @@ def _openvla_tiny() -> dict:
 
 
 def _openvla_oft_tiny() -> dict:
-    """Half of every chunk is played, as by the other small presets."""
-    config = _openvla_tiny()
+    """Half of every chunk is played, as by the other small presets; drawn at random, it takes more steps than these."""
+    config = _openvla_tiny(16_000)
     config["agent_kwargs"]["parallel"]["enabled"] = True
     config["data"]["action_horizon"] = 8
     config["execution"]["execute_steps"] = 4
