@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Key
 
 from jaxvla.errors import ConfigError
-from jaxvla.models.module import MakeModule, bind, compute_dtype, graph_of, init_params, params_of
+from jaxvla.models.module import MakeModule, Params, bind, compute_dtype, params_of
 from jaxvla.ops.attention import check_implementation
 
 Carry = TypeVar("Carry")
@@ -35,8 +36,16 @@ def stack_blocks(make_block: MakeModule, num_blocks: int, rngs: nnx.Rngs) -> Any
 
     The module is a container: assign it to an attribute of the model and run it by `scan_blocks`, never by a call.
     """
-    stacked = jax.vmap(lambda key: init_params(make_block, key))(jax.random.split(rngs.params(), num_blocks))
-    return bind(graph_of(make_block), stacked)
+    graphdefs = []
+
+    # Traced once, which gives the graph definition, too: blocks are most of what a model takes to trace.
+    def draw(key: Key[Array, ""]) -> Params:
+        graphdef, state = nnx.split(make_block(nnx.Rngs(key)), nnx.Param)
+        graphdefs.append(graphdef)
+        return nnx.to_pure_dict(state)
+
+    stacked = jax.vmap(draw)(jax.random.split(rngs.params(), num_blocks))
+    return bind(graphdefs[0], stacked)
 
 
 def map_blocks(blocks: nnx.Module, use: Callable[[Any], Any]) -> Any:

@@ -17,7 +17,7 @@ from jaxvla.parallel.sharding import batch_sharding
 from jaxvla.reasoning.prompt import DELIMITER, END_OF_THINKING, START_OF_THINKING, THINKING_TOKENS
 from jaxvla.training.job import Job
 from jaxvla.training.optimizer import make_optimizer
-from jaxvla.training.state import TrainState, abstract_state, create_state, state_shardings
+from jaxvla.training.state import abstract_state, create_state, state_shardings
 from jaxvla.training.step import make_train_step
 
 STEPS = 10
@@ -243,13 +243,20 @@ def _train(job: Job, batch: Batch, mesh: Mesh, stage: int) -> Iterator[Finding]:
 
 
 def _run(job: Job, batch: Batch, mesh: Mesh) -> tuple[list[dict[str, float]], dict[str, float], str]:
-    """The metrics of each step, how far each module moved, and what it cost."""
-    config = dataclasses.replace(job.config.optimizer, warmup_steps=0)
-    optimizer, sharding = make_optimizer(config, job.agent.frozen_modules), batch_sharding(mesh)
-    state: TrainState = create_state(job.agent, optimizer, job.config.seed, mesh, pretrained=job.pretrained)
-    shardings = state_shardings(abstract_state(job.agent, optimizer, mesh))
-    parts = job.config.accumulate_steps
-    step = make_train_step(job.agent, optimizer, None, shardings, sharding, accumulate_steps=parts)
+    """The metrics of each step, how far each module moved, and what it cost; with the average that training keeps."""
+    config, frozen = job.config, job.agent.frozen_modules
+    optimizer = make_optimizer(dataclasses.replace(config.optimizer, warmup_steps=0), frozen)
+    sharding, ema = batch_sharding(mesh), config.ema_decay > 0
+    state = create_state(job.agent, optimizer, config.seed, mesh, ema=ema, pretrained=job.pretrained)
+    step = make_train_step(
+        job.agent,
+        optimizer,
+        None,
+        state_shardings(abstract_state(job.agent, optimizer, mesh, ema=ema)),
+        sharding,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
     before = jax.device_get(state.params)
     on_device = to_global(batch, sharding)
     rows, seconds = [], []

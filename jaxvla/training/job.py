@@ -36,7 +36,7 @@ from jaxvla.reasoning.texts import StoreChoice, Texts, open_texts
 from jaxvla.training.config import TrainConfig
 from jaxvla.training.optimizer import make_optimizer
 from jaxvla.training.settings import LANGUAGE_KEY, TEXT_KEYS, read_train_config
-from jaxvla.training.state import Pretrained, abstract_state
+from jaxvla.training.state import Pretrained, abstract_state, param_shapes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ class Job:
         config = from_mapping(LoraConfig, self.assets.agent_kwargs.get(LORA, {}))
         if not config.rank:
             return ""
-        shapes = jax.eval_shape(self.agent.init, jax.random.key(0))
+        shapes = param_shapes(self.agent)
         path = LORA if LORA in shapes else f"backbone/{LORA}"
         leaves = jax.tree.leaves(shapes.get(LORA) or shapes["backbone"][LORA])
         size, rate = sum(x.size for x in leaves) / 1e6, make_optimizer(self.config.optimizer).rate_of(path)
@@ -114,7 +114,7 @@ class Job:
     def parameters(self) -> tuple[str, ...]:
         """Lines on what is trained and what is not; empty where everything is."""
         split = make_optimizer(self.config.optimizer, self.agent.frozen_modules).split
-        trained, frozen = split(jax.eval_shape(self.agent.init, jax.random.key(0)))
+        trained, frozen = split(param_shapes(self.agent))
         if not frozen:
             return ()
         return f"{_counted(trained)} trained", f"{_counted(frozen)} frozen"

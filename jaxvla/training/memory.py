@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxvla.training.sketch import Sketch
-from jaxvla.training.state import TrainState
+from jaxvla.training.state import TrainState, param_shapes
 from jaxvla.training.throughput import loss_of
 
 
@@ -45,7 +45,7 @@ def activation_bytes(run: Sketch) -> int:
 
     What is kept of two rows, less what is kept of one: parameters, and what is made of them alone, do not count.
     """
-    params = jax.eval_shape(run.agent.init, jax.random.key(0))
+    params = param_shapes(run.agent)
     trained, frozen = run.optimizer.split(params)
     key = jax.eval_shape(lambda: jax.random.key(0))
 

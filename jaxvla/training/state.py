@@ -1,6 +1,7 @@
 """What training carries from step to step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import Mesh
+from jaxtyping import Array, Key
 
 from jaxvla.agents.agent import Agent
 from jaxvla.models.module import Params
@@ -106,6 +108,11 @@ def state_shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda x: x.sharding, state)
 
 
+def param_shapes(agent: Agent) -> Params:
+    """The shapes and dtypes of an agent's parameters, as `jax.ShapeDtypeStruct`s; nothing is computed."""
+    return _draw.eval_shape(agent, jax.random.key(0))
+
+
 def changing(agent: Agent, optimizer: Optimizer, params: Params) -> Params:
     """Of `params`, what training changes, the rest being frozen: the trained ones, and modules that follow others."""
     trained, _ = optimizer.split(params)
@@ -126,8 +133,14 @@ def _initial(agent: Agent, optimizer: Optimizer, seed: int, ema: bool) -> TrainS
 
 def _initial_params(agent: Agent, seed: int) -> Params:
     params_key, _ = jax.random.split(jax.random.key(seed))
+    return _draw(agent, params_key)
+
+
+# Under jit, so that a run, which asks for the shapes several times, traces a whole model once.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _draw(agent: Agent, key: Key[Array, ""]) -> Params:
     # Weakly typed parameters (from a Python number) would come back strongly typed, and the step compile once more.
-    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), agent.init(params_key))
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), agent.init(key))
 
 
 def _state_of(params: Params, agent: Agent, optimizer: Optimizer, seed: int, ema: bool) -> TrainState:
