@@ -38,6 +38,7 @@ def ecot():
 def openvla(base):
     """Fully trained, or, with a base, by adapters on it."""
     settings = settings_of("openvla_tiny")
+    settings["data"]["action_horizon"] = 1
     model = settings["agent_kwargs"]["model"]
     model |= {"dtype": "bfloat16", "attention": "cudnn", "remat": "block"}
     model["siglip"]["num_attention_heads"] = 3  # of 16 values
