@@ -100,10 +100,10 @@ def tree_placements(tree: Any, mesh: AnyMesh, rules: Rules = (), min_bytes: int 
 
     def placement(path: tuple[Any, ...], leaf: Any) -> Placement:
         name = path_string(path)
-        first, ruled = 1 if re.search(STACKED, name) else 0, re.sub(QUANTIZED, "", name)
-        for pattern, rule in (*rules, *MODELS):
-            if not re.search(pattern, ruled):
-                continue
+        first, kernel = 1 if re.search(STACKED, name) else 0, re.sub(QUANTIZED, "", name)
+        found = [(pattern, rule) for pattern, rule in rules if re.search(pattern, name)]
+        found += [(pattern, rule) for pattern, rule in MODELS if re.search(pattern, kernel)]
+        for pattern, rule in found:
             if isinstance(rule, PartitionSpec):
                 _check_spec(name, leaf.shape, pattern, rule, mesh)
                 return Placement(rule)
