@@ -115,7 +115,7 @@ def _openvla_tiny() -> dict:
     config["agent_kwargs"]["tokens"] = {"first": 1256, "space": 1257, "end": 1258, "actions_end": 1256}
     config["agent_kwargs"]["initializer_range"] = 0.1
     config["agent_kwargs"]["num_cameras"] = 0  # all that there are
-    # Published is 1. Of 4, each picture has four times as much to say of how it is to be read.
+    # Published is 1.
     config["data"]["action_horizon"] = 4
     return config
 

@@ -210,12 +210,8 @@ def _check_structure(data: bytes, bounds: Bounds) -> None:
         CodecError: it ends too early or too late, or is beyond the bounds.
     """
     size = len(data)
-    position, declared, left, above = (
-        0,
-        1,
-        1,
-        [],
-    )  # left: to walk of the innermost map or list; above: of those around it
+    position, declared = 0, 1
+    left, above = 1, []  # what is left to walk of the innermost map or list, and of those around it
     while left or above:
         if not left:
             left = above.pop()
