@@ -141,11 +141,16 @@ class Player:
 
         One decision is made at a time.
         """
-        if self._waited is not None:
-            return False
-        if self._begun is None or self.left <= self.delay:
-            return True
-        return 0 < self._plan.steps <= self._now - self._begun
+        return self._waited is None and self._before_due() == 0
+
+    def _before_due(self) -> int:
+        """Actions that are still to be played until a decision is due, where none is being made."""
+        if self._begun is None:
+            return 0
+        lasting = self.left - self._longest
+        if self._plan.steps:
+            lasting = min(lasting, self._begun + self._plan.steps - self._now)
+        return max(lasting, 0)
 
     def ask(self, played: int | None = None) -> Timing:
         """A decision begins, of what is seen now.
@@ -201,11 +206,19 @@ class Player:
         return predictions[-1] if self._plan.ensemble is None else self._plan.average(predictions)
 
     def actions(self) -> np.ndarray:
-        """All that is played until the next decision is due, [a, d]."""
-        played = []
-        while not self.due:
-            played.append(self.step())
-        return np.stack(played)
+        """All that is played until the next decision is due, [a, d], by who waits for each decision.
+
+        Raises:
+            ValueError: a decision is being made, or is due at once.
+        """
+        count = 0 if self._waited is not None else self._before_due()
+        if not count:
+            raise ValueError("there is nothing to play before the next decision: ask, and answer, first")
+        if self._plan.ensemble is not None:
+            return np.stack([self.step() for _ in range(count)])
+        begun, chunk = self._chunks[-1]
+        first, self._now = self._now - begun, self._now + count
+        return chunk[first : first + count]
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -28,11 +28,14 @@ def inputs_read(decide: Callable[..., Any], params: Params, inputs: tuple[Any, A
     }
 
 
-def stack(steps: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Several of the same as one, along a new first axis."""
-    return {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+def stack(steps: Sequence[dict[str, np.ndarray]], *lead: int) -> dict[str, np.ndarray]:
+    """Several of the same as one, along a new first axis, or along new axes of these lengths."""
+    stacked = {name: np.stack([step[name] for step in steps]) for name in steps[0]}
+    return {name: x.reshape(*lead, *x.shape[1:]) for name, x in stacked.items()} if lead else stacked
 
 
-def fill(batch: Any, rows: int) -> Any:
-    """A batch of as many rows; its first one fills it up."""
-    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], rows - len(x), axis=0)]), batch)
+def fill(batch: Any, count: int, rows: int) -> Any:
+    """A batch of `count` rows as one of `rows`; its first one fills it up."""
+    if rows == count:
+        return batch
+    return jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[:1], rows - count, axis=0)]), batch)

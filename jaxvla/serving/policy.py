@@ -260,9 +260,10 @@ class Policy:
         histories = self._observed(observations, numbers)
         timings = self._schedule.timings(numbers) if timings is None else timings
         before = None if self._memory is None else self._memory.before(numbers, timings)
-        inputs = stack([self._whole(history) for history in histories]), prepared
+        steps = [step for history in histories for step in self._whole(history)]
+        inputs = stack(steps, count, self.spec.obs_horizon), prepared
         rows = next(rows for rows in self._rows if rows >= count)
-        inputs, draw, before = fill((inputs, self._draws.next(numbers), before), rows)
+        inputs, draw, before = fill((inputs, self._draws.next(numbers), before), count, rows)
         normalized_nad, tokens_nm = jax.device_get(self._act(self.params, inputs, draw, before))
         if self._memory is not None:
             self._memory.keep(numbers, normalized_nad[:count])
@@ -341,9 +342,9 @@ class Policy:
         present_d = np.arange(self._batch_spec.action_dim) < self.spec.action_dim
         return {"action_dim_mask": np.tile(present_d, (count, 1))}
 
-    def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """[o, ...]; the oldest observation is repeated where the history is short, as in training."""
-        return stack([history[0]] * (self.spec.obs_horizon - len(history)) + list(history))
+    def _whole(self, history: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+        """All o steps; the oldest observation is repeated where the history is short, as in training."""
+        return [history[0]] * (self.spec.obs_horizon - len(history)) + list(history)
 
     def _prepare(self, what: str, given: Mapping[str, Any], i: int) -> dict[str, np.ndarray]:
         return self._views[what].prepare(given, what if self.robots == 1 else f"{what} {i}")

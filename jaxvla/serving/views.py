@@ -53,8 +53,7 @@ class Views:
             held = ", ".join(map(repr, given)) or "nothing"
             expected = ", ".join(f"{name} {self._kind(name)}" for name in self.needed)
             raise PolicyError(f"{what} lacks {missing[0]!r}; it holds {held}, and needs {expected}")
-        prepared = {camera: np.zeros((*self.spec.size_of(camera), 3), np.uint8) for camera in self.spec.cameras}
-        prepared[PROPRIO] = np.zeros(self.spec.proprio_dim, np.float32)
+        prepared: dict[str, np.ndarray] = {PROPRIO: np.zeros(self.spec.proprio_dim, np.float32)}
         if self.spec.several_camera_sets:
             prepared[CAMERA_MASK] = np.array([camera in self.robot.cameras for camera in self.spec.cameras])
         for name in [name for name in (*self.robot.cameras, PROPRIO) if name in given]:
@@ -64,6 +63,8 @@ class Views:
                 prepared[name][: self.robot.proprio_dim] = self.normalizer.forward(value)
             else:
                 prepared[name] = self._resize(name, value, f"{what}[{name!r}]")
+        for camera in [camera for camera in self.spec.cameras if camera not in prepared]:
+            prepared[camera] = np.zeros((*self.spec.size_of(camera), 3), np.uint8)
         return prepared
 
     def _resize(self, camera: str, value: np.ndarray, what: str) -> np.ndarray:

@@ -108,6 +108,22 @@ def test_predictions_that_agree_with_the_newest_weigh_more():
     np.testing.assert_allclose(Plan(1, 2.0, "agreement").average(still), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("plan", [Plan(), Plan(3), Plan(9), Plan(2, 0.5), Plan(2, 1.0, "agreement", 2)])
+def test_all_actions_at_once_are_those_of_the_steps(plan):
+    at_once, by_steps = Player(plan), Player(plan)
+    for i in range(6):
+        for player in (at_once, by_steps):
+            player.ask()
+            player.answer(chunk(10 * i, 5))
+        played = []
+        while not by_steps.due:
+            played.append(by_steps.step())
+        np.testing.assert_array_equal(at_once.actions(), played)
+        assert at_once.due
+        with pytest.raises(ValueError, match="nothing to play before the next decision"):
+            at_once.actions()
+
+
 def test_a_decision_that_does_not_come_leaves_no_chunk_of_before():
     player = Player(Plan(4))
     player.ask()

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import logging
+import math
 import time
 import types
 from collections.abc import Callable, Mapping
@@ -67,6 +68,7 @@ class Connection:
         self._dialect = shared.dialect
         self._sessions: dict[str, Session] = {}
         self._greeted, self._previous_ms = False, 0.0
+        self._patient_until, self._closing = math.inf, None
         self.busy = False
 
     async def run(self, ending: Callable[[], bool]) -> None:
@@ -75,8 +77,6 @@ class Connection:
             await self._run(ending)
         except ConnectionClosed:
             pass
-        except TimeoutError:
-            await self._websocket.close(1001, "the client was silent for too long")
         finally:
             for session in self._sessions.values():
                 session.close()
@@ -85,6 +85,16 @@ class Connection:
         """Closes it, unless it is about to answer: then it closes itself."""
         if not self.busy:
             await self._websocket.close(1001, "the server ends")
+
+    def look(self, now: float) -> None:
+        """Closes it where its client keeps it waiting for too long, at this `time.monotonic()`."""
+        if now < self._patient_until:
+            return
+        self._patient_until = math.inf
+        if self._websocket.transport.get_write_buffer_size():
+            self._websocket.transport.abort()  # a close frame would wait behind what the client does not take
+        else:
+            self._closing = asyncio.create_task(self._websocket.close(1001, "the client was silent for too long"))
 
     async def _run(self, ending: Callable[[], bool]) -> None:
         data = await self._first()
@@ -97,8 +107,10 @@ class Connection:
                     self.busy = False
             if ending():
                 await self.end()
-            async with asyncio.timeout(self._shared.idle_s):
-                data = await self._websocket.recv()
+            # A timeout of asyncio's would cost more than reading the frame: the server looks once in a while.
+            self._patient_until = time.monotonic() + self._shared.idle_s
+            data = await self._websocket.recv()
+            self._patient_until = math.inf
 
     async def _first(self) -> bytes | str | None:
         """The first frame of a client that speaks first; all others are greeted."""
@@ -141,7 +153,7 @@ class Connection:
         except (JaxvlaError, CodecError) as error:
             outcome = _KINDS.get(type(error), "refused")
             await self._send(dialect.error(message, str(error)))
-        except (ConnectionClosed, TimeoutError):
+        except ConnectionClosed:
             raise
         except Exception:
             logging.getLogger(__name__).exception("a request failed")
@@ -183,8 +195,9 @@ class Connection:
 
     async def _send(self, data: bytes | str | None) -> None:
         if data is not None:
-            async with asyncio.timeout(_SEND_S):
-                await self._websocket.send(data)
+            self._patient_until = time.monotonic() + _SEND_S
+            await self._websocket.send(data)
+            self._patient_until = math.inf
 
 
 def _only(policies: Mapping[str, Hosted]) -> str | None:

@@ -59,13 +59,10 @@ class Options:
         """
         if not isinstance(values, Mapping):
             raise RequestError(f"{OPTIONS!r} must be a map, not {type(values).__name__}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
         for key, value in values.items():
-            if key not in fields:
-                raise RequestError(f"{OPTIONS!r} has no key {key!r:.60}; it has {', '.join(fields)}")
-            kinds = {"policy": str, "reset": bool, "seed": int, "observe": bool}
-            kinds |= {"timing": Mapping, "contract": Mapping}
-            kind = kinds.get(key, int | float)
+            if key not in _KINDS:
+                raise RequestError(f"{OPTIONS!r} has no key {key!r:.60}; it has {', '.join(_KINDS)}")
+            kind = _KINDS[key]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise RequestError(f"{OPTIONS}/{key} is {value!r:.60}, of another type than it must be")
         options = cls(**values)
@@ -76,6 +73,12 @@ class Options:
         if not 0 <= options.seed < 2**32 or (options.seed and not options.reset):
             raise RequestError(f"{OPTIONS}/seed must be 0 to {2**32 - 1}, beside reset, not {options.seed}")
         return options
+
+
+_KINDS = {
+    **{"policy": str, "reset": bool, "seed": int, "observe": bool, "deadline_ms": int | float},
+    **{"timing": Mapping, "contract": Mapping},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

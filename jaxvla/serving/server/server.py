@@ -28,6 +28,8 @@ from jaxvla_client.codec import Bounds
 
 # Messages of one connection that wait to be read, beside what its socket holds.
 _UNREAD = 1
+# How often connections are looked after, seconds.
+_LOOK_S = 1.0
 # Of a path, in an error.
 _SHOWN = 60
 
@@ -139,14 +141,14 @@ class Service:
             raise _taken(host, port, error) from error
         shown = f"[{host}]" if ":" in host else host
         announce(f"{'wss' if tls else 'ws'}://{shown}:{port}")
-        over = asyncio.create_task(ended.wait())
-        await asyncio.wait([over, *batchers], return_when=asyncio.FIRST_COMPLETED)
-        for batcher in batchers:
-            if batcher.done():  # nothing that clients do ends one
-                batcher.result()
+        tasks = [*batchers, asyncio.create_task(self._look())]
+        await asyncio.wait([asyncio.create_task(ended.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():  # nothing that clients do ends one
+                task.result()
         await self._end(server)
-        for batcher in batchers:
-            batcher.cancel()
+        for task in tasks:
+            task.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
         self._shared.readers.shutdown(wait=False, cancel_futures=True)
 
@@ -169,6 +171,13 @@ class Service:
             max_queue=_UNREAD,
             logger=log,
         )
+
+    async def _look(self) -> None:
+        """Looks after the connections, until it is cancelled."""
+        while True:
+            await asyncio.sleep(min(_LOOK_S, self._limits.idle_s / 4))
+            for connection in self._connections:
+                connection.look(time.monotonic())
 
     async def _end(self, server: Server) -> None:
         """Nobody new is admitted, who waits for an answer gets it, and then all are closed."""

@@ -1,6 +1,7 @@
 """Clients of all protocols at one port: what they are answered, and what they are refused."""
 
 import asyncio
+import contextlib
 import urllib.error
 import urllib.request
 
@@ -11,6 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from jaxvla.errors import ConfigError
+from jaxvla.serving.server import connection
 from jaxvla.serving.server.access import Access
 from jaxvla.serving.server.dialects.wire import VLA_EVAL
 from jaxvla.serving.server.server import Limits, bind
@@ -330,6 +332,24 @@ def test_limits_of_a_connection():
                 with pytest.raises(ConnectionClosed):
                     await asyncio.wait_for(socket.recv(), 5)
                 assert (socket.close_code, socket.close_reason) == (1001, "the client was silent for too long")
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_does_not_take_its_answers_is_cut_off(monkeypatch):
+    monkeypatch.setattr(connection, "_SEND_S", 0.2)
+
+    async def scenario():
+        async with serving(make_hosted(), limits=Limits(idle_s=1.0)) as address:
+            wrong = pack({f"{i:070d}": 1 for i in range(30)})  # the error names all of them
+            async with client(address) as (_, _, deaf):
+                async with asyncio.timeout(30):
+                    with contextlib.suppress(ConnectionClosed):
+                        while True:
+                            await deaf.send(wrong)
+                assert deaf.close_code == 1006, "nobody said goodbye"
+            async with client(address) as (ask, *_):
+                assert seen((await ask(shown(2)))["actions"])[1] == 2
 
     asyncio.run(scenario())
 
