@@ -182,8 +182,12 @@ class Player:
             raise ValueError("a chunk came, but no decision is being made: ask first")
         if np.ndim(chunk) != 2 or not len(chunk):
             raise ValueError(f"a chunk is an array [c, d] of at least one action, not one of shape {np.shape(chunk)}")
+        forgotten = self._delays[0] if len(self._delays) == WINDOW else -1
         self._delays.append(self._waited)
-        self._longest = max(self._delays)
+        if forgotten < self._longest:
+            self._longest = max(self._longest, self._waited)
+        else:
+            self._longest = max(self._delays)
         if self._plan.ensemble is None:
             self._chunks.clear()
         self._chunks.append((self._begun, chunk))

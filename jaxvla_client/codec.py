@@ -8,6 +8,7 @@ The format is that of https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -52,6 +53,10 @@ class ArrayForm:
     key: Callable[[str], bytes | str]
     others: tuple[tuple[bytes | str, Callable[[Mapping[Any, Any]], Any]], ...] = ()
 
+    @functools.cached_property
+    def _keys(self) -> tuple[bytes | str, ...]:
+        return tuple(map(self.key, ("__ndarray__", "data", "dtype", "shape")))
+
     def pack(self, value: Any) -> Any:
         """The map that stands for an array or a number of numpy; for `msgpack` to call with what it does not know.
 
@@ -64,8 +69,7 @@ class ArrayForm:
             raise CodecError(f"an array of dtype {value.dtype} cannot be sent; numbers and text can")
         if isinstance(value, np.generic):
             return value.item()
-        names = {"__ndarray__": True, "data": value.tobytes(), "dtype": value.dtype.str, "shape": list(value.shape)}
-        return {self.key(name): part for name, part in names.items()}
+        return dict(zip(self._keys, (True, value.tobytes(), value.dtype.str, list(value.shape))))
 
     def unpack(self, value: dict[Any, Any]) -> Any:
         """The array that a map stands for, read-only; other maps stay.
@@ -73,8 +77,9 @@ class ArrayForm:
         Raises:
             CodecError: the map says that it is an array, and is not.
         """
-        if self.key("__ndarray__") in value:
-            return array_of(*(value.get(self.key(name)) for name in ("data", "dtype", "shape")))
+        mark, *parts = self._keys
+        if mark in value:
+            return array_of(*map(value.get, parts))
         for mark, make in self.others:
             if mark in value:
                 return make(value)
@@ -150,9 +155,15 @@ def as_dtype(text: Any) -> np.dtype:
         CodecError: it is of another kind, or no dtype.
     """
     text = text.decode("ascii", "replace") if isinstance(text, bytes) else text
-    if not isinstance(text, str) or not (_NUMBERS.fullmatch(text) or _TEXT.fullmatch(text)):
+    kind = _known_dtype(text) if isinstance(text, str) and len(text) < 16 else None
+    if kind is None:
         raise CodecError(f"an array's dtype must be one of numbers or text, such as '<f4' or '|u1', not {_short(text)}")
-    return np.dtype(text)
+    return kind
+
+
+@functools.lru_cache(maxsize=256)
+def _known_dtype(text: str) -> np.dtype | None:
+    return np.dtype(text) if _NUMBERS.fullmatch(text) or _TEXT.fullmatch(text) else None
 
 
 def _empty(kind: np.dtype, shape: list[int] | tuple[int, ...]) -> np.ndarray:

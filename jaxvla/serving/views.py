@@ -58,11 +58,11 @@ class Views:
             prepared[CAMERA_MASK] = np.array([camera in self.robot.cameras for camera in self.spec.cameras])
         for name in [name for name in (*self.robot.cameras, PROPRIO) if name in given]:
             value = np.asarray(given[name])
-            self._check(name, value, f"{what}[{name!r}]")
+            self._check(name, value, what)
             if name == PROPRIO:
                 prepared[name][: self.robot.proprio_dim] = self.normalizer.forward(value)
             else:
-                prepared[name] = self._resize(name, value, f"{what}[{name!r}]")
+                prepared[name] = self._resize(name, value, what)
         for camera in [camera for camera in self.spec.cameras if camera not in prepared]:
             prepared[camera] = np.zeros((*self.spec.size_of(camera), 3), np.uint8)
         return prepared
@@ -74,9 +74,9 @@ class Views:
         if camera not in self._warned and enlarges(value.shape, stored):
             self._warned.add(camera)
             logging.getLogger(__name__).warning(
-                "%s is of %s pixels, smaller than the frames of training, %s: enlarged, which blurs what the policy "
-                "sees; set the camera to at least that size",
-                *(what, size_text(value.shape[:2]), size_text(stored)),
+                "%s[%r] is of %s pixels, smaller than the frames of training, %s: enlarged, which blurs what the "
+                "policy sees; set the camera to at least that size",
+                *(what, camera, size_text(value.shape[:2]), size_text(stored)),
             )
         pixels = as_stored(value[None], stored) if camera in self.stored_sizes else value[None]
         seen = resize(pixels, size, self.resize)[0]
@@ -87,9 +87,11 @@ class Views:
         if not fits:
             gray = name != PROPRIO and value.dtype == np.uint8 and value.shape[2:] in ((), (1,)) and value.ndim > 1
             mend = " (of grayscale, three times the same channel, as the loader reads it)" if gray else ""
-            raise PolicyError(f"{what} is {value.dtype}{list(value.shape)}; expected {self._kind(name)}{mend}")
+            raise PolicyError(
+                f"{what}[{name!r}] is {value.dtype}{list(value.shape)}; expected {self._kind(name)}{mend}"
+            )
         if name == PROPRIO and not np.isfinite(value).all():
-            raise PolicyError(f"{what} holds a value that is not finite: {value.tolist()}")
+            raise PolicyError(f"{what}[{name!r}] holds a value that is not finite: {value.tolist()}")
 
     def _is_proprio(self, value: np.ndarray) -> bool:
         return value.shape == (self.robot.proprio_dim,) and np.issubdtype(value.dtype, np.number)

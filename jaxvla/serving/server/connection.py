@@ -179,7 +179,7 @@ class Connection:
         if request.what == "reset":
             session.reset(request.options.seed)
             return None
-        return dataclasses.replace(await session.act(request), previous_ms=self._previous_ms)
+        return await session.act(request, self._previous_ms)
 
     def _session(self, name: str) -> Session:
         policies, name = self._shared.policies, name or self._facts["policy"]

@@ -151,8 +151,8 @@ class Session:
             self._hosted.give_back(self._robots)
         self._robots = []
 
-    async def act(self, request: Request) -> Answer:
-        """What its robots do.
+    async def act(self, request: Request, previous_ms: float) -> Answer:
+        """What its robots do; `previous_ms` of the answer is given.
 
         Raises:
             JaxvlaError: the request, or an observation of it, cannot be answered.
@@ -162,7 +162,7 @@ class Session:
         if options.reset:
             self.reset(options.seed)
         if request.single and self._left:
-            return await self._next(request, start)
+            return await self._next(request, start, previous_ms)
         work = self._work(request, start)
         decided = await self._hosted.batcher.decide(work)
         self._seed = None
@@ -172,15 +172,15 @@ class Session:
             self._left.extend(actions[0])
             actions = (self._left.popleft(),)
         self._words = decided.words
-        return Answer(actions, decided.words, *timing)
+        return Answer(actions, decided.words, *timing, previous_ms)
 
-    async def _next(self, request: Request, start: float) -> Answer:
+    async def _next(self, request: Request, start: float, previous_ms: float) -> Answer:
         """An action that was decided before; the policy sees what is seen now, where it looks back."""
         if self._hosted.policy.spec.obs_horizon > 1:
             work = self._work(request, start)
             work.observe = True
             await self._hosted.batcher.decide(work)
-        return Answer((self._left.popleft(),), self._words, 0.0, 0.0)
+        return Answer((self._left.popleft(),), self._words, 0.0, 0.0, previous_ms)
 
     def _check(self, request: Request) -> None:
         datasets, stated = self._hosted.datasets, request.options.contract

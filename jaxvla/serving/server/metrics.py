@@ -26,7 +26,9 @@ class Metrics:
     def __init__(self) -> None:
         self._counts: collections.Counter[tuple[str, _Labels]] = collections.Counter()
         self._sums: collections.Counter[tuple[str, _Labels]] = collections.Counter()
-        self._values: dict[tuple[str, _Labels], collections.deque[float]] = {}
+        self._values: dict[tuple[str, _Labels], collections.deque[float]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=WINDOW)
+        )
         self._gauges: dict[tuple[str, _Labels], tuple[str, Callable[[], float | int]]] = {}
 
     def count(self, name: str, **labels: str) -> None:
@@ -36,7 +38,7 @@ class Metrics:
     def observe(self, name: str, value: float | int, **labels: str) -> None:
         """One more value of a summary, or of a histogram."""
         key = name, tuple(labels.items())
-        self._values.setdefault(key, collections.deque(maxlen=WINDOW)).append(value)
+        self._values[key].append(value)
         self._sums[key] += value
         self._counts[f"{name}_count", key[1]] += 1
         if _HELP[name][0] == "histogram":

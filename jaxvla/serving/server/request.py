@@ -59,6 +59,8 @@ class Options:
         """
         if not isinstance(values, Mapping):
             raise RequestError(f"{OPTIONS!r} must be a map, not {type(values).__name__}")
+        if not values:
+            return _NOTHING
         for key, value in values.items():
             if key not in _KINDS:
                 raise RequestError(f"{OPTIONS!r} has no key {key!r:.60}; it has {', '.join(_KINDS)}")
@@ -81,6 +83,9 @@ _KINDS = {
 }
 
 
+_NOTHING = Options()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """One message of a client.
@@ -96,7 +101,7 @@ class Request:
 
     what: str
     examples: tuple[Mapping[str, Any], ...] = ()
-    options: Options = dataclasses.field(default_factory=Options)
+    options: Options = _NOTHING
     single: bool = False
     dataset: str = ""
     context: Any = None
@@ -118,7 +123,7 @@ class Answer:
     words: tuple[str, ...]
     infer_ms: float
     queue_ms: float
-    previous_ms: float = 0.0
+    previous_ms: float
 
 
 def check_contract(stated: Mapping[str, Any], contract: Contract) -> None:
