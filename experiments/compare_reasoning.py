@@ -274,10 +274,7 @@ class Game:
     def results(self) -> list[Result]:
         """Of its episodes."""
         (episodes,) = self.report()["episodes"].values()
-        return [
-            Result(**{**each, "words": tuple(each["words"]), "jumps": tuple(each.get("jumps", ()))})
-            for each in episodes
-        ]
+        return [Result.of(each) for each in episodes]
 
 
 def execute(command: Sequence[str], name: str) -> None:

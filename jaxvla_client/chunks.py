@@ -197,17 +197,24 @@ class Player:
         """The decision that is being made will not come; the next one is due at once."""
         self._waited = self._begun = None
 
+    @property
+    def upcoming(self) -> np.ndarray | None:
+        """What `step` plays next, [d], unless a chunk comes before; None where nothing is left."""
+        predictions = [chunk[self._now - begun] for begun, chunk in self._chunks if self._now - begun < len(chunk)]
+        if not predictions:
+            return None
+        return predictions[-1] if self._plan.ensemble is None else self._plan.average(predictions)
+
     def step(self) -> np.ndarray | None:
         """What is played at this control step, [d]; None where nothing is left, and the robot is to stand still."""
         if self._waited is not None:
             self._waited += 1
         while self._chunks and self._chunks[0][0] + len(self._chunks[0][1]) <= self._now:
             self._chunks.popleft()
-        if not self._chunks:
-            return None
-        predictions = [chunk[self._now - begun] for begun, chunk in self._chunks]
-        self._now += 1
-        return predictions[-1] if self._plan.ensemble is None else self._plan.average(predictions)
+        action = self.upcoming
+        if action is not None:
+            self._now += 1
+        return action
 
     def actions(self) -> np.ndarray:
         """All that is played until the next decision is due, [a, d], by who waits for each decision.

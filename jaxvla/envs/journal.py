@@ -35,7 +35,7 @@ class Journal:
                 return
             whole = [line for line in lines[1:] if line.endswith("\n")]  # the last may be half of one
             for mode, values in map(json.loads, whole):
-                result = Result(**values | {name: tuple(values[name]) for name in ("words", "jumps")})
+                result = Result.of(values)
                 self._results.setdefault(mode, {})[result.number] = result
             if len(whole) < len(lines) - 1:
                 path.write_text("".join([lines[0], *whole]))

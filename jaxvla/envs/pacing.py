@@ -1,6 +1,6 @@
 """Policies that take time to decide, held against one another: success and jumps by how chunks are played, and latency.
 
-A jump is what `rollout.Result` says it is.
+Jumps and discontinuities are what `rollout.Result` says they are.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import numpy as np
 from jaxvla.envs.evaluation import Tally, wilson
 from jaxvla.envs.rollout import Result
 
+# Of `Paced.jumps`, in the table.
+_COLUMNS = ("mean", "episode_max", "change", "discontinuity")
 _COLORS = ("#4477aa", "#228833", "#cc3311", "#aa3377", "#777777")
 
 
@@ -31,11 +33,13 @@ class Paced:
     results: Sequence[Result]
 
     @property
-    def jumps(self) -> dict[str, float]:
+    def jumps(self) -> dict[str, float | None]:
         """Over all episodes: "mean" and "max" of the jumps, "episode_max", the mean of the largest of each episode.
 
-        And "change", the mean between actions with no decision in between. Episodes of one decision have no jump.
+        And "change", the mean between actions with no decision in between, and "discontinuity", the mean of these, None
+        where nothing was left of any chunk. Episodes of one decision have no jump.
         """
+        discontinuities = [each for result in self.results for each in result.discontinuities]
         episodes = [result.jumps for result in self.results if result.jumps]
         every = [jump for jumps in episodes for jump in jumps] or [0.0]
         return {
@@ -43,6 +47,7 @@ class Paced:
             "max": float(np.max(every)),
             "episode_max": float(np.mean([max(jumps) for jumps in episodes] or [0.0])),
             "change": float(np.mean([result.change for result in self.results])),
+            "discontinuity": float(np.mean(discontinuities)) if discontinuities else None,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -60,13 +65,14 @@ def markdown(rows: Sequence[Paced]) -> str:
         "jump",
         "largest of an episode",
         "change within",
+        "discontinuity",
         "ms a decision",
     ]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         tally, jumps = Tally.of(row.results), row.jumps
         low, high = wilson(tally.successes, tally.episodes)
-        numbers = [f"{jumps[name]:.2f}" for name in ("mean", "episode_max", "change")]
+        numbers = ["" if jumps[name] is None else f"{jumps[name]:.2f}" for name in _COLUMNS]
         share = [f"{tally.successes} of {tally.episodes}", f"{100 * low:.0f} to {100 * high:.0f} %"]
         lines.append([row.way, str(row.latency), *share, *numbers, f"{tally.milliseconds:.1f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

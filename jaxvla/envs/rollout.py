@@ -162,6 +162,8 @@ class Result:
         jumps: how far the first action that is played after a decision has come lies from the one played before, of all
             decisions but the first: the largest difference in any number but the gripper's, in `Pace.unit_d`.
         change: the same between actions with no decision in between, the mean; 0 where there are none.
+        discontinuities: how far the first action that is played after a decision has come lies from the one that would
+            have been played without it, as jumps are measured; of all decisions before which something was left.
     """
 
     number: int
@@ -175,6 +177,17 @@ class Result:
     words: tuple[str, ...]
     jumps: tuple[float, ...] = ()
     change: float = 0.0
+    discontinuities: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Result":
+        """The inverse of `dataclasses.asdict`, of values that have been JSON.
+
+        Raises:
+            TypeError: some are missing, or are not of a result.
+        """
+        lists = [name for name in ("words", "jumps", "discontinuities") if name in values]
+        return cls(**{**values, **{name: tuple(values[name]) for name in lists}})
 
 
 # Called with an episode, its task in words, a frame (first and last included), and what was said before it.
@@ -197,10 +210,13 @@ class _Play:
     steps: int = 0
     milliseconds: list[float] = dataclasses.field(default_factory=list)
     words: list[str] = dataclasses.field(default_factory=list)
-    # Whether a decision has come since the last action; and changes between actions, by that.
+    # Whether a decision has come since the last action, and what would have been next without it.
     decided: bool = False
+    replaced_d: np.ndarray | None = None
     last_d: np.ndarray | None = None
+    # Between actions, by whether a decision has come in between.
     changes: dict[bool, list[float]] = dataclasses.field(default_factory=lambda: {True: [], False: []})
+    discontinuities: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.player = Player(self.pace.plan, self.pace.latency)
@@ -222,6 +238,7 @@ class _Play:
         """
         while not self.over and not self.player.due:
             if self.player.waited == self.pace.latency:
+                self.replaced_d = self.replaced_d if self.decided else self.player.upcoming
                 self.player.answer(actions_ad)
                 self.decided = True
                 continue  # the next decision may be due at once
@@ -233,14 +250,20 @@ class _Play:
     def step(self, action_d: np.ndarray) -> None:
         """Plays one action."""
         if self.last_d is not None:
-            change_d = np.abs(action_d - self.last_d) / (1.0 if self.pace.unit_d is None else self.pace.unit_d)
-            self.changes[self.decided].append(float(change_d[:-1].max()))
-        self.last_d, self.decided = action_d, False
+            self.changes[self.decided].append(self._apart(action_d, self.last_d))
+        if self.replaced_d is not None:
+            self.discontinuities.append(self._apart(action_d, self.replaced_d))
+        self.last_d, self.decided, self.replaced_d = action_d, False, None
         if self.world.spec.binary_gripper:
             action_d = np.append(action_d[:-1], action_d[-1] > 0.5)
         self.observation, _, self.success, truncated, self.info = self.world.step(action_d)
         self.over = self.success or truncated
         self.steps += 1
+
+    def _apart(self, one_d: np.ndarray, other_d: np.ndarray) -> float:
+        """The largest difference in any number but the gripper's."""
+        apart_d = np.abs(one_d - other_d) / (1.0 if self.pace.unit_d is None else self.pace.unit_d)
+        return float(apart_d[:-1].max())
 
     def result(self) -> Result:
         return Result(
@@ -255,6 +278,7 @@ class _Play:
             words=tuple(self.words) if any(self.words) else (),
             jumps=tuple(self.changes[True]),
             change=float(np.mean(self.changes[False])) if self.changes[False] else 0.0,
+            discontinuities=tuple(self.discontinuities),
         )
 
     def show(self) -> None:

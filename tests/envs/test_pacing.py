@@ -7,20 +7,22 @@ from jaxvla.envs.pacing import Paced, markdown, plot
 from jaxvla.envs.rollout import Result
 
 
-def result(number, success, jumps, change=0.2):
-    return Result(number, number, "stack", "go", success, 5, 3, 4.0, (), jumps, change)
+def result(number, success, jumps, change=0.2, discontinuities=()):
+    return Result(number, number, "stack", "go", success, 5, 3, 4.0, (), jumps, change, discontinuities)
 
 
 ROWS = [
-    Paced("naive", 0, [result(0, True, (1.0, 3.0)), result(1, False, (2.0,)), result(2, True, (), 0.5)]),
+    Paced(
+        "naive", 0, [result(0, True, (1.0, 3.0), 0.2, (0.5, 1.0)), result(1, False, (2.0,)), result(2, True, (), 0.5)]
+    ),
     Paced("naive", 2, [result(0, False, (4.0,)), result(1, False, (4.0,)), result(2, False, (4.0,))]),
     Paced("realtime", 2, [result(0, True, ())]),
 ]
 
 
 def test_jumps_are_of_all_decisions_and_the_largest_of_each_episode():
-    assert ROWS[0].jumps == {"mean": 2.0, "max": 3.0, "episode_max": 2.5, "change": 0.3}
-    assert ROWS[2].jumps == {"mean": 0.0, "max": 0.0, "episode_max": 0.0, "change": 0.2}
+    assert ROWS[0].jumps == {"mean": 2.0, "max": 3.0, "episode_max": 2.5, "change": 0.3, "discontinuity": 0.75}
+    assert ROWS[2].jumps == {"mean": 0.0, "max": 0.0, "episode_max": 0.0, "change": 0.2, "discontinuity": None}
     found = ROWS[0].to_json()
     assert (found["way"], found["latency"], found["successes"], found["jumps"]["mean"]) == ("naive", 0, 2, 2.0)
 
@@ -28,7 +30,8 @@ def test_jumps_are_of_all_decisions_and_the_largest_of_each_episode():
 def test_a_row_of_the_table():
     lines = markdown(ROWS).splitlines()
     assert len(lines) == 5
-    assert lines[2] == "| naive | 0 | 2 of 3 | 21 to 94 % | 2.00 | 2.50 | 0.30 | 4.0 |"
+    assert lines[2] == "| naive | 0 | 2 of 3 | 21 to 94 % | 2.00 | 2.50 | 0.30 | 0.75 | 4.0 |"
+    assert lines[4] == "| realtime | 2 | 1 of 1 | 21 to 100 % | 0.00 | 0.00 | 0.20 |  | 4.0 |"
 
 
 def test_a_plot_is_drawn(tmp_path):

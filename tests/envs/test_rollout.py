@@ -204,12 +204,14 @@ def test_a_world_goes_on_while_a_decision_is_made():
     np.testing.assert_allclose(moves, [1.00, 1.01, 1.02, 1.03, 1.04, 2.02, 2.03])
     assert timings == [Timing(None, 2), Timing(3, 2), Timing(3, 2)]
     np.testing.assert_allclose(result.jumps, [2.02 - 1.04])
+    np.testing.assert_allclose(result.discontinuities, [2.02 - 1.05])
     np.testing.assert_allclose(result.change, 0.01)
 
 
 def test_jumps_are_in_the_unit_that_is_given():
     _, _, result = paced(Plan(3), 2, np.array([0.5, 1.0]))
     np.testing.assert_allclose(result.jumps, [(2.02 - 1.04) / 0.5])
+    np.testing.assert_allclose(result.discontinuities, [(2.02 - 1.05) / 0.5])
 
 
 def test_an_undelayed_world_plays_a_receding_horizon():
@@ -217,17 +219,20 @@ def test_an_undelayed_world_plays_a_receding_horizon():
     np.testing.assert_allclose(moves, [1.00, 1.01, 1.02, 2.00, 2.01, 2.02, 3.00])
     assert timings == [Timing(None, 0), Timing(3, 0), Timing(3, 0)]
     np.testing.assert_allclose(result.jumps, [0.98, 0.98])
+    np.testing.assert_allclose(result.discontinuities, [0.97, 0.97])
 
 
 def test_a_decision_that_is_due_when_the_one_before_comes_begins_then():
     """As many steps as a plan has, and chunks that last just so long."""
-    moves, timings, _ = paced(Plan(3), 3)
+    moves, timings, result = paced(Plan(3), 3)
     np.testing.assert_allclose(moves, [1.00, 1.01, 1.02, 1.03, 1.04, 1.05, 2.03])
     assert timings == [Timing(None, 3), Timing(3, 3), Timing(3, 3)]
+    assert (len(result.jumps), result.discontinuities) == (1, ()), "nothing was left of the first chunk"
 
 
 def test_an_ensemble_averages_all_that_is_there():
     """Decisions begin at moments 0, 1 and 2, and each comes after one."""
-    moves, timings, _ = paced(Plan(1, 0.0), 1)
+    moves, timings, result = paced(Plan(1, 0.0), 1)
     assert timings[:4] == [Timing(None, 1)] + [Timing(1, 1)] * 3
     np.testing.assert_allclose(moves[:3], [1.00, 1.01, (1.02 + 2.01) / 2], atol=1e-6)
+    np.testing.assert_allclose(result.discontinuities[0], (1.02 + 2.01) / 2 - 1.02, atol=1e-6)

@@ -56,7 +56,12 @@ def play(checkpoint, parallel, temperature, execution=None, pace=None):
     episodes = [Episode(number, 100 + number, goals=goals) for number in range(9)]
     policy = load_policy(checkpoint, robots=parallel, temperature=temperature, execution=execution)
     results = list(rollouts(policy, worlds, episodes, watch=watch, pace=pace))
-    unlike = {"milliseconds": 0.0, "jumps": (), "change": 0.0}  # computed in other batches, these differ by rounding
+    unlike = {
+        "milliseconds": 0.0,
+        "jumps": (),
+        "change": 0.0,
+        "discontinuities": (),
+    }  # computed in other batches, these differ by rounding
     facts = {result.number: dataclasses.replace(result, **unlike) for result in results}
     return facts, {number: np.stack(own) for number, own in states.items()}
 
