@@ -13,8 +13,6 @@ import numpy as np
 from jaxvla.envs.evaluation import Tally, wilson
 from jaxvla.envs.rollout import Result
 
-# Of `Paced.jumps`, in the table.
-_COLUMNS = ("mean", "episode_max", "change", "discontinuity")
 _COLORS = ("#4477aa", "#228833", "#cc3311", "#aa3377", "#777777")
 
 
@@ -33,53 +31,52 @@ class Paced:
     results: Sequence[Result]
 
     @property
-    def jumps(self) -> dict[str, float | None]:
+    def jumps(self) -> dict[str, float]:
         """Over all episodes: "mean" and "max" of the jumps, "episode_max", the mean of the largest of each episode.
 
-        And "change", the mean between actions with no decision in between, and "discontinuity", the mean of these, None
-        where nothing was left of any chunk. Episodes of one decision have no jump.
+        And "change", the mean between actions with no decision in between. Episodes of one decision have no jump.
         """
-        discontinuities = [each for result in self.results for each in result.discontinuities]
-        episodes = [result.jumps for result in self.results if result.jumps]
-        every = [jump for jumps in episodes for jump in jumps] or [0.0]
-        return {
-            "mean": float(np.mean(every)),
-            "max": float(np.max(every)),
-            "episode_max": float(np.mean([max(jumps) for jumps in episodes] or [0.0])),
-            "change": float(np.mean([result.change for result in self.results])),
-            "discontinuity": float(np.mean(discontinuities)) if discontinuities else None,
-        }
+        change = float(np.mean([result.change for result in self.results]))
+        return {**_over_episodes([result.jumps for result in self.results]), "change": change}
+
+    @property
+    def discontinuities(self) -> dict[str, float]:
+        """Over all episodes, as `jumps`; empty where nothing was left of any chunk when the next one came."""
+        own = [result.discontinuities for result in self.results]
+        return _over_episodes(own) if any(own) else {}
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"way": self.way, "latency": self.latency, "jumps": self.jumps, **Tally.of(self.results).to_json()}
+        measured = {"jumps": self.jumps, "discontinuities": self.discontinuities}
+        return {"way": self.way, "latency": self.latency, **measured, **Tally.of(self.results).to_json()}
+
+
+def _over_episodes(values: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Of what was measured at the decisions of each episode; those with nothing do not count."""
+    episodes = [own for own in values if own]
+    every = [value for own in episodes for value in own] or [0.0]
+    largest = [max(own) for own in episodes] or [0.0]
+    return {"mean": float(np.mean(every)), "max": float(np.max(every)), "episode_max": float(np.mean(largest))}
 
 
 def markdown(rows: Sequence[Paced]) -> str:
     """A table of the rows."""
-    head = [
-        "",
-        "latency",
-        "success",
-        "95 % interval",
-        "jump",
-        "largest of an episode",
-        "change within",
-        "discontinuity",
-        "ms a decision",
-    ]
+    head = ["", "latency", "success", "95 % interval", "jump", "largest of an episode", "change within"]
+    head += ["discontinuity", "largest of an episode", "ms a decision"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        tally, jumps = Tally.of(row.results), row.jumps
+        tally = Tally.of(row.results)
         low, high = wilson(tally.successes, tally.episodes)
-        numbers = ["" if jumps[name] is None else f"{jumps[name]:.2f}" for name in _COLUMNS]
         share = [f"{tally.successes} of {tally.episodes}", f"{100 * low:.0f} to {100 * high:.0f} %"]
+        numbers = [f"{row.jumps[name]:.2f}" for name in ("mean", "episode_max", "change")]
+        found = row.discontinuities
+        numbers += [f"{found[name]:.2f}" if found else "" for name in ("mean", "episode_max")]
         lines.append([row.way, str(row.latency), *share, *numbers, f"{tally.milliseconds:.1f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def plot(rows: Sequence[Paced], path: pathlib.Path) -> None:
-    """Draws success with its 95 % intervals, and jumps, by latency.
+    """Draws success with its 95 % intervals, jumps, and discontinuities, by latency.
 
     Args:
         rows: any number of ways at any latencies.
@@ -90,8 +87,8 @@ def plot(rows: Sequence[Paced], path: pathlib.Path) -> None:
     ways: dict[str, list[Paced]] = {}
     for row in rows:
         ways.setdefault(row.way, []).append(row)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     for number, (way, own) in enumerate(ways.items()):
         style: Mapping[str, Any] = {"color": _COLORS[number % len(_COLORS)], "label": way, "marker": "o"}
         own = sorted(own, key=lambda row: row.latency)
@@ -103,11 +100,13 @@ def plot(rows: Sequence[Paced], path: pathlib.Path) -> None:
         # Beside each other, where intervals would hide one another.
         aside = 0.06 * (number - (len(ways) - 1) / 2)
         left.errorbar(latencies + aside, rates, spread, capsize=3, **style)
-        right.plot(latencies, [row.jumps["mean"] for row in own], **style)
-        right.plot(latencies, [row.jumps["change"] for row in own], color=style["color"], linestyle=":")
+        middle.plot(latencies, [row.jumps["mean"] for row in own], **style)
+        middle.plot(latencies, [row.jumps["change"] for row in own], color=style["color"], linestyle=":")
+        right.plot(latencies, [row.discontinuities.get("mean", np.nan) for row in own], **style)
     left.set(title="success", ylim=(0, 1), ylabel="share of episodes")
-    right.set(title="jump at a decision (dotted: change between others)", ylim=(0, None), ylabel="standard deviations")
-    for axes in (left, right):
+    middle.set(title="jump at a decision (dotted: change between others)", ylim=(0, None), ylabel="standard deviations")
+    right.set(title="discontinuity: from what the chunk before had", ylim=(0, None), ylabel="standard deviations")
+    for axes in (left, middle, right):
         axes.set(xlabel="latency, control steps", xticks=sorted({row.latency for row in rows}))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -21,8 +21,10 @@ ROWS = [
 
 
 def test_jumps_are_of_all_decisions_and_the_largest_of_each_episode():
-    assert ROWS[0].jumps == {"mean": 2.0, "max": 3.0, "episode_max": 2.5, "change": 0.3, "discontinuity": 0.75}
-    assert ROWS[2].jumps == {"mean": 0.0, "max": 0.0, "episode_max": 0.0, "change": 0.2, "discontinuity": None}
+    assert ROWS[0].jumps == {"mean": 2.0, "max": 3.0, "episode_max": 2.5, "change": 0.3}
+    assert ROWS[2].jumps == {"mean": 0.0, "max": 0.0, "episode_max": 0.0, "change": 0.2}
+    assert ROWS[0].discontinuities == {"mean": 0.75, "max": 1.0, "episode_max": 1.0}
+    assert ROWS[2].discontinuities == {}
     found = ROWS[0].to_json()
     assert (found["way"], found["latency"], found["successes"], found["jumps"]["mean"]) == ("naive", 0, 2, 2.0)
 
@@ -30,8 +32,8 @@ def test_jumps_are_of_all_decisions_and_the_largest_of_each_episode():
 def test_a_row_of_the_table():
     lines = markdown(ROWS).splitlines()
     assert len(lines) == 5
-    assert lines[2] == "| naive | 0 | 2 of 3 | 21 to 94 % | 2.00 | 2.50 | 0.30 | 0.75 | 4.0 |"
-    assert lines[4] == "| realtime | 2 | 1 of 1 | 21 to 100 % | 0.00 | 0.00 | 0.20 |  | 4.0 |"
+    assert lines[2] == "| naive | 0 | 2 of 3 | 21 to 94 % | 2.00 | 2.50 | 0.30 | 0.75 | 1.00 | 4.0 |"
+    assert lines[4] == "| realtime | 2 | 1 of 1 | 21 to 100 % | 0.00 | 0.00 | 0.20 |  |  | 4.0 |"
 
 
 def test_a_plot_is_drawn(tmp_path):
