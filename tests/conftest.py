@@ -21,8 +21,8 @@ CACHE = ROOT / ".cache"
 # By the environment, so that the processes which tests start have all of this, too.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of the suite's time would be compilation. What it compiles runs for milliseconds, so it is not optimised: the
-# gradient of a whole policy compiles in a quarter of the time. Nor is it split into parts that are compiled side by side:
-# the cores have the suite's other workers to run.
+# gradient of a whole policy compiles in a quarter of the time. Nor is it split into parts that are compiled side by
+# side: the cores have the suite's other workers to run.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
     "--xla_cpu_parallel_codegen_split_count=1"

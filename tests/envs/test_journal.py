@@ -1,12 +1,16 @@
 """Evaluations that are killed and go on."""
 
+import dataclasses
+
 import pytest
 
 from jaxvla.envs.journal import Journal
 from jaxvla.envs.rollout import Result
 from jaxvla.errors import DataError
 
-ONE, TWO = (Result(number, 5, "go", "go on", number == 1, 3, 2, 1.5, ("so",)) for number in (1, 2))
+ONE, TWO = (
+    Result(number, 5, "go", "go on", number == 1, 3, 2, 1.5, ("so",), (0.5,), 0.25, (0.75, 1.0)) for number in (1, 2)
+)
 
 
 def test_it_gives_what_was_added_before(tmp_path):
@@ -17,6 +21,15 @@ def test_it_gives_what_was_added_before(tmp_path):
     assert again.results("other") == {}
     again.add("other", TWO)
     assert Journal(path, {"seed": 0}).results("other") == {2: TWO}
+
+
+def test_lines_of_before_discontinuities_are_read(tmp_path):
+    path = tmp_path / "journal"
+    Journal(path, {}).add("none", ONE)
+    text = path.read_text()
+    assert text.count(', "discontinuities": [0.75, 1.0]') == 1
+    path.write_text(text.replace(', "discontinuities": [0.75, 1.0]', ""))
+    assert Journal(path, {}).results("none") == {1: dataclasses.replace(ONE, discontinuities=())}
 
 
 def test_half_a_line_is_left_out(tmp_path):
