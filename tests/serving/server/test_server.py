@@ -340,7 +340,7 @@ def test_a_client_that_does_not_take_its_answers_is_cut_off(monkeypatch):
     monkeypatch.setattr(connection, "_SEND_S", 0.2)
 
     async def scenario():
-        async with serving(make_hosted(), limits=Limits(idle_s=1.0)) as address:
+        async with serving(make_hosted(), limits=Limits(idle_s=8.0)) as address:
             wrong = pack({f"{i:070d}": 1 for i in range(30)})  # the error names all of them
             async with client(address) as (_, _, deaf):
                 async with asyncio.timeout(30):
