@@ -44,8 +44,8 @@ from jaxvla.training.config import CheckpointConfig
 from jaxvla.training.state import TrainState
 from jaxvla_client.codec import pack, unpack
 
-# Turns of throughput.
-ROUNDS = 9
+# Of throughput, each of one client and of many.
+TURNS = 9
 PARTS = ("overhead", "throughput", "misbehaving", "fuzz", "soak")
 FLAGS = flags.FLAGS
 flags.DEFINE_list("parts", ["overhead", "throughput", "misbehaving"], f"What to measure, of {', '.join(PARTS)}.")
@@ -190,13 +190,13 @@ async def throughput(server: Server) -> None:
     """Many clients against one, by turns, since a machine is not as fast all the time."""
     counts = (1, FLAGS.clients)
     rates: dict[int, list[float]] = {count: [] for count in counts}
-    for count in counts * ROUNDS:
-        rates[count].append(await rate(server, count, FLAGS.seconds / ROUNDS))
+    for count in counts * TURNS:
+        rates[count].append(await rate(server, count, FLAGS.seconds / TURNS))
     for count, own in rates.items():
         print(f"{count:>3} clients: {np.median(own):.0f} requests/s ({min(own):.0f} to {max(own):.0f})")
     one, many = map(np.array, rates.values())
     times = many / one
-    print(f"    {np.median(times):.1f} times as many ({min(times):.1f} to {max(times):.1f}); medians of {ROUNDS} turns")
+    print(f"    {np.median(times):.1f} times as many ({min(times):.1f} to {max(times):.1f}); medians of {TURNS} turns")
 
 
 async def rate(server: Server, count: int, seconds: float) -> float:

@@ -77,9 +77,9 @@ class ArrayForm:
         Raises:
             CodecError: the map says that it is an array, and is not.
         """
-        mark, *parts = self._keys
-        if mark in value:
-            return array_of(*map(value.get, parts))
+        is_array, data, dtype, shape = self._keys
+        if is_array in value:
+            return array_of(value.get(data), value.get(dtype), value.get(shape))
         for mark, make in self.others:
             if mark in value:
                 return make(value)
